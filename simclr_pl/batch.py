@@ -1,0 +1,98 @@
+"""What rooms hand to each other: the contracts between data, model and evaluation.
+
+Letters, everywhere in this package: `B` images on this rank, `N` images over all ranks, `V` = 2
+views, `C` channels, `S` image side in pixels, `D` feature width, `P` projection width, `W` ranks.
+"""
+
+from typing import NamedTuple, TypedDict
+
+from torch import Tensor
+
+UNLABELLED = -1
+"""The label of an image whose class is unknown, or must not be seen (the validation holdout)."""
+
+
+class Batch(NamedTuple):
+    """A rank's slice of a global batch, as a loader yields it.
+
+    Attributes:
+        images: `uint8 [B, C, H, W]`, whole images; or `uint8 [B, K, C, S, S]` where a worker process
+            has already cut K crops from each decoded file: both views (K = 2, training), the clean
+            centre (K = 1, features), or both views and the clean centre (K = 3, evaluation).
+        labels: `int64 [B]`, `UNLABELLED` where unknown.
+        index: `int64 [B]`, the place of each image in its split: what its randomness hangs on.
+        epoch: the epoch these images were drawn in.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    epoch: int
+
+
+class Views(NamedTuple):
+    """Two views of each image, normalised, on the device.
+
+    Attributes:
+        first: `float [B, C, S, S]`, the first view.
+        second: `float [B, C, S, S]`, the second view.
+        labels: `int64 [B]`, `UNLABELLED` where unknown.
+        index: `int64 [B]`, the place of each image in its split.
+    """
+
+    first: Tensor
+    second: Tensor
+    labels: Tensor
+    index: Tensor
+
+
+class EvaluationBatch(NamedTuple):
+    """Clean images for evaluation, with two views where a contrastive loss is wanted as well.
+
+    Attributes:
+        clean: `float [B, C, S, S]`, the image without augmentation, normalised.
+        views: two views of each image, or `None` in prediction.
+        labels: `int64 [B]`, `UNLABELLED` where unknown.
+        index: `int64 [B]`, the place of each image in its split.
+    """
+
+    clean: Tensor
+    views: Views | None
+    labels: Tensor
+    index: Tensor
+
+
+class StepOutput(TypedDict):
+    """What a training step shows to callbacks. Everything but the loss is detached.
+
+    Attributes:
+        loss: scalar; its mean over ranks is the global loss.
+        features: `[2B, D]`, the encoder's output for the first views, then for the second.
+        projections: `[2B, P]`, the projector's output in the same order, not normalised.
+        labels: `int64 [B]`, `UNLABELLED` where unknown.
+        positive_rank: `int64 [2B]`, how many negatives (of all ranks) are nearer to the anchor than
+            its positive; 0 is a contrastive hit.
+        log_sum: `[2B]`, the log-sum-exp of each anchor's similarities to its negatives, divided
+            by the temperature.
+    """
+
+    loss: Tensor
+    features: Tensor
+    projections: Tensor
+    labels: Tensor
+    positive_rank: Tensor
+    log_sum: Tensor
+
+
+class EvaluationOutput(TypedDict):
+    """What a validation or test step shows to callbacks.
+
+    Attributes:
+        features: `[B, D]`, the encoder's output for the clean images.
+        labels: `int64 [B]`, `UNLABELLED` where unknown.
+        index: `int64 [B]`, the place of each image in its split.
+    """
+
+    features: Tensor
+    labels: Tensor
+    index: Tensor

@@ -1,0 +1,1 @@
+"""Data sets, loaders, views, and the data module that holds them."""

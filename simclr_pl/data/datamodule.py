@@ -1,0 +1,218 @@
+"""The LightningDataModule: a data set, its loaders, and views made on the device."""
+
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+
+from simclr_pl.batch import Batch, EvaluationBatch, Views
+from simclr_pl.data.datasets import AnySource, Splits, load, prepare, statistics
+from simclr_pl.data.loaders import EvaluationLoader, TrainLoader
+from simclr_pl.data.sources import ArrayImages, Cut, ImageFiles
+from simclr_pl.data.views import SimCLRViews
+from simclr_pl.errors import UserError
+
+Split = Literal["train", "val", "test"]
+
+RESIDENT_SHARE = 0.25
+"""In-memory sets up to this share of a GPU's free memory are kept on it."""
+
+
+class ContrastiveDataModule(L.LightningDataModule):
+    """Pairs of augmented views for pretraining, clean images (and pairs) for evaluation.
+
+    Args:
+        dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, or npz.
+        root: folder of the data; for `folder` the images' own, for `npz` the file.
+        batch_size: images a step, global: over all devices together.
+        image_size: side of a view in pixels (default: the data's own; 224 for folders).
+        scale: bounds of a crop's area, as a share of the image's.
+        flip: probability of mirroring left and right.
+        jitter: colour jitter, the paper's strength s (1 for ImageNet, 0.5 for CIFAR-10, 0 for none).
+        grayscale: probability of dropping colour.
+        blur: probability of Gaussian blur (the paper has 0.5 for ImageNet, 0 for CIFAR-10).
+        mean: of each channel, from 0 to 1 (default: counted; ImageNet's for folders).
+        std: of each channel, likewise.
+        num_workers: processes that decode image files, a device; sets in memory need none.
+        split_seed: of the validation holdout; keep it, so that runs are comparable.
+        predict_split: what `predict` encodes: train, val or test.
+        seed: of order and views; on the command line it follows `--seed_everything`.
+
+    Raises:
+        UserError: a value out of its range; from `prepare_data` and `setup`, whatever is wrong
+            with the data.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "digits",
+        root: str = "data",
+        batch_size: int = 256,
+        image_size: int | None = None,
+        scale: tuple[float, float] = (0.08, 1.0),
+        flip: float = 0.5,
+        jitter: float = 1.0,
+        grayscale: float = 0.2,
+        blur: float = 0.5,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        num_workers: int = 2,
+        split_seed: int = 0,
+        predict_split: Split = "val",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 2:
+            raise UserError(
+                f"data.batch_size is {batch_size}, but a contrastive batch needs at least 2 images"
+            )
+        if num_workers < 0:
+            raise UserError(f"data.num_workers is {num_workers}, but must be 0 or more")
+        self.dataset, self.root, self.batch_size = dataset, root, batch_size
+        self.num_workers, self.split_seed, self.seed = num_workers, split_seed, seed
+        self.predict_split: Split = predict_split
+        self._image_size, self._mean, self._std = image_size, mean, std
+        self._augmentation: dict[str, Any] = {
+            "scale": scale, "flip": flip, "jitter": jitter, "grayscale": grayscale, "blur": blur,
+        }  # fmt: skip
+        # Values out of range are said now, not after a download.
+        SimCLRViews(image_size or 32, **self._augmentation)
+        self.splits: Splits
+        self.views: SimCLRViews
+        self.image_size: int | None = None
+        self.channels: int | None = None
+        self.mean: tuple[float, ...] | None = None
+        self.std: tuple[float, ...] | None = None
+
+    # Lightning's hooks --------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Downloads what is missing: Lightning calls this once a machine."""
+        prepare(self.dataset, self.root)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the data and derives channels, image size, classes and statistics."""
+        if self.channels is not None:
+            return
+        splits = load(self.dataset, self.root, self.split_seed)
+        channels = splits.train.channels
+        mean, std = statistics(splits.train)
+        self.mean = self._per_channel("mean", self._mean or mean, channels)
+        self.std = self._per_channel("std", self._std or std, channels)
+        self.image_size = self._image_size or splits.train.side or 224
+        self.views = SimCLRViews(
+            self.image_size, **self._augmentation, mean=self.mean, std=self.std, seed=self.seed
+        )
+        self.splits = Splits(*(self._wire(part) for part in splits[:3]), splits.classes)
+        self.channels = channels
+
+    def train_dataloader(self) -> TrainLoader:
+        """Batches for pretraining, in each epoch's order."""
+        train = self.splits.train
+        if self.batch_size > len(train):
+            raise UserError(
+                f"data.batch_size is {self.batch_size}, but {self.dataset} has {len(train)} images to "
+                f"train on: give at most {len(train)}"
+            )
+        rank, world = self._ranks()
+        if self.batch_size < 2 * world:
+            raise UserError(
+                f"data.batch_size is {self.batch_size} over {world} devices: give each at least 2"
+            )
+        trainer = self.trainer
+        assert trainer is not None
+        # Overfitting on a few batches wants the same ones in every epoch.
+        fixed = trainer.overfit_batches > 0
+        return TrainLoader(
+            self._place(train),
+            self.batch_size,
+            rank,
+            world,
+            self.seed,
+            lambda: 0 if fixed else trainer.current_epoch,
+        )
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """The validation split: clean images, and views for the loss."""
+        return self.evaluation_loader("val", "both")
+
+    def test_dataloader(self) -> EvaluationLoader:
+        """The test split: clean images, and views for the loss."""
+        return self.evaluation_loader("test", "both")
+
+    def predict_dataloader(self) -> EvaluationLoader:
+        """Clean images of `predict_split`."""
+        return self.evaluation_loader(self.predict_split, "clean")
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Views | EvaluationBatch:
+        """Makes the views (in training), or the clean images (and views) of a batch, on its device."""
+        trainer = self.trainer
+        assert trainer is not None
+        if trainer.training:
+            return self.make_views(batch)
+        return self.make_clean(batch, views=trainer.state.fn != TrainerFn.PREDICTING)
+
+    # What those are made of, for tools without a trainer --------------------------------------
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 where nothing is labelled."""
+        return len(self.splits.classes)
+
+    def evaluation_loader(self, split: Split, cut: Cut) -> EvaluationLoader:
+        """Each image of a split once, over all ranks.
+
+        Raises:
+            UserError: a data set without that split, or with fewer images in it than there are ranks.
+        """
+        source = getattr(self.splits, split)
+        if source is None:
+            raise UserError(f"{self.dataset} at {self.root} has no {split} split")
+        rank, world = self._ranks()
+        if len(source) < 2 * world:
+            raise UserError(
+                f"the {split} split has {len(source)} images, too few for {world} devices"
+            )
+        return EvaluationLoader(self._place(source), self.batch_size, rank, world, cut)
+
+    def make_views(self, batch: Batch) -> Views:
+        """Two views of each image of a batch."""
+        first, second = self.views(batch.images, batch.index, batch.epoch)
+        return Views(first, second, batch.labels, batch.index)
+
+    @torch.no_grad()
+    def make_clean(self, batch: Batch, *, views: bool) -> EvaluationBatch:
+        """The clean images of a batch, and with `views` two views of each as well."""
+        # Worker-cut batches hold the clean crop last, already square and of the right size.
+        whole = batch.images if batch.images.dim() == 4 else batch.images[:, -1]
+        pair = self.make_views(batch) if views else None
+        return EvaluationBatch(self.views.clean(whole), pair, batch.labels, batch.index)
+
+    def _wire(self, source: AnySource | None) -> Any:
+        if isinstance(source, ImageFiles):
+            return source.with_views(self.views, self.num_workers)
+        return source
+
+    def _place(self, source: AnySource) -> AnySource:
+        """Keeps a set in memory on the GPU where it fits."""
+        if self.trainer is None or not isinstance(source, ArrayImages):
+            return source
+        device = self.trainer.strategy.root_device
+        if device.type != "cuda" or source.images.device == device:
+            return source
+        free, _ = torch.cuda.mem_get_info(device)
+        return source.to(device) if source.images.nbytes <= RESIDENT_SHARE * free else source
+
+    def _ranks(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _per_channel(self, name: str, given: tuple[float, ...], channels: int) -> tuple[float, ...]:
+        if len(given) != channels:
+            raise UserError(
+                f"data.{name} has {len(given)} numbers, but the images have {channels} channels"
+            )
+        return tuple(given)
+

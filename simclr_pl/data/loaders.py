@@ -1,0 +1,97 @@
+"""Which images come when, and on which rank: plans of batches, and the loaders that follow them.
+
+A plan is worked out for the global batch and then cut into ranks, so that what is trained on
+does not depend on how many there are.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simclr_pl.batch import Batch
+from simclr_pl.data.datasets import AnySource
+from simclr_pl.data.sources import Cut
+from simclr_pl.distributed import shard
+from simclr_pl.randomness import epoch_order
+
+
+class TrainLoader:
+    """Global batches of an epoch in its order, this rank's slice of each; a short last batch is dropped.
+
+    Its state is the number of batches handed out, for a resume in mid-epoch. The epoch is asked for
+    when the first batch is: Lightning makes iterators before it has restored its own counters.
+
+    Args:
+        source: the images.
+        batch_size: global images a step.
+        rank: this process.
+        world: number of processes.
+        seed: of the order.
+        epoch: tells the current epoch.
+    """
+
+    def __init__(
+        self,
+        source: AnySource,
+        batch_size: int,
+        rank: int,
+        world: int,
+        seed: int,
+        epoch: Callable[[], int],
+    ) -> None:
+        self.source, self.batch_size, self.seed, self.epoch = source, batch_size, seed, epoch
+        self.rank, self.world = rank, world
+        self._place = {"epoch": 0, "batches": 0}
+
+    def __len__(self) -> int:
+        return len(self.source) // self.batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self.epoch()
+        # A place in another epoch is a finished one: this epoch starts from its beginning.
+        start = self._place["batches"] if self._place["epoch"] == epoch else 0
+        mine = shard(self.batch_size, self.rank, self.world)
+        order = epoch_order(self.seed, epoch, len(self.source))
+        plan = [batch[mine] for batch in order.split(self.batch_size)[start : len(self)]]
+        for done, batch in enumerate(self.source.batches(plan, epoch, "views"), start + 1):
+            self._place = {"epoch": epoch, "batches": done}
+            yield batch
+        self._place = {"epoch": epoch, "batches": 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch, and batches of it that were handed out."""
+        return dict(self._place)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues behind the batches that were handed out."""
+        self._place = dict(state)
+
+
+class EvaluationLoader:
+    """Each image of a split once, in global batches that differ by one image at most.
+
+    The batches are those of one process whatever the number of ranks, which share each of them without
+    padding: an evaluation on any hardware sees the same images with the same negatives, once.
+
+    Args:
+        source: the images.
+        batch_size: global images a batch, at most.
+        rank: this process.
+        world: number of processes.
+        cut: whether clean images, views or both are wanted.
+    """
+
+    def __init__(
+        self, source: AnySource, batch_size: int, rank: int, world: int, cut: Cut
+    ) -> None:
+        self.source, self.cut = source, cut
+        batches = torch.arange(len(source)).tensor_split(-(-len(source) // batch_size))
+        self.plan: list[Tensor] = [batch[shard(len(batch), rank, world)] for batch in batches]
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.source.batches(self.plan, 0, self.cut)

@@ -1,0 +1,232 @@
+"""Where images come from: one tensor in memory, or files decoded by worker processes.
+
+A source is a split's images with labels. It is asked for the batches of an epoch, as lists of indices,
+and yields them as `Batch`; it knows nothing of ranks, orders or augmentation beyond the boxes to cut.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, Self
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from simclr_pl.batch import Batch
+from simclr_pl.data.crop import centre_boxes
+from simclr_pl.data.views import SimCLRViews
+from simclr_pl.errors import UserError
+
+Cut = Literal["views", "clean", "both"]
+"""What a batch is for: two views, the clean image, or both."""
+
+MIN_SIDE = 4
+"""Sides below this, in pixels, leave a crop nothing to choose."""
+
+CLEAN_SHARE = 0.875
+"""Share of a photograph's shorter side in its clean view: the usual 224 of 256 pixels."""
+
+
+class Source(Protocol):
+    """A split's images.
+
+    Attributes:
+        labels: `int64 [N]` on the CPU, `UNLABELLED` where unknown.
+        channels: of each image.
+        side: image side in pixels where all images share it, else `None`.
+    """
+
+    labels: Tensor
+    channels: int
+    side: int | None
+
+    def batches(self, plan: Sequence[Tensor], epoch: int, cut: Cut) -> Iterator[Batch]:
+        """Yields a batch for each list of indices in `plan`."""
+
+    def select(self, index: Tensor) -> Self:
+        """The images at `index`, as a split of their own."""
+
+    def relabel(self, labels: Tensor) -> Self:
+        """The same images with other labels."""
+
+
+class ArrayImages:
+    """Images that live in one uint8 tensor.
+
+    Args:
+        images: `uint8 [N, C, H, W]`, on any device.
+        labels: `int64 [N]`, `UNLABELLED` where unknown.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        if images.dim() != 4 or images.dtype != torch.uint8 or len(images) != len(labels):
+            raise UserError(
+                f"images must be uint8 [N, C, H, W] with N labels, not {images.dtype} "
+                f"{[*images.shape]} with {len(labels)}"
+            )
+        if min(images.shape[-2:]) < MIN_SIDE:
+            raise UserError(
+                f"images are {images.shape[-2]} x {images.shape[-1]} pixels, too small to crop: "
+                f"at least {MIN_SIDE} x {MIN_SIDE} are needed"
+            )
+        self.images, self.labels = images, labels
+        self.channels = images.shape[1]
+        self.side: int | None = min(images.shape[-2:])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, plan: Sequence[Tensor], epoch: int, cut: Cut) -> Iterator[Batch]:
+        """Yields whole images, whatever `cut` is: views are made on the device."""
+        device = self.images.device
+        for index in plan:
+            labels = self.labels[index].to(device, non_blocking=True)
+            there = index.to(device, non_blocking=True)
+            yield Batch(self.images[there], labels, there, epoch)
+
+    def select(self, index: Tensor) -> "ArrayImages":
+        """The images at `index`, as a split of their own."""
+        return ArrayImages(self.images[index], self.labels[index])
+
+    def relabel(self, labels: Tensor) -> "ArrayImages":
+        """The same images with other labels."""
+        return ArrayImages(self.images, labels)
+
+    def to(self, device: torch.device) -> "ArrayImages":
+        """The same images on another device; labels and plan stay on the CPU."""
+        return ArrayImages(self.images.to(device), self.labels)
+
+
+class ImageFiles:
+    """Image files, decoded to RGB by worker processes, once for all crops that are wanted of them.
+
+    Both views' boxes are pure functions of (seed, epoch, index), so that a worker can cut them from the
+    full-size image; the rest of the augmentation is done on the device.
+
+    Args:
+        paths: the files.
+        labels: `int64 [N]`, `UNLABELLED` where unknown.
+    """
+
+    channels = 3
+    side: int | None = None
+
+    def __init__(self, paths: Sequence[Path], labels: Tensor) -> None:
+        self.paths, self.labels = list(paths), labels
+        self.views: SimCLRViews | None = None
+        self.workers = 0
+        self._loaders: dict[Cut, tuple[_Plan, DataLoader[Batch]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def with_views(self, views: SimCLRViews, workers: int) -> "ImageFiles":
+        """The same files, cut as `views` says, by `workers` processes (0: in this one)."""
+        twin = ImageFiles(self.paths, self.labels)
+        twin.views, twin.workers = views, workers
+        return twin
+
+    def batches(self, plan: Sequence[Tensor], epoch: int, cut: Cut) -> Iterator[Batch]:
+        """Yields crops `uint8 [B, K, 3, S, S]`; see `Batch.images`."""
+        if cut not in self._loaders:
+            if self.views is None:
+                raise ValueError("call with_views before asking image files for batches")
+            sampler = _Plan()
+            loader = DataLoader(
+                _Crops(self.paths, self.labels, self.views, cut),
+                batch_sampler=sampler,
+                num_workers=self.workers,
+                collate_fn=_as_is,
+                persistent_workers=self.workers > 0,
+                pin_memory=torch.cuda.is_available(),
+            )
+            self._loaders[cut] = (sampler, loader)
+        sampler, loader = self._loaders[cut]
+        sampler.plan, sampler.epoch = plan, epoch
+        yield from loader
+
+    def select(self, index: Tensor) -> "ImageFiles":
+        """The files at `index`, as a split of their own."""
+        return ImageFiles([self.paths[i] for i in index.tolist()], self.labels[index])
+
+    def relabel(self, labels: Tensor) -> "ImageFiles":
+        """The same files with other labels."""
+        return ImageFiles(self.paths, labels)
+
+
+class _Place(NamedTuple):
+    epoch: int
+    index: int
+
+
+class _Plan:
+    """A batch sampler whose epoch and indices are set before each pass."""
+
+    plan: Sequence[Tensor] = ()
+    epoch = 0
+
+    def __iter__(self) -> Iterator[list[_Place]]:
+        for index in self.plan:
+            yield [_Place(self.epoch, i) for i in index.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+
+class _Crops(Dataset[Batch]):
+    """Runs in the workers: decodes a batch of files and cuts what is wanted of each."""
+
+    def __init__(
+        self, paths: Sequence[Path], labels: Tensor, views: SimCLRViews, cut: Cut
+    ) -> None:
+        self.paths, self.labels, self.views, self.cut = paths, labels, views, cut
+
+    def __getitems__(self, places: list[_Place]) -> Batch:
+        epoch = places[0].epoch
+        index = torch.tensor([place.index for place in places])
+        images = [_open(self.paths[i]) for i in index.tolist()]
+        width, height = torch.tensor([image.size for image in images]).T
+        boxes = []
+        if self.cut != "clean":
+            boxes += [
+                self.views.boxes(self.views.draw(index, epoch, v), height, width) for v in (0, 1)
+            ]
+        if self.cut != "views":
+            boxes.append(centre_boxes(height, width, CLEAN_SHARE))
+        crops = [
+            torch.stack([_cut(image, box, self.views.image_size) for box in of_image])
+            for image, of_image in zip(images, torch.stack(boxes, 1), strict=True)
+        ]
+        return Batch(torch.stack(crops), self.labels[index], index, epoch)
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PIL, about odd metadata in good images
+            with Image.open(path) as image:
+                rgb = image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be decoded ({error}): remove it, or save it again"
+        ) from error
+    if min(rgb.size) < MIN_SIDE:
+        raise UserError(
+            f"{path} is {rgb.width} x {rgb.height} pixels, too small to crop: remove it "
+            f"(at least {MIN_SIDE} x {MIN_SIDE} are needed)"
+        )
+    return rgb
+
+
+def _cut(image: Image.Image, box: Tensor, size: int) -> Tensor:
+    top, left, height, width = box.tolist()
+    crop = image.crop((left, top, left + width, top + height))
+    pixels = np.array(crop.resize((size, size), Image.Resampling.BILINEAR))
+    return torch.from_numpy(pixels).permute(2, 0, 1)

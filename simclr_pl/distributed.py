@@ -1,0 +1,150 @@
+"""Ranks: who am I, which rows are mine, and what all of us hold together.
+
+All of it works with one process too, where it does nothing, and with ranks of different sizes.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of ranks: (0, 1) without a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def shard(size: int, rank: int, world: int) -> slice:
+    """The rows of `size` that belong to `rank`: shards cover all, and differ by one row at most."""
+    return slice(size * rank // world, size * (rank + 1) // world)
+
+
+def row_counts(rows: int, device: torch.device) -> list[int]:
+    """How many rows each rank holds, in the order of ranks."""
+    _, world = rank_and_world()
+    if world == 1:
+        return [rows]
+    counts = torch.empty(world, dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(counts, torch.tensor([rows], dtype=torch.int64, device=device))
+    return [int(count) for count in counts.tolist()]
+
+
+def gather_rows(x: Tensor, counts: list[int]) -> Tensor:
+    """All ranks' rows, one rank after the other, without gradient.
+
+    Args:
+        x: `[counts[rank], ...]`, this rank's rows.
+        counts: rows of each rank, from `row_counts`.
+
+    Returns:
+        `[sum(counts), ...]`, the same on every rank.
+    """
+    if len(counts) == 1:
+        return x
+    # Collectives want equal shapes: shorter ranks are padded for the journey.
+    longest = max(counts)
+    padded = x if x.shape[0] == longest else x.new_zeros(longest, *x.shape[1:])
+    if padded is not x:
+        padded[: x.shape[0]] = x
+    everything = x.new_empty(len(counts) * longest, *x.shape[1:])
+    dist.all_gather_into_tensor(everything, padded.contiguous())
+    if all(count == longest for count in counts):
+        return everything
+    return torch.cat(
+        [block[:count] for block, count in zip(everything.split(longest), counts, strict=True)]
+    )
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum of `x` over ranks, in place, without gradient."""
+    if rank_and_world()[1] > 1:
+        dist.all_reduce(x)
+    return x
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over ranks, with gradient: what a rank's input did to every rank's loss."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return sum_over_ranks(x.clone())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return sum_over_ranks(grads[0].clone())
+
+
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over the rows of all ranks, where torch has none: on the CPU.
+
+    On CUDA `torch.nn.SyncBatchNorm` does this. Ranks may hold different numbers of rows. Names of
+    parameters and buffers are those of `torch.nn.BatchNorm2d`, and so are the numbers that one
+    process gets from the concatenated batch (Ioffe & Szegedy 2015; running variance unbiased).
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's own name
+        if input.dim() < 2:
+            raise ValueError(f"batch norm wants at least 2 dimensions, not {input.dim()}")
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
+        """Normalises `[B, C, ...]` by the statistics of all ranks (in eval mode: the running ones)."""
+        if not self.training or rank_and_world()[1] == 1:
+            return super().forward(input)
+        axes = [axis for axis in range(input.dim()) if axis != 1]
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        count = input.new_tensor(float(input.numel() // input.shape[1]))
+        total = _sum_over_ranks(torch.cat([input.sum(axes), count[None]]))
+        mean, rows = total[:-1] / total[-1], total[-1].detach()
+        centred = input - mean.view(shape)
+        # A second sum, of squares about the mean: E[x²] - E[x]² would cancel in float32.
+        variance = _sum_over_ranks(centred.square().sum(axes)) / rows
+        with torch.no_grad():
+            self._update_running(mean, variance * rows / (rows - 1).clamp(min=1))
+        scaled = centred * torch.rsqrt(variance + self.eps).view(shape)
+        if not self.affine:
+            return scaled
+        return scaled * self.weight.view(shape) + self.bias.view(shape)
+
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if momentum is None:  # torch's cumulative average
+            momentum = 1.0 / float(self.num_batches_tracked or 1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
+
+
+def _sum_over_ranks(x: Tensor) -> Tensor:
+    total: Tensor = _SumOverRanks.apply(x)  # type: ignore[no-untyped-call]
+    return total
+
+
+def globalise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
+    """Replaces every batch norm in `module` by one over all ranks; parameters keep their names."""
+    if device.type == "cuda":
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return converted
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module) is not GlobalBatchNorm:
+        twin = GlobalBatchNorm(
+            module.num_features,
+            module.eps,
+            module.momentum,
+            module.affine,
+            module.track_running_stats,
+        )
+        # The same parameter and buffer objects: nothing that refers to them notices.
+        twin.weight, twin.bias = module.weight, module.bias
+        twin.running_mean, twin.running_var = module.running_mean, module.running_var
+        twin.num_batches_tracked = module.num_batches_tracked
+        return twin.train(module.training)
+    for name, child in module.named_children():
+        setattr(module, name, globalise_batch_norm(child, device))
+    return module

@@ -1,0 +1,115 @@
+"""Reading checkpoints: what this package writes into one, and the encoder in it."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from simclr_pl.errors import UserError
+from simclr_pl.model.encoder import EncoderSpec, build_encoder
+
+KEY = "simclr_pl"
+"""Where a checkpoint keeps what is ours: the format's version, the encoder's spec, the data's statistics."""
+
+FORMAT = 1
+"""Raised when a checkpoint of today could no longer be read by yesterday's code."""
+
+
+def read_checkpoint(path: str | Path, *, device: str = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint of this package, without executing anything in it (`weights_only`).
+
+    Args:
+        path: a training checkpoint or an exported encoder.
+        device: where its tensors go.
+
+    Returns:
+        The checkpoint; `checkpoint[KEY]` describes it.
+
+    Raises:
+        UserError: no such file, a truncated one, another program's, or a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint at {path}: give the path of a .ckpt file of a run")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} cannot be read: it is truncated, or not a checkpoint. "
+            "Use another checkpoint of the run, or copy the file again"
+        ) from error
+    describe(checkpoint, str(path))
+    return checkpoint
+
+
+def describe(checkpoint: Any, source: str) -> dict[str, Any]:
+    """What a checkpoint says of itself: `checkpoint[KEY]`.
+
+    Raises:
+        UserError: another program's checkpoint, or a format that this version doesn't know.
+    """
+    if not isinstance(checkpoint, dict) or KEY not in checkpoint:
+        raise UserError(f"{source} is not a checkpoint of simclr_pl: give a .ckpt file of a run")
+    about: dict[str, Any] = checkpoint[KEY]
+    if about.get("format") != FORMAT:
+        raise UserError(
+            f"{source} has format {about.get('format')}, and this version of simclr_pl reads "
+            f"format {FORMAT}: install the version that wrote it"
+        )
+    return about
+
+
+def load_encoder(path: str | Path) -> nn.Module:
+    """The pretrained encoder of a training checkpoint or an exported file, ready for use.
+
+    Nothing in the file is executed (`weights_only`). The encoder expects images as it was trained
+    on: floats in [0, 1], normalised by the attributes `mean` and `std` that it carries (tuples, one
+    number a channel), with the side `image_size`.
+
+    Args:
+        path: `RUN/checkpoints/last.ckpt`, or an exported file.
+
+    Returns:
+        A module in eval mode, float images `[B, C, H, W]` to features `[B, D]`, on the CPU.
+
+    Raises:
+        UserError: as `read_checkpoint`, and for weights that don't fit the architecture named there.
+    """
+    checkpoint = read_checkpoint(path)
+    about = checkpoint[KEY]
+    encoder = build_encoder(EncoderSpec(**about["encoder"])).module
+    prefix = "encoder."
+    weights = {
+        name.removeprefix(prefix): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    fit_weights(encoder, weights, str(path))
+    for name in ("mean", "std", "image_size"):
+        setattr(encoder, name, about[name])
+    return encoder.eval()
+
+
+def fit_weights(module: nn.Module, weights: dict[str, Any], source: str) -> None:
+    """Loads weights that must fit exactly.
+
+    Raises:
+        UserError: names the first parameter that is missing, unexpected or of another shape.
+    """
+    own = module.state_dict()
+    for name in [*own, *weights]:
+        if name not in weights or name not in own:
+            where = "not in the checkpoint" if name not in weights else "not in this model"
+            raise UserError(
+                f"{source} holds another architecture: '{name}' is {where}. "
+                "Use the configuration that wrote the checkpoint"
+            )
+        if own[name].shape != weights[name].shape:
+            raise UserError(
+                f"{source} holds another architecture: '{name}' is {[*weights[name].shape]} there and "
+                f"{[*own[name].shape]} here. Use the configuration that wrote the checkpoint"
+            )
+    module.load_state_dict(weights)

@@ -1,0 +1,140 @@
+"""The encoder f(.): an image network without its classifier, by library name."""
+
+import difflib
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from simclr_pl.errors import UserError
+
+SMALL_IMAGE = 64
+"""Up to this side, in pixels, a ResNet gets the small-image stem (the paper's CIFAR-10 appendix B.9)."""
+
+Stem = Literal["auto", "small", "imagenet"]
+
+
+class EncoderSpec(NamedTuple):
+    """What rebuilds an encoder's architecture: stored in checkpoints, plain values only.
+
+    Attributes:
+        name: a torchvision ResNet's name (`resnet18`, `resnext50_32x4d`, ...) or any timm model's.
+        channels: image channels.
+        image_size: image side S in pixels.
+        stem: `auto` chooses by the image size, `small` is a 3x3 convolution of stride 1 and no
+            max-pool, `imagenet` leaves the network as its library makes it.
+        args: further keyword arguments of the library's constructor.
+    """
+
+    name: str
+    channels: int
+    image_size: int
+    stem: Stem
+    args: dict[str, Any]
+
+
+class BuiltEncoder(NamedTuple):
+    """An encoder and what was derived while building it.
+
+    Attributes:
+        module: float images `[B, C, S, S]` to features `[B, D]`.
+        width: D.
+        stem: what became of the stem, in words.
+    """
+
+    module: nn.Module
+    width: int
+    stem: str
+
+
+def build_encoder(spec: EncoderSpec) -> BuiltEncoder:
+    """Builds an encoder with fresh weights from torch's global generator.
+
+    Raises:
+        UserError: a name that neither library knows, arguments its constructor refuses, a stem that
+            cannot be fitted, or images too small for the network.
+    """
+    network, library = _create(spec)
+    small = spec.stem == "small" or (spec.stem == "auto" and spec.image_size <= SMALL_IMAGE)
+    stem = "as the library builds it"
+    if small and _fit_small_stem(network):
+        stem = "3x3 stride 1, no max-pool"
+    elif spec.stem == "small":
+        raise UserError(
+            f"model.stem 'small' is for ResNet-like networks, and {spec.name} has no conv1 to replace: "
+            "leave model.stem at 'auto'"
+        )
+    try:
+        width = _feature_width(network, spec)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"encoder {spec.name} cannot take {spec.channels} x {spec.image_size} x {spec.image_size} "
+            f"images ({str(error).splitlines()[0]}): choose another data.image_size or model.encoder"
+        ) from error
+    return BuiltEncoder(network, width, f"{stem} ({library})")
+
+
+def _create(spec: EncoderSpec) -> tuple[nn.Module, str]:
+    from torchvision import models
+
+    resnets = {n for n in models.list_models(module=models) if "resne" in n}
+    try:
+        if spec.name in resnets:
+            network: nn.Module = models.get_model(spec.name, weights=None, **spec.args)
+            network.fc = nn.Identity()
+            _set_input_channels(network, spec.channels)
+            return network, "torchvision"
+        import timm  # late: it takes seconds
+
+        if not timm.is_model(spec.name):
+            known = sorted(resnets) + timm.list_models()
+            near = difflib.get_close_matches(spec.name, known, 3) or ["resnet18", "resnet50"]
+            raise UserError(
+                f"unknown encoder '{spec.name}': torchvision's ResNets and every timm model serve; "
+                f"did you mean {' or '.join(near)}?"
+            )
+        args = {"in_chans": spec.channels, "num_classes": 0, **spec.args}
+        return timm.create_model(spec.name, pretrained=False, **args), "timm"
+    except TypeError as error:
+        raise UserError(f"model.encoder_args don't fit {spec.name}: {error}") from error
+
+
+def _set_input_channels(network: nn.Module, channels: int) -> None:
+    conv = network.get_submodule("conv1")
+    if isinstance(conv, nn.Conv2d) and conv.in_channels != channels:
+        network.conv1 = _like(conv, channels, conv.kernel_size[0], conv.stride[0])
+
+
+def _fit_small_stem(network: nn.Module) -> bool:
+    """Replaces the stem of a ResNet of either library; False where there is none to replace."""
+    conv = getattr(network, "conv1", None)
+    if not isinstance(getattr(network, "maxpool", None), nn.Module):
+        return False
+    if isinstance(conv, nn.Sequential) and isinstance(conv[0], nn.Conv2d):  # timm's deep stems
+        conv[0] = _like(conv[0], conv[0].in_channels, 3, 1)
+    elif isinstance(conv, nn.Conv2d):
+        network.conv1 = _like(conv, conv.in_channels, 3, 1)
+    else:
+        return False
+    network.maxpool = nn.Identity()
+    return True
+
+
+def _like(conv: nn.Conv2d, channels: int, kernel: int, stride: int) -> nn.Conv2d:
+    """A convolution with the outputs of `conv`, initialised as ResNets are (He et al. 2015)."""
+    new = nn.Conv2d(
+        channels, conv.out_channels, kernel, stride, kernel // 2, bias=conv.bias is not None
+    )
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    return new
+
+
+@torch.no_grad()
+def _feature_width(network: nn.Module, spec: EncoderSpec) -> int:
+    was_training = network.training
+    images = torch.zeros(1, spec.channels, spec.image_size, spec.image_size)
+    features: Tensor = network.eval()(images)
+    network.train(was_training)
+    if features.dim() != 2:
+        raise ValueError(f"its output has shape {[*features.shape]} instead of [B, D]")
+    return features.shape[1]

@@ -1,0 +1,194 @@
+"""NT-Xent, the loss of SimCLR (Chen et al. 2020, equation 1), over all ranks, in blocks.
+
+With N images there are 2N projections z, normalised to length one. For anchor i, whose positive is
+the other view p of the same image, with similarities s_ij = z_i·z_j / temperature:
+
+    loss_i = -log( exp(s_ip) / sum_{j != i} exp(s_ij) )
+           = softplus( logsumexp_{j not in {i, p}} s_ij - s_ip )
+
+The second line is what is computed: with the positive kept out of the sum, nothing cancels when it
+dominates, which at temperature 0.05 is what trained representations do. The loss is the mean over all
+2N anchors.
+
+Its gradient with respect to z_i, where c_i = sigmoid(logsumexp_i - s_ip) and
+w_ij = c_i exp(s_ij - logsumexp_i) for negatives j, w_ip = -c_i for the positive, is
+
+    d(2N loss)/dz_i = sum_j (w_ij + w_ji) z_j / temperature
+
+w_ij for the anchor's own term, w_ji because z_i is a column of the others'. Both need of another rank
+only its projections and two numbers an anchor, which the forward pass has gathered: backward needs
+no communication, and no similarity is ever kept. Blocks of rows and columns are made again instead,
+so that memory is linear in the batch. On one rank the matrix is symmetric: a block above the
+diagonal serves the one below as well.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from simclr_pl.distributed import gather_rows, rank_and_world, row_counts
+from simclr_pl.errors import UserError
+
+
+class AnchorStatistics(NamedTuple):
+    """What the blocks know of each of this rank's anchors, first views before second ones.
+
+    Attributes:
+        positive_rank: `int64 [2B]`, how many negatives are nearer to the anchor than its positive.
+        log_sum: `[2B]`, log-sum-exp over negatives of similarity / temperature.
+    """
+
+    positive_rank: Tensor
+    log_sum: Tensor
+
+
+class NTXentLoss(nn.Module):
+    """NT-Xent over the global batch.
+
+    With several ranks every anchor is compared with the projections of all of them, which are gathered
+    here; ranks may hold different numbers of rows. The mean of the returned scalar over ranks is the
+    loss of the concatenated batch, and the gradient that DDP averages is that loss's gradient. (This
+    supposes that every rank calls `backward` with the same factor, as DDP and loss scaling do.)
+
+    Source: Chen et al. 2020, section 2.1 and equation 1; google-research/simclr `objective.py`.
+
+    Args:
+        temperature: divides cosine similarities; above 0.
+        block_size: side of the square blocks of the similarity matrix, in rows; memory grows with
+            its square, results don't depend on it but for rounding.
+
+    Raises:
+        UserError: a temperature or block size that is not positive.
+    """
+
+    def __init__(self, temperature: float = 0.5, block_size: int = 512) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise UserError(
+                f"temperature is {temperature}, but must be above 0 (0.1 to 0.5 is usual)"
+            )
+        if block_size < 1:
+            raise UserError(f"block_size is {block_size}, but must be at least 1 row")
+        self.temperature = temperature
+        self.block_size = block_size
+
+    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """The loss of two views' projections.
+
+        Args:
+            z1: `[B, P]`, projections of the first views, not normalised.
+            z2: `[B, P]`, projections of the second views, row for row of the same images.
+
+        Returns:
+            Scalar, float32 (float64 for float64 input), also under autocast.
+        """
+        return self.with_statistics(z1, z2)[0]
+
+    def with_statistics(self, z1: Tensor, z2: Tensor) -> tuple[Tensor, AnchorStatistics]:
+        """The loss as `forward` gives it, and what its blocks know of each anchor."""
+        if z1.shape != z2.shape or z1.dim() != 2:
+            raise ValueError(
+                f"projections must be two [B, P] tensors, not {[*z1.shape]}, {[*z2.shape]}"
+            )
+        with torch.autocast(z1.device.type, enabled=False):
+            z = torch.cat([z1, z2])
+            z = F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
+            loss, rank, log_sum = _NTXent.apply(z, self.temperature, self.block_size)  # type: ignore[no-untyped-call]
+        return loss, AnchorStatistics(rank, log_sum)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, block_size={self.block_size}"
+
+
+class _Blocks:
+    """The similarity matrix of this rank's 2B anchors to all 2N projections, a block at a time."""
+
+    def __init__(self, rows: int, counts: list[int], temperature: float, size: int) -> None:
+        self.temperature = temperature
+        self.half = rows // 2
+        self.offset = sum(counts[: rank_and_world()[0]])  # this rank's first column
+        self.symmetric = len(counts) == 1
+        self.columns = _ranges(0, sum(counts), size)
+        # No row block holds both views, so that its positives lie on one diagonal.
+        self.rows = _ranges(0, self.half, size) + _ranges(self.half, rows, size)
+        if self.symmetric:
+            self.columns = self.rows
+
+    def pairs(self) -> list[tuple[slice, slice]]:
+        """The (row, column) blocks to visit: with symmetry, those on and above the diagonal."""
+        return [
+            (slice(*r), slice(*c))
+            for r in self.rows
+            for c in self.columns
+            if not (self.symmetric and c < r)
+        ]
+
+    def negatives(self, anchors: Tensor, everyone: Tensor, r: slice, c: slice) -> Tensor:
+        """Similarities / temperature of a block; -inf for an anchor's self and its positive."""
+        block = (anchors[r] @ everyone[c].T).div_(self.temperature)
+        partner = self.half if r.start < self.half else -self.half
+        for shift in (0, partner):
+            block.diagonal(self.offset + r.start + shift - c.start).fill_(-torch.inf)
+        return block
+
+
+def _ranges(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    return [(a, min(a + size, stop)) for a in range(start, stop, size)]
+
+
+class _NTXent(torch.autograd.Function):
+    """Forward: normalised projections `[2B, P]` to (loss, rank of the positive, log-sum)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, temperature: float, size: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        counts = row_counts(z.shape[0], z.device)
+        if sum(counts) < 4:
+            raise UserError(
+                "NT-Xent needs at least 2 images in a batch: one alone has no negatives"
+            )
+        everyone = gather_rows(z, counts)
+        blocks = _Blocks(z.shape[0], counts, temperature, size)
+        positive = (z * z.roll(blocks.half, 0)).sum(1) / temperature
+        log_sum = torch.full_like(positive, -torch.inf)
+        rank = torch.zeros_like(positive, dtype=torch.int64)
+        for r, c in blocks.pairs():
+            block = blocks.negatives(z, everyone, r, c)
+            log_sum[r] = torch.logaddexp(log_sum[r], block.logsumexp(1))
+            rank[r] += (block > positive[r, None]).sum(1)
+            if blocks.symmetric and r != c:
+                log_sum[c] = torch.logaddexp(log_sum[c], block.logsumexp(0))
+                rank[c] += (block > positive[c]).sum(0)
+        # Ranks of different sizes: the mean over ranks of these is the mean over all anchors.
+        weight = len(counts) / sum(counts)
+        loss = F.softplus(log_sum - positive).sum() * weight
+        if ctx.needs_input_grad[0]:
+            # w_ij = exp(s_ij - level_i): c_i is in the exponent as well.
+            level = log_sum - F.logsigmoid(log_sum - positive)
+            pull = torch.sigmoid(log_sum - positive)
+            ctx.save_for_backward(z, everyone, level, gather_rows(level, counts), pull)
+            ctx.blocks = blocks
+            ctx.weight = weight
+        ctx.mark_non_differentiable(rank, log_sum)
+        return loss, rank, log_sum
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        z, everyone, level, levels, pull = ctx.saved_tensors
+        blocks: _Blocks = ctx.blocks
+        with torch.autocast(z.device.type, enabled=False):
+            pull = pull + pull.roll(blocks.half)  # as an anchor, and as its positive's positive
+            grad = z.roll(blocks.half, 0) * -pull[:, None]
+            for r, c in blocks.pairs():
+                block = blocks.negatives(z, everyone, r, c)
+                weights = torch.exp(block - level[r, None]).add_(torch.exp(block - levels[c]))
+                grad[r].addmm_(weights, everyone[c])
+                if blocks.symmetric and r != c:
+                    grad[c].addmm_(weights.T, everyone[r])
+            grad *= grads[0] * (ctx.weight / blocks.temperature)
+        return grad, None, None

@@ -1,0 +1,103 @@
+"""Optimisers, parameter groups and the learning rate's schedule."""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from simclr_pl.errors import UserError
+
+OptimizerName = Literal["sgd", "adamw", "lars"]
+Scaling = Literal["linear", "sqrt", "none"]
+
+
+class OptimizerRecipe(NamedTuple):
+    """How the weights are moved.
+
+    Attributes:
+        name: `sgd` (momentum), `adamw`, or `lars` (You et al. 2017, the paper's choice).
+        learning_rate: the peak for a global batch of 256 images; see `peak_learning_rate`.
+        scaling: how the peak follows the global batch.
+        weight_decay: on weights; biases and norms have none, and no LARS adaptation either.
+        momentum: of SGD and LARS; AdamW's first beta.
+        warmup_epochs: epochs of linear warm-up, a step at a time.
+    """
+
+    name: OptimizerName
+    learning_rate: float
+    scaling: Scaling
+    weight_decay: float
+    momentum: float
+    warmup_epochs: float
+
+    def check(self) -> None:
+        """Raises `UserError` for values that no run could mean."""
+        if not self.learning_rate > 0:
+            raise UserError(f"model.learning_rate is {self.learning_rate}, but must be above 0")
+        if self.weight_decay < 0:
+            raise UserError(f"model.weight_decay is {self.weight_decay}, but must be 0 or more")
+        if not 0 <= self.momentum < 1:
+            raise UserError(
+                f"model.momentum is {self.momentum}, but must be at least 0 and below 1"
+            )
+        if self.warmup_epochs < 0:
+            raise UserError(f"model.warmup_epochs is {self.warmup_epochs}, but must be 0 or more")
+        if self.name == "lars" and self.weight_decay == 0:
+            raise UserError(
+                "model.weight_decay 0 would turn LARS off: it adapts only weights that decay. "
+                "Use the paper's 1e-6, or model.optimizer sgd"
+            )
+
+
+def peak_learning_rate(recipe: OptimizerRecipe, global_batch: int) -> float:
+    """The learning rate after warm-up.
+
+    Linear: `learning_rate x batch / 256` (the paper's section 2.2: 0.3 x batch / 256). Square root:
+    `learning_rate x sqrt(batch / 256)`; the paper's 0.075 x sqrt(batch) (appendix B.1) is a
+    `learning_rate` of 1.2.
+
+    Args:
+        recipe: scaling and the rate at 256.
+        global_batch: images a step, over all devices.
+    """
+    ratio = global_batch / 256
+    factor = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[recipe.scaling]
+    return recipe.learning_rate * factor
+
+
+def build_optimizer(modules: nn.Module, recipe: OptimizerRecipe, learning_rate: float) -> Optimizer:
+    """The optimiser over all parameters that want a gradient, in two groups: decay, no decay."""
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    groups = [
+        # Biases and norms are the vectors among the parameters.
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if recipe.name == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=(recipe.momentum, 0.999))
+    if recipe.name == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=recipe.momentum)
+    from timm.optim import Lars  # late: timm takes seconds to import
+
+    # Groups without decay are not adapted, which is what the authors do.
+    lars: Optimizer = Lars(groups, lr=learning_rate, momentum=recipe.momentum)
+    return lars
+
+
+def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
+    """Linear warm-up to the peak, then a cosine to zero without restarts, a step at a time.
+
+    Sources: the paper's section 2.2; google-research/simclr `WarmUpAndCosineDecay`. Step 0 trains at
+    1/warmup_steps of the peak instead of the authors' 0, which would waste it.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+    return LambdaLR(optimizer, factor)

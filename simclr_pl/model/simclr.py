@@ -1,0 +1,267 @@
+"""SimCLR as a LightningModule: encoder, projector, loss and optimisation put together."""
+
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from simclr_pl.batch import EvaluationBatch, EvaluationOutput, StepOutput, Views
+from simclr_pl.distributed import globalise_batch_norm, sum_over_ranks
+from simclr_pl.errors import UserError
+from simclr_pl.model import checkpoint as checkpoints
+from simclr_pl.model.encoder import EncoderSpec, Stem, build_encoder
+from simclr_pl.model.loss import NTXentLoss
+from simclr_pl.model.optim import (
+    OptimizerName,
+    OptimizerRecipe,
+    Scaling,
+    build_optimizer,
+    peak_learning_rate,
+    warmup_cosine,
+)
+from simclr_pl.model.projector import build_projector
+
+
+class Geometry(NamedTuple):
+    """What the network is built for; taken from the data module, or from a checkpoint.
+
+    Attributes:
+        channels: image channels.
+        image_size: image side S in pixels.
+        mean: of each channel, on a scale of 0 to 1.
+        std: of each channel.
+    """
+
+    channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class SimCLR(L.LightningModule):
+    """SimCLR (Chen et al. 2020; with three projector layers, v2).
+
+    The network is built when its data is known: for the channels, image size and statistics of the
+    trainer's data module, or for those in a checkpoint. Its initial weights depend on `seed` alone.
+
+    Args:
+        encoder: a torchvision ResNet's name (resnet18, resnet50, ...) or any timm model's.
+        encoder_args: further keyword arguments of the encoder's constructor.
+        stem: `small` is a 3x3 convolution of stride 1 without max-pool, `imagenet` the library's own,
+            `auto` chooses small for ResNets up to 64 px (the paper's appendix B.9).
+        projector_layers: linear layers of the projection head (v1: 2, v2: 3).
+        projector_hidden: width of its hidden layers (default: the encoder's feature width).
+        projection_dim: width P of its output.
+        temperature: of NT-Xent, above 0.
+        loss_block_size: side of the loss's similarity blocks, in rows; no effect on results.
+        optimizer: `sgd`, `adamw` or `lars`.
+        learning_rate: the peak for a global batch of 256 images.
+        lr_scaling: how the peak follows the global batch: linear, sqrt, or none.
+        weight_decay: on weights; biases and norms never decay.
+        momentum: of SGD and LARS; AdamW's first beta.
+        warmup_epochs: epochs of linear warm-up, before the cosine to zero.
+        global_batch_norm: batch norm over all devices' images, as one device would compute it.
+        seed: of the initial weights; on the command line it follows `--seed_everything`.
+
+    Raises:
+        UserError: a value out of its range, or (once the data is known) an encoder that doesn't fit.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "resnet18",
+        encoder_args: dict[str, Any] | None = None,
+        stem: Stem = "auto",
+        projector_layers: int = 2,
+        projector_hidden: int | None = None,
+        projection_dim: int = 128,
+        temperature: float = 0.5,
+        loss_block_size: int = 512,
+        optimizer: OptimizerName = "lars",
+        learning_rate: float = 0.3,
+        lr_scaling: Scaling = "linear",
+        weight_decay: float = 1e-6,
+        momentum: float = 0.9,
+        warmup_epochs: float = 10,
+        global_batch_norm: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.recipe = OptimizerRecipe(
+            optimizer, learning_rate, lr_scaling, weight_decay, momentum, warmup_epochs
+        )
+        self.recipe.check()
+        self.loss = NTXentLoss(temperature, loss_block_size)
+        self.geometry: Geometry | None = None
+        self.stem_built = ""
+        self.encoder: nn.Module
+        self.projector: nn.Module
+
+    # Building ---------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Lightning's hook after the data's `setup`: builds the network once."""
+        data = getattr(self.trainer, "datamodule", None)
+        if self.geometry is None:
+            wanted = ("channels", "image_size", "mean", "std")
+            if any(getattr(data, name, None) is None for name in wanted):
+                raise UserError(
+                    "SimCLR needs a data module to learn the images' size from: "
+                    "Trainer(...).fit(SimCLR(...), ContrastiveDataModule(...))"
+                )
+            self._build(Geometry(*(getattr(data, name) for name in wanted)))
+        if self.hparams["global_batch_norm"] and self.trainer.world_size > 1:
+            globalise_batch_norm(self, self.trainer.strategy.root_device)
+
+    def _build(self, geometry: Geometry) -> None:
+        hparams = self.hparams
+        spec = self._encoder_spec(geometry)
+        # Lightning calls this with the accelerator and the run's precision as defaults; the same
+        # float32 numbers of the CPU's generator are wanted whatever those are.
+        dtype = torch.get_default_dtype()
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            torch.set_default_dtype(torch.float32)
+            try:
+                torch.manual_seed(hparams["seed"])
+                encoder = build_encoder(spec)
+                self.projector = build_projector(
+                    encoder.width,
+                    hparams["projector_layers"],
+                    hparams["projector_hidden"],
+                    hparams["projection_dim"],
+                )
+            finally:
+                torch.set_default_dtype(dtype)
+        self.encoder = encoder.module
+        self.stem_built = encoder.stem
+        self.geometry = geometry
+
+    def _encoder_spec(self, geometry: Geometry) -> EncoderSpec:
+        return EncoderSpec(
+            self.hparams["encoder"],
+            geometry.channels,
+            geometry.image_size,
+            self.hparams["stem"],
+            dict(self.hparams["encoder_args"] or {}),
+        )
+
+    # Checkpoints ------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the format's version and what `load_encoder` needs."""
+        if self.geometry is not None:
+            checkpoint[checkpoints.KEY] = {
+                "format": checkpoints.FORMAT,
+                "encoder": self._encoder_spec(self.geometry)._asdict(),
+                "image_size": self.geometry.image_size,
+                "mean": self.geometry.mean,
+                "std": self.geometry.std,
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Builds the network a checkpoint was written for, if no data module has done so."""
+        about = checkpoints.describe(checkpoint, "the checkpoint")
+        if self.geometry is None:
+            spec = EncoderSpec(**about["encoder"])
+            statistics = (tuple(about["mean"]), tuple(about["std"]))
+            self._build(Geometry(spec.channels, spec.image_size, *statistics))
+
+    # Training ---------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of images: float `[B, C, S, S]`, normalised, to `[B, D]`."""
+        features: Tensor = self.encoder(images.to(self.dtype))
+        return features
+
+    def training_step(self, batch: Views, batch_idx: int) -> StepOutput:
+        """One pass over both views, concatenated as in the authors' code.
+
+        Batch norm therefore sees 2B rows: its statistics mix the two views, and move once a step.
+        """
+        features = self(torch.cat([batch.first, batch.second]))
+        projections = self.projector(features)
+        loss, anchors = self.loss.with_statistics(*projections.chunk(2))
+        output = StepOutput(
+            loss=loss,
+            features=features.detach(),
+            projections=projections.detach(),
+            labels=batch.labels,
+            positive_rank=anchors.positive_rank,
+            log_sum=anchors.log_sum,
+        )
+        self._log_step(output)
+        return output
+
+    def _log_step(self, output: StepOutput) -> None:
+        hits = (output["positive_rank"] == 0).float()
+        many = self.trainer.world_size > 1
+        # Of ranks with different numbers of rows: weighted, so that each anchor counts once.
+        values = torch.stack([hits.sum(), hits.new_tensor(float(hits.numel()))])
+        values = sum_over_ranks(values) if many else values
+        self.log("train/loss", output["loss"].detach(), prog_bar=True, sync_dist=many)
+        self.log("train/contrastive_top1", values[0] / values[1], prog_bar=True)
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs the global gradient's norm, before any clipping."""
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimiser and per-step schedule; steps and global batch come from the trainer."""
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise UserError(
+                "the learning rate's cosine needs an end: give --trainer.max_epochs or max_steps"
+            )
+        optimizer = build_optimizer(self, self.recipe, self.peak_learning_rate)
+        schedule = warmup_cosine(optimizer, self.warmup_steps, int(total))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate after warm-up, for the data module's global batch."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return peak_learning_rate(self.recipe, data.batch_size)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimiser steps of warm-up."""
+        return round(self.recipe.warmup_epochs * int(self.trainer.num_training_batches))
+
+    # Evaluation -------------------------------------------------------------------------------
+
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> EvaluationOutput:
+        """Features of the clean images, and the loss of their views, in eval mode."""
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> EvaluationOutput:
+        """As `validation_step`, on the test split."""
+        return self._evaluate(batch, "test")
+
+    def predict_step(self, batch: EvaluationBatch, batch_idx: int) -> EvaluationOutput:
+        """Features of the clean images."""
+        return EvaluationOutput(features=self(batch.clean), labels=batch.labels, index=batch.index)
+
+    def _evaluate(self, batch: EvaluationBatch, split: str) -> EvaluationOutput:
+        assert batch.views is not None
+        views = self.projector(self(torch.cat([batch.views.first, batch.views.second])))
+        loss = self.loss(*views.chunk(2))
+        many = self.trainer.world_size > 1
+        # The loss is a mean over this global batch: weighted by its rows, each image counts once.
+        rows = sum_over_ranks(loss.new_tensor(float(batch.labels.numel())))
+        self.log(
+            f"{split}/loss",
+            loss,
+            on_epoch=True,
+            sync_dist=many,
+            batch_size=int(rows),
+            add_dataloader_idx=False,
+        )
+        return self.predict_step(batch, 0)

@@ -1,0 +1,63 @@
+"""Randomness as a pure function of (seed, epoch, sample, stream).
+
+A generator has state: who draws how often, in which process, decides what comes next, and a resumed
+run has to find that state again. Here nothing is drawn: each random number is *computed*, by hashing
+what it belongs to. Sample 17's crop in epoch 3 is the same number in any batch, on any rank, with
+any number of workers, before and after a resume, on a CPU and on a GPU to the bit (all of it is
+integer arithmetic, and the closing conversion to float is exact).
+
+The hash is SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA
+2014): the state advances by the golden ratio times 2^64, and a finaliser mixes it.
+"""
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_ORDER_STREAM = 0x6F72646572  # apart from the views' streams, which are small numbers
+
+
+def _signed(value: int) -> int:
+    """The int64 that has the low 64 bits of `value`: torch has no shifts on uint64."""
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64. Products wrap; `>>` is arithmetic, so the sign is masked."""
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(0x94D049BB133111EB)
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def _hash(seed: int, epoch: int, index: Tensor, stream: int) -> Tensor:
+    """A 64-bit key for each sample: int64, the shape of `index`."""
+    key = torch.tensor(0, dtype=torch.int64, device=index.device)
+    for part in (seed, epoch, stream):
+        key = _mix(key + _signed((part + 1) * _GOLDEN))
+    return _mix(key + index * _signed(_GOLDEN))
+
+
+def uniform(seed: int, epoch: int, index: Tensor, stream: int, draws: int) -> Tensor:
+    """Independent uniform numbers for each sample.
+
+    Args:
+        seed: the run's seed.
+        epoch: the epoch, from 0.
+        index: `int64 [B]`, each sample's place in its split.
+        stream: what the numbers are for (the views use 0 and 1).
+        draws: how many numbers a sample needs; a longer draw begins with the shorter one.
+
+    Returns:
+        `float32 [B, draws]` in [0, 1), multiples of 2^-24, the same bits on every device.
+    """
+    counter = torch.arange(1, draws + 1, device=index.device) * _signed(_GOLDEN)
+    bits = _mix(_hash(seed, epoch, index, stream)[:, None] + counter)
+    return ((bits >> 40) & ((1 << 24) - 1)).to(torch.float32) * 2.0**-24
+
+
+def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
+    """The order of `size` samples in an epoch: a permutation, `int64 [size]` on the CPU."""
+    keys = _hash(seed, epoch, torch.arange(size), _ORDER_STREAM)
+    return torch.argsort(keys, stable=True)

@@ -1,0 +1,1 @@
+"""A run and its directory: what is written where, and when."""

@@ -1,0 +1,1 @@
+"""The commands beside `fit`, a file each."""

@@ -1,6 +1,7 @@
 """SimCLR in PyTorch Lightning.
 
-Public names are imported when they are first used, so that `python -m simclr_pl --help` needs no torch.
+Public names are imported when they are first used, so that `python -m simclr_pl --help` needs no
+torch.
 """
 
 import importlib

@@ -16,9 +16,10 @@ class Batch(NamedTuple):
     """A rank's slice of a global batch, as a loader yields it.
 
     Attributes:
-        images: `uint8 [B, C, H, W]`, whole images; or `uint8 [B, K, C, S, S]` where a worker process
-            has already cut K crops from each decoded file: both views (K = 2, training), the clean
-            centre (K = 1, features), or both views and the clean centre (K = 3, evaluation).
+        images: `uint8 [B, C, H, W]`, whole images; or `uint8 [B, K, C, S, S]` where a worker
+            process has already cut K crops from each decoded file: both views (K = 2, training),
+            the clean centre (K = 1, features), or both views and the clean centre (K = 3,
+            evaluation).
         labels: `int64 [B]`, `UNLABELLED` where unknown.
         index: `int64 [B]`, the place of each image in its split: what its randomness hangs on.
         epoch: the epoch these images were drawn in.
@@ -26,7 +27,7 @@ class Batch(NamedTuple):
 
     images: Tensor
     labels: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple has a method of that name
     epoch: int
 
 
@@ -43,7 +44,7 @@ class Views(NamedTuple):
     first: Tensor
     second: Tensor
     labels: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple has a method of that name
 
 
 class EvaluationBatch(NamedTuple):
@@ -59,7 +60,7 @@ class EvaluationBatch(NamedTuple):
     clean: Tensor
     views: Views | None
     labels: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple has a method of that name
 
 
 class StepOutput(TypedDict):

@@ -92,7 +92,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"batch norm wants at least 2 dimensions, not {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        """Normalises `[B, C, ...]` by the statistics of all ranks (in eval mode: the running ones)."""
+        """Normalises `[B, C, ...]` by all ranks' statistics (in eval mode: the running ones)."""
         if not self.training or rank_and_world()[1] == 1:
             return super().forward(input)
         axes = [axis for axis in range(input.dim()) if axis != 1]
@@ -123,7 +123,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def _sum_over_ranks(x: Tensor) -> Tensor:
-    total: Tensor = _SumOverRanks.apply(x)  # type: ignore[no-untyped-call]
+    total: Tensor = _SumOverRanks.apply(x)
     return total
 
 

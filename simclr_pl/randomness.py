@@ -1,14 +1,16 @@
 """Randomness as a pure function of (seed, epoch, sample, stream).
 
 A generator has state: who draws how often, in which process, decides what comes next, and a resumed
-run has to find that state again. Here nothing is drawn: each random number is *computed*, by hashing
-what it belongs to. Sample 17's crop in epoch 3 is the same number in any batch, on any rank, with
-any number of workers, before and after a resume, on a CPU and on a GPU to the bit (all of it is
-integer arithmetic, and the closing conversion to float is exact).
+run has to find that state again. Here nothing is drawn: each random number is *computed*, by
+hashing what it belongs to. Sample 17's crop in epoch 3 is the same number in any batch, on any
+rank, with any number of workers, before and after a resume, on a CPU and on a GPU to the bit (all
+of it is integer arithmetic, and the closing conversion to float is exact).
 
-The hash is SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA
-2014): the state advances by the golden ratio times 2^64, and a finaliser mixes it.
+The hash is SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
+OOPSLA 2014): the state advances by the golden ratio times 2^64, and a finaliser mixes it.
 """
+
+import os
 
 import torch
 from torch import Tensor
@@ -16,6 +18,11 @@ from torch import Tensor
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _ORDER_STREAM = 0x6F72646572  # apart from the views' streams, which are small numbers
+
+
+def run_seed(seed: int | None) -> int:
+    """`seed`, or where it is None the one of `seed_everything` (from the environment), or 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
 
 
 def _signed(value: int) -> int:

@@ -12,6 +12,7 @@ from simclr_pl.data.loaders import EvaluationLoader, TrainLoader
 from simclr_pl.data.sources import ArrayImages, Cut, ImageFiles
 from simclr_pl.data.views import SimCLRViews
 from simclr_pl.errors import UserError
+from simclr_pl.randomness import run_seed
 
 Split = Literal["train", "val", "test"]
 
@@ -37,7 +38,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         num_workers: processes that decode image files, a device; sets in memory need none.
         split_seed: of the validation holdout; keep it, so that runs are comparable.
         predict_split: what `predict` encodes: train, val or test.
-        seed: of order and views; on the command line it follows `--seed_everything`.
+        seed: of order and views (default: what `seed_everything` was given, or 0).
 
     Raises:
         UserError: a value out of its range; from `prepare_data` and `setup`, whatever is wrong
@@ -60,7 +61,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         num_workers: int = 2,
         split_seed: int = 0,
         predict_split: Split = "val",
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 2:
@@ -70,7 +71,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         if num_workers < 0:
             raise UserError(f"data.num_workers is {num_workers}, but must be 0 or more")
         self.dataset, self.root, self.batch_size = dataset, root, batch_size
-        self.num_workers, self.split_seed, self.seed = num_workers, split_seed, seed
+        self.num_workers, self.split_seed, self.seed = num_workers, split_seed, run_seed(seed)
         self.predict_split: Split = predict_split
         self._image_size, self._mean, self._std = image_size, mean, std
         self._augmentation: dict[str, Any] = {
@@ -104,7 +105,12 @@ class ContrastiveDataModule(L.LightningDataModule):
         self.views = SimCLRViews(
             self.image_size, **self._augmentation, mean=self.mean, std=self.std, seed=self.seed
         )
-        self.splits = Splits(*(self._wire(part) for part in splits[:3]), splits.classes)
+        self.splits = Splits(
+            self._wire(splits.train),
+            self._wire(splits.val),
+            self._wire(splits.test),
+            splits.classes,
+        )
         self.channels = channels
 
     def train_dataloader(self) -> TrainLoader:
@@ -123,7 +129,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         # Overfitting on a few batches wants the same ones in every epoch.
-        fixed = trainer.overfit_batches > 0
+        fixed = trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return TrainLoader(
             self._place(train),
             self.batch_size,

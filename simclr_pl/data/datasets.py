@@ -197,8 +197,8 @@ def _from_torchvision(splits: list[Any], classes: list[str]) -> _Raw:
     return _Raw(ArrayImages(images, labels), ArrayImages(*test), tuple(classes))
 
 
-def _torchvision(name: str, splits: list[dict[str, Any]]) -> tuple[Callable[..., Any], ...]:
-    """(read, fetch) of a torchvision class, with its constructor's arguments for each split."""
+def _torchvision(name: str, splits: list[dict[str, Any]], archive: str) -> _Entry:
+    """The entry of a torchvision class, with its constructor's arguments for each split."""
 
     def make(root: Path, download: bool) -> list[Any]:
         from torchvision import datasets
@@ -214,7 +214,7 @@ def _torchvision(name: str, splits: list[dict[str, Any]]) -> tuple[Callable[...,
     def fetch(root: Path) -> None:
         make(root, True)
 
-    return read, fetch
+    return _Entry(read, fetch, f"{archive} into {{root}}")
 
 
 def _read_digits(root: Path) -> _Raw:
@@ -365,15 +365,12 @@ _TRAIN_TEST: list[dict[str, Any]] = [{"train": True}, {"train": False}]
 DATASETS: dict[str, _Entry] = {
     "digits": _Entry(_read_digits),
     "fashion_mnist": _Entry(_read_fashion, _fetch_fashion, _FASHION_FILES),
-    "cifar10": _Entry(
-        *_torchvision("CIFAR10", _TRAIN_TEST), files="cifar-10-python.tar.gz into {root}"
-    ),
-    "cifar100": _Entry(
-        *_torchvision("CIFAR100", _TRAIN_TEST), files="cifar-100-python.tar.gz into {root}"
-    ),
-    "stl10": _Entry(
-        *_torchvision("STL10", [{"split": s} for s in ("train", "test", "unlabeled")]),
-        files="stl10_binary.tar.gz into {root}",
+    "cifar10": _torchvision("CIFAR10", _TRAIN_TEST, "cifar-10-python.tar.gz"),
+    "cifar100": _torchvision("CIFAR100", _TRAIN_TEST, "cifar-100-python.tar.gz"),
+    "stl10": _torchvision(
+        "STL10",
+        [{"split": split} for split in ("train", "test", "unlabeled")],
+        "stl10_binary.tar.gz",
     ),
     "folder": _Entry(_read_folder),
     "npz": _Entry(_read_npz),

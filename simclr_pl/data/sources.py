@@ -139,7 +139,7 @@ class ImageFiles:
                 _Crops(self.paths, self.labels, self.views, cut),
                 batch_sampler=sampler,
                 num_workers=self.workers,
-                collate_fn=_as_is,
+                collate_fn=_as_is,  # type: ignore[arg-type]  # `__getitems__` gives a whole batch
                 persistent_workers=self.workers > 0,
                 pin_memory=torch.cuda.is_available(),
             )
@@ -159,7 +159,7 @@ class ImageFiles:
 
 class _Place(NamedTuple):
     epoch: int
-    index: int
+    image: int
 
 
 class _Plan:
@@ -186,7 +186,7 @@ class _Crops(Dataset[Batch]):
 
     def __getitems__(self, places: list[_Place]) -> Batch:
         epoch = places[0].epoch
-        index = torch.tensor([place.index for place in places])
+        index = torch.tensor([place.image for place in places])
         images = [_open(self.paths[i]) for i in index.tolist()]
         width, height = torch.tensor([image.size for image in images]).T
         boxes = []

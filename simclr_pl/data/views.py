@@ -158,7 +158,7 @@ class SimCLRViews(nn.Module):
             pixels = self._cut(images.float().div_(255), box, how.flip)
         device = pixels.device
         if how.flip.device != device:
-            how = ViewParameters(*(_to(part, device) for part in how))
+            how = _to(how, device)
         pixels = color.jitter(pixels, how.jitter)
         pixels = color.to_grayscale(pixels, how.gray)
         return self._normalise(self._blur(pixels, how.blur, how.sigma))
@@ -217,10 +217,10 @@ def _each(flags: Tensor) -> Tensor:
     return flags[:, None, None, None]
 
 
-def _to(part: Tensor | color.Jitter, device: torch.device) -> Tensor | color.Jitter:
-    if isinstance(part, Tensor):
-        return part.to(device)
-    return color.Jitter(*(tensor.to(device) for tensor in part))
+def _to(how: ViewParameters, device: torch.device) -> ViewParameters:
+    jitter = color.Jitter(*(part.to(device) for part in how.jitter))
+    parts = {k: v.to(device) for k, v in how._asdict().items() if isinstance(v, Tensor)}
+    return ViewParameters(**parts, jitter=jitter)
 
 
 def _check(

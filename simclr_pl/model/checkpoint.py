@@ -12,7 +12,7 @@ from simclr_pl.errors import UserError
 from simclr_pl.model.encoder import EncoderSpec, build_encoder
 
 KEY = "simclr_pl"
-"""Where a checkpoint keeps what is ours: the format's version, the encoder's spec, the data's statistics."""
+"""Where a checkpoint keeps what is ours: format, the encoder's spec, the data's statistics."""
 
 FORMAT = 1
 """Raised when a checkpoint of today could no longer be read by yesterday's code."""
@@ -35,7 +35,7 @@ def read_checkpoint(path: str | Path, *, device: str = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}: give the path of a .ckpt file of a run")
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        checkpoint: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} cannot be read: it is truncated, or not a checkpoint. "
@@ -76,7 +76,8 @@ def load_encoder(path: str | Path) -> nn.Module:
         A module in eval mode, float images `[B, C, H, W]` to features `[B, D]`, on the CPU.
 
     Raises:
-        UserError: as `read_checkpoint`, and for weights that don't fit the architecture named there.
+        UserError: as `read_checkpoint`, and for weights that don't fit the architecture named
+            there.
     """
     checkpoint = read_checkpoint(path)
     about = checkpoint[KEY]
@@ -109,7 +110,7 @@ def fit_weights(module: nn.Module, weights: dict[str, Any], source: str) -> None
             )
         if own[name].shape != weights[name].shape:
             raise UserError(
-                f"{source} holds another architecture: '{name}' is {[*weights[name].shape]} there and "
-                f"{[*own[name].shape]} here. Use the configuration that wrote the checkpoint"
+                f"{source} holds another architecture: '{name}' is {[*weights[name].shape]} there "
+                f"and {[*own[name].shape]} here. Use the configuration that wrote the checkpoint"
             )
     module.load_state_dict(weights)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from simclr_pl.errors import UserError
 
 SMALL_IMAGE = 64
-"""Up to this side, in pixels, a ResNet gets the small-image stem (the paper's CIFAR-10 appendix B.9)."""
+"""Up to this side, in pixels, ResNets get the small-image stem (the paper's appendix B.9)."""
 
 Stem = Literal["auto", "small", "imagenet"]
 
@@ -61,15 +61,16 @@ def build_encoder(spec: EncoderSpec) -> BuiltEncoder:
         stem = "3x3 stride 1, no max-pool"
     elif spec.stem == "small":
         raise UserError(
-            f"model.stem 'small' is for ResNet-like networks, and {spec.name} has no conv1 to replace: "
-            "leave model.stem at 'auto'"
+            f"model.stem 'small' is for ResNet-like networks, and {spec.name} has no conv1 to "
+            "replace: leave model.stem at 'auto'"
         )
     try:
         width = _feature_width(network, spec)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
-            f"encoder {spec.name} cannot take {spec.channels} x {spec.image_size} x {spec.image_size} "
-            f"images ({str(error).splitlines()[0]}): choose another data.image_size or model.encoder"
+            f"encoder {spec.name} cannot take images of {spec.channels} x {spec.image_size} x "
+            f"{spec.image_size} ({str(error).splitlines()[0]}): choose another data.image_size "
+            "or model.encoder"
         ) from error
     return BuiltEncoder(network, width, f"{stem} ({library})")
 

@@ -7,19 +7,19 @@ the other view p of the same image, with similarities s_ij = z_i·z_j / temperat
            = softplus( logsumexp_{j not in {i, p}} s_ij - s_ip )
 
 The second line is what is computed: with the positive kept out of the sum, nothing cancels when it
-dominates, which at temperature 0.05 is what trained representations do. The loss is the mean over all
-2N anchors.
+dominates, which at temperature 0.05 is what trained representations do. The loss is the mean over
+all 2N anchors.
 
 Its gradient with respect to z_i, where c_i = sigmoid(logsumexp_i - s_ip) and
 w_ij = c_i exp(s_ij - logsumexp_i) for negatives j, w_ip = -c_i for the positive, is
 
     d(2N loss)/dz_i = sum_j (w_ij + w_ji) z_j / temperature
 
-w_ij for the anchor's own term, w_ji because z_i is a column of the others'. Both need of another rank
-only its projections and two numbers an anchor, which the forward pass has gathered: backward needs
-no communication, and no similarity is ever kept. Blocks of rows and columns are made again instead,
-so that memory is linear in the batch. On one rank the matrix is symmetric: a block above the
-diagonal serves the one below as well.
+w_ij for the anchor's own term, w_ji because z_i is a column of the others'. Both need of another
+rank only its projections and two numbers an anchor, which the forward pass has gathered: backward
+needs no communication, and no similarity is ever kept. Blocks of rows and columns are made again
+instead, so that memory is linear in the batch. On one rank the matrix is symmetric: a block above
+the diagonal serves the one below as well.
 """
 
 from typing import Any, NamedTuple
@@ -48,10 +48,11 @@ class AnchorStatistics(NamedTuple):
 class NTXentLoss(nn.Module):
     """NT-Xent over the global batch.
 
-    With several ranks every anchor is compared with the projections of all of them, which are gathered
-    here; ranks may hold different numbers of rows. The mean of the returned scalar over ranks is the
-    loss of the concatenated batch, and the gradient that DDP averages is that loss's gradient. (This
-    supposes that every rank calls `backward` with the same factor, as DDP and loss scaling do.)
+    With several ranks every anchor is compared with the projections of all of them, which are
+    gathered here; ranks may hold different numbers of rows. The mean of the returned scalar over
+    ranks is the loss of the concatenated batch, and the gradient that DDP averages is that loss's
+    gradient. (This supposes that every rank calls `backward` with the same factor, as DDP and loss
+    scaling do.)
 
     Source: Chen et al. 2020, section 2.1 and equation 1; google-research/simclr `objective.py`.
 
@@ -96,10 +97,11 @@ class NTXentLoss(nn.Module):
         with torch.autocast(z1.device.type, enabled=False):
             z = torch.cat([z1, z2])
             z = F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
-            loss, rank, log_sum = _NTXent.apply(z, self.temperature, self.block_size)  # type: ignore[no-untyped-call]
+            loss, rank, log_sum = _NTXent.apply(z, self.temperature, self.block_size)
         return loss, AnchorStatistics(rank, log_sum)
 
     def extra_repr(self) -> str:
+        """What `print` shows of the module."""
         return f"temperature={self.temperature}, block_size={self.block_size}"
 
 

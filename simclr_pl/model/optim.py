@@ -80,7 +80,7 @@ def build_optimizer(modules: nn.Module, recipe: OptimizerRecipe, learning_rate: 
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(recipe.momentum, 0.999))
     if recipe.name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=recipe.momentum)
-    from timm.optim import Lars  # late: timm takes seconds to import
+    from timm.optim.lars import Lars  # late: timm takes seconds to import
 
     # Groups without decay are not adapted, which is what the authors do.
     lars: Optimizer = Lars(groups, lr=learning_rate, momentum=recipe.momentum)
@@ -90,7 +90,8 @@ def build_optimizer(modules: nn.Module, recipe: OptimizerRecipe, learning_rate: 
 def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
     """Linear warm-up to the peak, then a cosine to zero without restarts, a step at a time.
 
-    Sources: the paper's section 2.2; google-research/simclr `WarmUpAndCosineDecay`. Step 0 trains at
+    Sources: the paper's section 2.2; google-research/simclr `WarmUpAndCosineDecay`. Step 0 trains
+        at
     1/warmup_steps of the peak instead of the authors' 0, which would waste it.
     """
 

@@ -1,0 +1,93 @@
+"""`python -m simclr_pl COMMAND ...`: the table of commands, and what an error looks like."""
+
+import difflib
+import importlib
+import os
+import sys
+
+from simclr_pl import __version__
+
+COMMANDS = {
+    "fit": ("simclr_pl.cli", "pretrain: fit --config configs/cifar.yaml"),
+    "validate": ("simclr_pl.cli", "loss and probe accuracy on the validation split of a run"),
+    "test": ("simclr_pl.cli", "loss and probe accuracy on the test split of a run"),
+    "predict": ("simclr_pl.cli", "write features, labels and indices of a split to one file"),
+    "compare": (
+        "simclr_pl.tools.compare",
+        "is pretraining worth it? raw pixels, untrained and pretrained encoder, one protocol",
+    ),
+    "views": ("simclr_pl.tools.views", "a picture of what the augmentation does"),
+    "report": ("simclr_pl.tools.report", "pictures of a run's curves"),
+}
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    return (
+        "usage: python -m simclr_pl COMMAND [options]\n\nSimCLR in PyTorch Lightning.\n\n"
+        f"commands:\n{lines}\n\n"
+        "python -m simclr_pl COMMAND --help lists a command's options; --debug shows tracebacks."
+    )
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs a command and returns the exit code.
+
+    Args:
+        args: command line without the program's name (default: this process's).
+    """
+    args = sys.argv[1:] if args is None else args
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    if not args or args[0] in ("-h", "--help"):
+        sys.stdout.write(_help() + "\n")
+        return 0
+    if args[0] == "--version":
+        sys.stdout.write(f"simclr_pl {__version__}\n")
+        return 0
+    if args[0] not in COMMANDS:
+        near = difflib.get_close_matches(args[0], COMMANDS, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(COMMANDS)}"
+        sys.stderr.write(f"error: unknown command '{args[0]}': {hint}\n")
+        return 2
+    return _run(args, debug=debug)
+
+
+def _run(args: list[str], *, debug: bool) -> int:
+    """Runs a known command; an error becomes one sentence."""
+    from simclr_pl.errors import UserError
+
+    try:
+        importlib.import_module(COMMANDS[args[0]][0]).run_cli(args)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        sys.stderr.write("interrupted: the same command with --resume and --run_dir continues\n")
+        return 130
+    except UserError as error:
+        if debug:
+            raise
+        return _say(_innermost(str(error)), 2)
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split()) or "no message"
+        return _say(f"{type(error).__name__}: {text} (--debug shows where)", 1)
+    return 0
+
+
+def _innermost(text: str) -> str:
+    """The sentence alone, where a worker process has wrapped it in its traceback."""
+    return text.rsplit("UserError: ", 1)[-1].strip()
+
+
+def _say(sentence: str, code: int) -> int:
+    """Writes the sentence, once: of ranks on one machine the first one speaks."""
+    rank = os.environ.get("LOCAL_RANK", "0")
+    sys.stderr.write(f"error: {sentence}\n" if rank == "0" else f"rank {rank}: {sentence}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

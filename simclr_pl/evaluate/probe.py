@@ -1,0 +1,196 @@
+"""The online probe: a linear classifier trained beside pretraining, on features left alone."""
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from simclr_pl.batch import UNLABELLED, EvaluationOutput, StepOutput
+from simclr_pl.distributed import sum_over_ranks
+from simclr_pl.errors import UserError
+
+
+class OnlineProbe(L.Callback):
+    """A linear head on detached features, with its own optimiser (Adam), scored on clean images.
+
+    It learns from the training step's features (augmented views, encoder in train mode) and labels,
+    and is scored on the validation split's clean images with the encoder in eval mode. The numbers
+    say whether pretraining is getting somewhere; they are not the offline linear evaluation.
+
+    Gradients are summed over ranks and divided by the number of labelled rows of all ranks, so
+    that the head is the same on every rank, and the same for any number of them. Unlabelled rows
+    don't count. Works with any module whose steps return `StepOutput` and `EvaluationOutput`;
+    without labels it does nothing.
+
+    Args:
+        learning_rate: of Adam, constant.
+        weight_decay: decoupled (AdamW).
+
+    Raises:
+        UserError: a learning rate that is not above 0; labels beyond the data's classes.
+    """
+
+    def __init__(self, learning_rate: float = 1e-3, weight_decay: float = 0.0) -> None:
+        if not learning_rate > 0:
+            raise UserError(f"probe.learning_rate is {learning_rate}, but must be above 0")
+        if weight_decay < 0:
+            raise UserError(f"probe.weight_decay is {weight_decay}, but must be 0 or more")
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.head: nn.Linear | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.classes = 0
+        self._metrics: dict[str, MulticlassAccuracy] = {}
+        self._restored: dict[str, Any] | None = None
+
+    # Building -------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Learns the number of classes."""
+        self.classes = int(getattr(trainer.datamodule, "num_classes", 0))  # type: ignore[attr-defined]
+
+    def _build(self, features: Tensor) -> tuple[nn.Linear, torch.optim.Optimizer]:
+        """Makes the head at the first features: their width, device and dtype are now known."""
+        if self.head is None or self.optimizer is None:
+            self.head = nn.Linear(features.shape[1], self.classes)
+            # Zero weights are the same on every rank; a linear head needs no broken symmetry.
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+            wide = torch.promote_types(features.dtype, torch.float32)
+            self.head.to(device=features.device, dtype=wide)
+            self.optimizer = torch.optim.AdamW(
+                self.head.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+            )
+            if self._restored is not None:
+                if self._restored["head"]["weight"].shape != self.head.weight.shape:
+                    raise UserError(
+                        "the checkpoint's probe is of other classes or another encoder: "
+                        "use the data and model that it was trained with"
+                    )
+                self.head.load_state_dict(self._restored["head"])
+                self.optimizer.load_state_dict(self._restored["optimizer"])
+                self._restored = None
+        return self.head, self.optimizer
+
+    def _metric(self, name: str, k: int, device: torch.device) -> MulticlassAccuracy:
+        if name not in self._metrics:
+            self._metrics[name] = MulticlassAccuracy(
+                num_classes=self.classes,
+                top_k=min(k, self.classes),
+                average="micro",
+                ignore_index=UNLABELLED,
+            ).to(device)
+        return self._metrics[name]
+
+    # Training -------------------------------------------------------------------------------------
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: StepOutput,  # type: ignore[override]
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """One step of the head on both views' features."""
+        if not self.classes:
+            return
+        features = outputs["features"].detach()
+        labels = outputs["labels"].repeat(2)
+        head, optimizer = self._build(features)
+        # Precision plugins wrap the module's steps alone: here the head's own precision rules.
+        with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
+            logits = head(features.to(head.weight.dtype))
+            loss = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
+            optimizer.zero_grad()
+            loss.backward()
+        _average_gradients(head, (labels != UNLABELLED).sum())
+        optimizer.step()
+        self._metric("train_top1", 1, features.device).update(logits.detach(), labels)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the epoch's accuracy on augmented views."""
+        self._log(pl_module, "train_top1")
+
+    # Evaluation -----------------------------------------------------------------------------------
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: EvaluationOutput,  # type: ignore[override]
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Scores clean images of the validation split."""
+        self._score("val", outputs)
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: EvaluationOutput,  # type: ignore[override]
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Scores clean images of the test split."""
+        self._score("test", outputs)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the accuracies on the validation split."""
+        self._log(pl_module, "val_top1", "val_top5")
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the accuracies on the test split."""
+        self._log(pl_module, "test_top1", "test_top5")
+
+    @torch.no_grad()
+    def _score(self, split: str, outputs: EvaluationOutput) -> None:
+        if not self.classes:
+            return
+        features, labels = outputs["features"], outputs["labels"]
+        head, _ = self._build(features)
+        logits = head(features.to(head.weight.dtype))
+        for k in (1, 5):
+            self._metric(f"{split}_top{k}", k, features.device).update(logits, labels)
+
+    def _log(self, pl_module: L.LightningModule, *names: str) -> None:
+        for name in names:
+            if name in self._metrics:
+                metric = self._metrics[name]
+                if float(sum_over_ranks(_seen(metric))):
+                    # Values, and already over all ranks: Lightning cannot keep a callback's
+                    # metrics.
+                    pl_module.log(f"probe/{name}", metric.compute(), prog_bar=name == "val_top1")
+                metric.reset()
+
+    # Checkpoints ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The head and its optimiser."""
+        if self.head is None or self.optimizer is None:
+            return {} if self._restored is None else self._restored
+        return {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state until the first features say where it belongs."""
+        self._restored = state_dict or None
+
+
+def _seen(metric: MulticlassAccuracy) -> Tensor:
+    """How many labelled samples this rank's metric has seen."""
+    return torch.as_tensor(metric.tp + metric.fn).sum().float()  # type: ignore[operator]
+
+
+def _average_gradients(head: nn.Linear, labelled: Tensor) -> None:
+    """Turns gradients of sums into the gradient of the mean over all ranks' labelled rows."""
+    grads = [p.grad for p in head.parameters() if p.grad is not None]
+    flat = torch.cat([*(g.flatten() for g in grads), labelled.to(grads[0].dtype)[None]])
+    flat = sum_over_ranks(flat)
+    flat[:-1] /= flat[-1].clamp(min=1)
+    for grad, mean in zip(grads, flat[:-1].split([g.numel() for g in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))

@@ -1,0 +1,146 @@
+"""When checkpoints are written, how, and what never gets into one."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+
+from simclr_pl.batch import StepOutput
+from simclr_pl.errors import UserError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the old file, syncs, renames: a kill leaves the old checkpoint or the new."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Saves `checkpoint` to `path`, a local file."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class SaveCheckpoint(Checkpoint):
+    """Keeps `last.ckpt` current, and copies of some epochs if wanted.
+
+    An epoch's checkpoint is written after its validation, so that a resume never skips one.
+
+    Args:
+        every_n_epochs: how often `last.ckpt` is written; the last epoch always is.
+        every_n_steps: also in mid-epoch, every so many optimiser steps (default: no).
+        keep_every_n_epochs: keep the checkpoint of every so many epochs as `epoch=NNNN.ckpt`
+            (default: `last.ckpt` alone).
+
+    Raises:
+        UserError: a number below 1.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
+        keep_every_n_epochs: int | None = None,
+    ) -> None:
+        for name, value in locals().copy().items():
+            if isinstance(value, int) and value < 1:
+                raise UserError(f"checkpoint.{name} is {value}, but must be at least 1")
+        self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
+        self.keep_every_n_epochs = keep_every_n_epochs
+        self.path: Path | None = None
+        """Where `last.ckpt` goes: set by the command line, else below `default_root_dir`."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Finds the place."""
+        if self.path is None:
+            self.path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Saves in mid-epoch; an epoch's last step is left to the end of the epoch."""
+        if not self.every_n_steps or trainer.is_last_batch:
+            return
+        if trainer.global_step % self.every_n_steps == 0:
+            trainer.save_checkpoint(str(self.path))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves behind the epoch's validation."""
+        done = trainer.current_epoch + 1
+        keep = self.keep_every_n_epochs is not None and done % self.keep_every_n_epochs == 0
+        last = done == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        if done % self.every_n_epochs and not keep and not last:
+            return
+        assert self.path is not None
+        trainer.save_checkpoint(str(self.path))
+        if keep and trainer.is_global_zero:
+            copy = self.path.with_name(f"epoch={done:04d}.ckpt")
+            copy.unlink(missing_ok=True)
+            os.link(self.path, copy)  # no second copy on disk: `last.ckpt` is replaced, not changed
+
+
+class StopOnNaN(L.Callback):
+    """Ends a run whose loss is no longer a number, before that gets into a checkpoint.
+
+    On a CPU each step is looked at; on an accelerator, where looking costs a synchronisation, the
+    steps that are logged and those before a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._bad: Tensor | None = None
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: StepOutput,  # type: ignore[override]
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Remembers on the device whether the loss has ever been anything but finite."""
+        bad = ~torch.isfinite(outputs["loss"].detach())
+        self._bad = bad if self._bad is None else self._bad | bad
+        cheap = bad.device.type == "cpu"
+        if cheap or trainer.global_step % max(trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
+            self._look(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuses to save weights that are not numbers; what is on disk stays as it is."""
+        self._look(trainer)
+        weights = checkpoint["state_dict"].values()
+        if not all(bool(torch.isfinite(w).all()) for w in weights if w.is_floating_point()):
+            raise UserError(_explain("the weights are", trainer))
+
+    def _look(self, trainer: L.Trainer) -> None:
+        if self._bad is not None and bool(self._bad):
+            raise UserError(_explain("the loss is", trainer))
+
+
+def _explain(what: str, trainer: L.Trainer) -> str:
+    return (
+        f"{what} no longer a number (NaN or infinite) at step {trainer.global_step}: lower "
+        "--model.learning_rate, raise --model.warmup_epochs, or train with --trainer.precision "
+        "32-true. Checkpoints saved before are untouched"
+    )

@@ -1,0 +1,99 @@
+"""The run directory: where everything of one run is kept, and who may write into it."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from simclr_pl.errors import UserError
+
+_HANDED_ON = "SIMCLR_PL_RUN_DIR"
+"""Ranks that Lightning starts run the command again: rank 0's choice reaches them in here."""
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is global rank 0, also before a process group is up."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0) == 0
+
+
+class RunDirectory:
+    """Paths of a run, and the rules: one run a directory, and nothing left of one that never began.
+
+    Args:
+        path: the directory; need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.csv"
+        self.last_checkpoint = path / "checkpoints" / "last.ckpt"
+        self.pictures = path / "pictures"
+        self.results = path / "results"
+        self.wandb_id = path / "wandb_id.txt"
+        self._found: set[Path] = set()
+        self._new_folders: list[Path] = []
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run has written here."""
+        return self.config.exists() or self.metrics.exists() or self.last_checkpoint.exists()
+
+    def claim(self, *, resume: bool) -> None:
+        """Makes the directory this run's own; rank 0 alone does so.
+
+        Raises:
+            UserError: it holds a run and `resume` wasn't asked for, or it cannot be made.
+        """
+        if not is_rank_zero():
+            return
+        if self.holds_run and not resume:
+            raise UserError(
+                f"{self.path} already holds a run: add --resume to continue it, "
+                "or give another --run_dir"
+            )
+        self._new_folders = [p for p in (self.path, *self.path.parents) if not p.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be made a run directory: {error}") from error
+        self._found = set(self.path.iterdir())
+
+    def discard(self) -> None:
+        """Takes back what `claim` and a run that didn't reach its first step have made."""
+        if not self.path.is_dir() or not is_rank_zero():
+            return
+        for entry in set(self.path.iterdir()) - self._found:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+        for folder in self._new_folders:
+            try:
+                folder.rmdir()
+            except OSError:  # another run has moved in
+                break
+
+
+def choose_directory(wanted: str | None, config_name: str) -> RunDirectory:
+    """The directory asked for, or `runs/<config name>/<time>`.
+
+    Args:
+        wanted: what the user gave.
+        config_name: the first configuration's name.
+    """
+    if wanted is None:
+        wanted = os.environ.get(_HANDED_ON) if not is_rank_zero() else None
+        stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+        path = Path(wanted) if wanted else Path("runs") / config_name / stamp
+        count = 1
+        while wanted is None and path.exists():  # two runs in one second
+            count += 1
+            path = path.with_name(f"{stamp}_{count}")
+    else:
+        path = Path(wanted)
+    if is_rank_zero():
+        os.environ[_HANDED_ON] = str(path)
+    return RunDirectory(path)

@@ -1,0 +1,111 @@
+"""`metrics.csv`: every logged number, a row a step, on disk as soon as it is logged."""
+
+import csv
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class MetricsFile(Logger):
+    """Logs to a CSV file that survives a kill and a resume.
+
+    Lightning's CSVLogger keeps rows in memory between flushes and deletes the file of the run it
+    continues. Here each row is written at once, and a resume cuts the file back to its checkpoint.
+
+    Args:
+        path: the file.
+        resume_at: keep only the rows of steps before this one; `None` starts a new file.
+    """
+
+    def __init__(self, path: Path, resume_at: int | None = None) -> None:
+        super().__init__()
+        self.path = path
+        self._columns: list[str] = ["step", "epoch"]
+        self._resume_at = resume_at
+        self._opened = False
+        self._last: tuple[int, dict[str, Any]] = (0, {})  # the last row: where it begins, its cells
+
+    @property
+    def name(self) -> str:
+        """Lightning's hook: loggers have names."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """Lightning's hook: there is one version."""
+        return ""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> "MetricsFile":
+        """Lightning's hook: made on rank 0 alone."""
+        return self
+
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
+        """They are in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds a row, or to the last one where the step is the same; new names widen the file."""
+        if not self._opened:
+            self._open()
+        new = [name for name in metrics if name not in self._columns]
+        if new:
+            rows = read_metrics(self.path)
+            self._columns += new
+            self._rewrite(rows)
+        start, row = self._last
+        with self.path.open("r+", newline="") as file:
+            if row.get("step") != str(step):
+                start, row = file.seek(0, os.SEEK_END), {"step": str(step)}
+            # A row that is added to only grows: written over itself, it leaves nothing behind.
+            row |= {name: str(float(value)) for name, value in metrics.items() if name != "epoch"}
+            row |= {"epoch": str(int(metrics["epoch"]))} if "epoch" in metrics else {}
+            file.seek(start)
+            csv.DictWriter(file, self._columns).writerow(row)
+        self._last = (start, row)
+
+    def _open(self) -> None:
+        rows: list[dict[str, str]] = []
+        if self._resume_at is not None and self.path.exists():
+            rows = [r for r in read_metrics(self.path) if int(r["step"]) < self._resume_at]
+            self._columns += [c for r in rows for c in r if c not in self._columns]
+            self._columns = list(dict.fromkeys(self._columns))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._rewrite(rows)
+        self._opened = True
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        """Writes all rows anew, in one rename: a kill leaves the old file or the new one."""
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            for row in rows:
+                self._last = (file.tell(), dict(row))
+                writer.writerow(row)
+        temporary.replace(self.path)
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of a `metrics.csv`, each with the columns that it has a value for.
+
+    A row that a kill has cut short is left out.
+    """
+    with path.open(newline="") as file:
+        table = list(csv.reader(file))
+    if not table:
+        return []
+    head = table[0]
+    return [
+        {name: value for name, value in zip(head, row, strict=True) if value}
+        for row in table[1:]
+        if len(row) == len(head)
+    ]

@@ -1,0 +1,113 @@
+"""What a person sees while a run runs: a bar, or plain lines, with the whole run's time left."""
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+LINE_EVERY = 10.0
+"""Seconds between plain lines."""
+
+_SHOWN = {
+    "train/loss": "loss",
+    "train/contrastive_top1": "contrastive top-1",
+    "probe/val_top1": "probe val top-1",
+    "val/loss": "val loss",
+}
+
+
+class Progress(ProgressBar):
+    """Steps done of all steps, the latest numbers, and the time left.
+
+    In a terminal it is a bar; elsewhere (a log file, a cluster) a line every ten seconds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._on = True
+        self._bar: Any = None
+        self._last_line = 0.0
+        self._start = (0.0, 0)
+
+    def disable(self) -> None:
+        """Lightning's hook, called on all ranks but the first."""
+        self._on = False
+
+    def enable(self) -> None:
+        """Lightning's hook."""
+        self._on = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Prints without breaking the bar."""
+        if self._on:
+            tqdm.write(" ".join(str(arg) for arg in args))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock."""
+        self._start = (time.monotonic(), trainer.global_step)
+        if self._on and sys.stdout.isatty():
+            self._bar = tqdm(
+                total=int(trainer.estimated_stepping_batches),
+                initial=trainer.global_step,
+                unit="step",
+                file=sys.stdout,
+                dynamic_ncols=True,
+                smoothing=0.05,
+            )
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Moves the bar, or prints a line when it is time to."""
+        if not self._on:
+            return
+        if self._bar is not None:
+            self._bar.update(trainer.global_step - self._bar.n)
+            if time.monotonic() - self._last_line > 0.5:  # reading a GPU's numbers makes it wait
+                self._last_line = time.monotonic()
+                self._bar.set_description(f"epoch {trainer.current_epoch + 1}/{_epochs(trainer)}")
+                self._bar.set_postfix_str(_numbers(trainer))
+        elif time.monotonic() - self._last_line > LINE_EVERY:
+            self._line(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Shows the last numbers."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(_numbers(trainer))
+        elif self._on:
+            self._line(trainer)
+        self._close()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Leaves the terminal in order."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _line(self, trainer: L.Trainer) -> None:
+        self._last_line = time.monotonic()
+        total = int(trainer.estimated_stepping_batches)
+        done = trainer.global_step - self._start[1]
+        each = (time.monotonic() - self._start[0]) / max(done, 1)
+        left = tqdm.format_interval(each * (total - trainer.global_step))
+        epoch = min(trainer.current_epoch + 1, trainer.max_epochs or trainer.current_epoch + 1)
+        sys.stdout.write(
+            f"epoch {epoch}/{_epochs(trainer)}  step {trainer.global_step}/{total}  "
+            f"{_numbers(trainer)}  {left} left\n"
+        )
+        sys.stdout.flush()
+
+
+def _epochs(trainer: L.Trainer) -> str:
+    return str(trainer.max_epochs) if trainer.max_epochs and trainer.max_epochs > 0 else "?"
+
+
+def _numbers(trainer: L.Trainer) -> str:
+    metrics = trainer.callback_metrics
+    return ", ".join(f"{s} {float(metrics[n]):.3f}" for n, s in _SHOWN.items() if n in metrics)

@@ -1,0 +1,55 @@
+"""`results/*.json`: a number with all that says what it is."""
+
+import hashlib
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from simclr_pl import __version__
+
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "scikit-learn")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers hang on."""
+    own = {"python": sys.version.split()[0], "simclr_pl": __version__}
+    return own | {name: version(name) for name in PACKAGES}
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_result(folder: Path, *, protocol: str, split: str, seed: int, **fields: Any) -> Path:
+    """Writes `<protocol>-<split>-seed<seed>.json`.
+
+    Args:
+        folder: `results` of the run directory.
+        protocol: how the number came about, in a word.
+        split: what it was scored on.
+        seed: of the run.
+        fields: `top1`, `top5` (fractions), `epoch`, `dataset`, `checkpoint` (hashed), and more.
+
+    Returns:
+        The file's path.
+    """
+    checkpoint = Path(fields.pop("checkpoint"))
+    record = {
+        "protocol": protocol,
+        "split": split,
+        "seed": seed,
+        **fields,
+        "checkpoint": str(checkpoint),
+        "checkpoint_sha256": sha256(checkpoint),
+        "versions": versions(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{protocol}-{split}-seed{seed}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    temporary.replace(path)
+    return path

@@ -1,0 +1,65 @@
+"""What was derived and not typed, printed before step 0."""
+
+from typing import Any
+
+import lightning as L
+from torch import nn
+
+from simclr_pl.data.datamodule import ContrastiveDataModule
+from simclr_pl.data.sources import ArrayImages
+from simclr_pl.model.simclr import SimCLR
+
+
+class DerivedTable(L.Callback):
+    """Prints the table once, on rank 0, when everything is known and nothing has been trained.
+
+    Args:
+        where: the run directory's name, or a word on why there is none.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Prints it."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(pl_module, SimCLR) and isinstance(data, ContrastiveDataModule):
+            rows = {"run directory": self.where, **derived(trainer, pl_module, data)}
+            width = max(map(len, rows))
+            for name, value in rows.items():
+                trainer.print(f"  {name:<{width}}  {value}")
+
+
+def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> dict[str, Any]:
+    """Names and values of what follows from recipe, data and machine."""
+    world, batch = trainer.world_size, data.batch_size
+    steps = int(trainer.num_training_batches)
+    device = trainer.strategy.root_device
+    labelled = int((data.splits.train.labels >= 0).sum())
+    resident = isinstance(data.splits.train, ArrayImages)
+    per_device = (
+        f"{batch // world}" if batch % world == 0 else f"{batch // world} or {batch // world + 1}"
+    )
+    norm = "none in this model"
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        everywhere = model.hparams["global_batch_norm"]
+        norm = "global, over all devices" if everywhere else "each device its own"
+        norm = "one device" if world == 1 else norm
+    parameters = sum(p.numel() for p in model.parameters())
+    return {
+        "device": f"{world} x {device.type}, precision {trainer.precision}",
+        "data": f"{data.dataset}: {len(data.splits.train)} images ({labelled} labelled for the "
+        f"probe), {len(data.splits.val)} for validation, {data.num_classes} classes, "
+        + ("in memory" if resident else f"decoded by {data.num_workers} workers a device"),
+        "images": f"{data.channels} x {data.image_size} x {data.image_size}, "
+        f"mean {list(data.mean or ())}, std {list(data.std or ())}",
+        "encoder": f"{model.hparams['encoder']}, stem {model.stem_built}, {parameters / 1e6:.2f} M "
+        "parameters with the projector",
+        "global batch": f"{batch} images ({per_device} a device), "
+        f"{2 * batch - 2} negatives an anchor",
+        "batch norm": norm,
+        "learning rate": f"{model.peak_learning_rate:.6g} at its peak ({model.recipe.name}, "
+        f"{model.recipe.scaling} scaling), {model.warmup_steps} steps of warm-up",
+        "steps": f"{int(trainer.estimated_stepping_batches)} ({steps} an epoch)",
+        "seed": model.seed,
+    }

@@ -1,0 +1,38 @@
+"""What every test gets: one thread, no account, nothing written outside its own folder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from simclr_pl.data.datasets import FASHION_DEBIAN
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Ranks and workers share two cores: more threads would only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nobody is logged in to W&B, which keeps its files here, and no test knows another's seed."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "PL_GLOBAL_SEED", "SIMCLR_PL_RUN_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb-home"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what this machine cannot do, and says so."""
+    for item in items:
+        if item.get_closest_marker("data") and not FASHION_DEBIAN.is_dir():
+            item.add_marker(
+                pytest.mark.skip(reason="Debian's dataset-fashion-mnist isn't installed")
+            )
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -1,12 +1,10 @@
 """`fit`, `validate`, `test`, `predict`: LightningCLI, wired to a run directory."""
 
-import difflib
 import os
-import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning as L
 import yaml
@@ -18,6 +16,7 @@ from simclr_pl.evaluate.features import FeatureWriter
 from simclr_pl.evaluate.probe import OnlineProbe
 from simclr_pl.model.checkpoint import fit_weights, read_checkpoint
 from simclr_pl.model.simclr import SimCLR
+from simclr_pl.run.arguments import OneSentence
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint, StopOnNaN
 from simclr_pl.run.directory import RunDirectory, choose_directory, is_rank_zero
 from simclr_pl.run.metrics import MetricsFile
@@ -35,27 +34,8 @@ FREE_TO_CHANGE = (
 """Keys that a resume may change: none moves the trajectory but max_epochs, which is said."""
 
 
-class Parser(LightningArgumentParser):
-    """Says what is wrong in a sentence, instead of after a page of usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises `UserError`."""
-        raise UserError(
-            _plain(message, [str(key) for key in dict(self.get_defaults().as_flat().__dict__)])
-        ) from ex
-
-
-def _plain(message: str, known: list[str]) -> str:
-    """The parser's message in one line, with the nearest key where one is misspelt."""
-    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", message).split())
-    text = re.sub(r"^Parser key \"?([\w.]+)\"?: *", r"\1: ", text)
-    misspelt = re.search(r"(?:[Uu]nrecogni[sz]ed arguments: --|[Kk]ey '?|key \")([\w.]+)", text)
-    if misspelt and ("nrecogni" in text or "not expected" in text or "does not exist" in text):
-        near = difflib.get_close_matches(misspelt[1], known, 1, 0.5)
-        tail = [key for key in known if key.split(".")[-1] == misspelt[1].split(".")[-1]]
-        guess = next(iter(near or tail), None)
-        text = f"unknown key '{misspelt[1]}'" + (f": did you mean '{guess}'?" if guess else "")
-    return text
+class Parser(OneSentence, LightningArgumentParser):
+    """Lightning's parser, whose errors are sentences."""
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -383,7 +363,7 @@ def _quieten() -> None:
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Lightning's own use of a renamed torch class, and its guess at batches that carry their indices.
+    # Lightning's use of a renamed torch class, and its guess at batches that carry their indices.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
     os.environ.setdefault("TQDM_MININTERVAL", "0.5")

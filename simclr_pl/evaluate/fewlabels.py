@@ -27,10 +27,12 @@ class Score(NamedTuple):
     Attributes:
         all_labels: with every label of the training split.
         draws: with few labels, one accuracy a draw.
+        labels_per_class: how few.
     """
 
     all_labels: float
     draws: list[float]
+    labels_per_class: int
 
     @property
     def mean(self) -> float:
@@ -76,7 +78,7 @@ def score(train: Features, test: Features, labels_per_class: int, draws: int) ->
         for draw in range(draws)
         for chosen in [few_labels(torch.from_numpy(y), labels_per_class, draw).numpy()]
     ]
-    return Score(_accuracy(x, y, x_test, y_test), few)
+    return Score(_accuracy(x, y, x_test, y_test), few, labels_per_class)
 
 
 def few_labels(labels: Tensor, per_class: int, seed: int) -> Tensor:

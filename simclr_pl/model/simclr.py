@@ -160,6 +160,7 @@ class SimCLR(L.LightningModule):
         if self.geometry is not None:
             checkpoint[checkpoints.KEY] = {
                 "format": checkpoints.FORMAT,
+                "seed": self.seed,
                 "encoder": self._encoder_spec(self.geometry)._asdict(),
                 "image_size": self.geometry.image_size,
                 "mean": self.geometry.mean,

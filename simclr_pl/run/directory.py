@@ -33,6 +33,7 @@ class RunDirectory:
         self.pictures = path / "pictures"
         self.results = path / "results"
         self.wandb_id = path / "wandb_id.txt"
+        self._claimed = False
         self._found: set[Path] = set()
         self._new_folders: list[Path] = []
 
@@ -60,10 +61,11 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"{self.path} cannot be made a run directory: {error}") from error
         self._found = set(self.path.iterdir())
+        self._claimed = True
 
     def discard(self) -> None:
         """Takes back what `claim` and a run that didn't reach its first step have made."""
-        if not self.path.is_dir() or not is_rank_zero():
+        if not self._claimed:
             return
         for entry in set(self.path.iterdir()) - self._found:
             if entry.is_dir() and not entry.is_symlink():

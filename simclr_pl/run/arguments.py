@@ -1,0 +1,89 @@
+"""Command lines: what is wrong with one in a sentence, and functions as commands."""
+
+import difflib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from simclr_pl.data.datamodule import ContrastiveDataModule
+from simclr_pl.errors import UserError
+
+
+class OneSentence:
+    """For parsers: errors are `UserError`s, instead of an exit after a page of usage."""
+
+    def error(self: Any, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises `UserError`, with the nearest key where one is misspelt."""
+        known = [str(key) for key in vars(self.get_defaults().as_flat())]
+        raise UserError(_plain(message, known)) from ex
+
+
+class _Parser(OneSentence, ArgumentParser):
+    pass
+
+
+def call(function: Callable[..., Any], args: list[str]) -> Any:
+    """Runs a function as a command: its parameters are options, its docstring their help.
+
+    Args:
+        function: with type hints and Google docstring.
+        args: the command's name and its options.
+    """
+    parser = _Parser(prog=f"python -m simclr_pl {args[0]}", description=function.__doc__)
+    parser.description = (function.__doc__ or "").split("\n\nArgs:")[0].split("\n    Args:")[0]
+    # Keyword-only parameters: every one is an option.
+    parser.add_function_arguments(function, as_positional=False)
+    return function(**parser.parse_args(args[1:]).as_dict())
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A YAML configuration.
+
+    Raises:
+        UserError: no such file, or not YAML.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"there is no configuration at {path}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a configuration: it should map keys to values")
+    return content
+
+
+def data_of(configs: list[Path]) -> ContrastiveDataModule:
+    """The data module of configuration files (later ones win), prepared and set up."""
+    merged: dict[str, Any] = {}
+    for path in configs:
+        content = read_config(path)
+        merged |= {"seed": content["seed_everything"]} if "seed_everything" in content else {}
+        merged |= {k: v for k, v in (content.get("data") or {}).items() if v is not None}
+    for name in ("scale", "mean", "std"):
+        if isinstance(merged.get(name), list):
+            merged[name] = tuple(merged[name])
+    try:
+        data = ContrastiveDataModule(**merged)
+    except TypeError as error:
+        raise UserError(f"data in {configs[-1]}: {str(error).split('() ')[-1]}") from error
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def _plain(message: str, known: list[str]) -> str:
+    """The parser's message in one line."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", message).split())
+    text = re.sub(r"^Parser key \"?([\w.]+)\"?: *", r"\1: ", text)
+    misspelt = re.search(r"(?:[Uu]nrecogni[sz]ed arguments: --|[Kk]ey '?|key \")([\w.]+)", text)
+    if misspelt and any(w in text for w in ("nrecogni", "not expected", "does not exist")):
+        near = difflib.get_close_matches(misspelt[1], known, 1, 0.5)
+        tail = [key for key in known if key.split(".")[-1] == misspelt[1].split(".")[-1]]
+        guess = next(iter(near or tail), None)
+        text = f"unknown key '{misspelt[1]}'" + (f": did you mean '{guess}'?" if guess else "")
+    return text

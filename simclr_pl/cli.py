@@ -41,9 +41,12 @@ class Parser(OneSentence, LightningArgumentParser):
 class _SaveConfig(SaveConfigCallback):
     """Writes the resolved configuration, without what belongs to this machine alone."""
 
+    def __init__(self, parser: Any, config: Any, path: Path) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+        self.path = path
+
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        run: RunDirectory = self.run  # type: ignore[attr-defined]
-        run.config.write_text(yaml.safe_dump(_portable(self.parser, self.config), sort_keys=False))
+        self.path.write_text(yaml.safe_dump(_portable(self.parser, self.config), sort_keys=False))
 
 
 def _portable(parser: Any, config: Any) -> dict[str, Any]:
@@ -164,8 +167,7 @@ class SimCLRCLI(LightningCLI):
         if fast or self.subcommand != "fit" or self.run is None:
             self.save_config_callback = None
             return super().instantiate_trainer(logger=False, **kwargs)
-        save = type("SaveConfig", (_SaveConfig,), {"run": self.run})
-        self.save_config_callback, self.save_config_kwargs = save, {"save_to_log_dir": False}
+        self.save_config_callback, self.save_config_kwargs = _SaveConfig, {"path": self.run.config}
         plugins = [*_as_list(config.trainer.plugins), AtomicCheckpointIO()]
         return super().instantiate_trainer(
             logger=self._loggers(self.run, config),
@@ -350,6 +352,8 @@ def run_cli(args: list[str]) -> None:
             parser_class=Parser,
             seed_everything_default=0,
             save_config_callback=None,
+            # Hyperparameters are plain arguments: nothing has to be recorded of how they were parsed.
+            load_from_checkpoint_support=False,
         )
     except BaseException:
         if cli.run is not None and not cli.began and cli.subcommand == "fit":

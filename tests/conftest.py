@@ -1,5 +1,6 @@
 """What every test gets: one thread, no account, nothing written outside its own folder."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 from simclr_pl.data.datasets import FASHION_DEBIAN
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+# LightningCLI calls jsonargparse by names of its last major version.
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -87,8 +87,8 @@ def compare(
     if require is not None and margin < require:
         raise UserError(
             f"pretraining is {margin:.1f} standard errors better than no training with "
-            f"{labels_per_class} labels a class, which is less than the {require:g} required: train "
-            "longer, or look at the curves"
+            f"{labels_per_class} labels a class, which is less than the {require:g} required: "
+            "train longer, or look at the curves"
         )
     return scores
 

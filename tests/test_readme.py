@@ -1,0 +1,91 @@
+"""The README is tested as it is printed: its commands, its Python, its names."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from simclr_pl.__main__ import COMMANDS, main
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+
+# A full run takes minutes; the commands are the README's, and these only shorten them.
+SHORT = [
+    "--trainer.max_epochs=2",
+    "--trainer.limit_train_batches=2",
+    "--trainer.limit_val_batches=1",
+    "--trainer.log_every_n_steps=1",
+    "--wandb=off",
+]
+
+
+def _commands() -> list[list[str]]:
+    lines = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line[3:] for line in words if line[:3] == ["python", "-m", "simclr_pl"]]
+
+
+@pytest.mark.timeout(600)
+def test_commands_run_in_the_order_of_the_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    commands = _commands()
+    assert {args[0] for args in commands} == set(COMMANDS)
+    for args in commands:
+        if "configs/cifar.yaml" in args:
+            # Its data would be downloaded: what is tested is the recipe, on images that are here.
+            args += ["--data.dataset=digits", "--trainer.accelerator=cpu", "--data.batch_size=64"]
+        resumed = ["--trainer.max_epochs=3"] if "--resume" in args else []
+        extra = [*SHORT, *resumed] if args[0] == "fit" else []
+        assert main([*args, *extra]) == 0, (args, capsys.readouterr().err)
+    written = {p.name for p in (tmp_path / "runs" / "mine").rglob("*")}
+    assert {
+        "config.yaml",
+        "metrics.csv",
+        "last.ckpt",
+        "views.png",
+        "curves.png",
+        "features-val.npz",
+        "probe-val-seed0.json",
+        "probe-test-seed0.json",
+    } <= written
+
+
+def test_every_override_of_the_change_one_thing_table_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each row passes the parser and shows up in the configuration that it prints."""
+    monkeypatch.chdir(tmp_path)
+    table = README.split("## Change one thing")[1].split("\n\n")[1]
+    rows = [code for line in table.splitlines()[2:] for code in re.findall(r"`(--[^`]+)`", line)]
+    assert len(rows) > 8
+    config = REPOSITORY / "configs" / "digits.yaml"
+    for row in rows:
+        # --print_config stops behind the parser, which is what knows the keys and their types.
+        with pytest.raises(SystemExit) as done:
+            main(["fit", f"--config={config}", *shlex.split(row), "--print_config"])
+        assert not done.value.code, row
+        assert "model:" in capsys.readouterr().out
+
+
+def test_python_example_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = [block for kind, block in BLOCKS if kind == "python"]
+    assert len(code.strip().splitlines()) <= 10
+    names: dict[str, object] = {}
+    # A short epoch is the test's, everything else the README's.
+    code = code.replace("max_epochs=2", "max_epochs=1, limit_train_batches=1")
+    exec(compile(code, "README.md", "exec"), names)
+    assert (tmp_path / "digits.ckpt").is_file()
+
+
+def test_links_point_at_files_that_exist() -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links
+    missing = [link for link in links if not (REPOSITORY / link).exists()]
+    assert not missing

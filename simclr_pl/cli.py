@@ -187,11 +187,6 @@ class SimCLRCLI(LightningCLI):
             mode = resolve_mode(config.wandb)
             logger = build_logger(mode, run, "simclr_pl", f"{run.path.parent.name}/{run.path.name}")
             loggers += [] if logger is None else [logger]
-            if mode == "offline":
-                print(  # noqa: T201 - the one line that says so
-                    "Weights & Biases: offline; to upload: "
-                    f"wandb sync {run.path}/wandb/offline-run-*"
-                )
         return loggers
 
     # The four commands ----------------------------------------------------------------------------
@@ -352,7 +347,7 @@ def run_cli(args: list[str]) -> None:
             parser_class=Parser,
             seed_everything_default=0,
             save_config_callback=None,
-            # Hyperparameters are plain arguments: nothing has to be recorded of how they were parsed.
+            # Hyperparameters are plain arguments: how they were parsed need not be recorded.
             load_from_checkpoint_support=False,
         )
     except BaseException:

@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import sys
 import uuid
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,9 @@ from lightning.pytorch.loggers import WandbLogger
 from simclr_pl.run.directory import RunDirectory
 
 Mode = Literal["auto", "online", "offline", "off"]
+
+PATIENCE = 20.0
+"""Seconds to wait for a server."""
 
 
 def logged_in() -> bool:
@@ -58,15 +62,33 @@ def build_logger(mode: Mode, run: RunDirectory, project: str, name: str) -> Any:
     import wandb  # late: it takes a second
 
     run.path.mkdir(parents=True, exist_ok=True)
-    experiment = wandb.init(
-        project=project,
-        name=name,
-        id=run.wandb_id.read_text().strip(),
-        dir=run.path,
-        mode="offline" if mode == "offline" else "online",
-        resume="allow" if mode == "online" else None,
-        settings=wandb.Settings(silent=True),  # we say in one line what it says in ten
-    )
+
+    def start(mode: Any) -> Any:
+        return wandb.init(
+            project=project,
+            name=name,
+            id=run.wandb_id.read_text().strip(),
+            dir=run.path,
+            mode=mode,
+            resume="allow" if mode == "online" else None,
+            # We say in one line what it says in ten; a server that doesn't answer costs seconds.
+            settings=wandb.Settings(silent=True, init_timeout=PATIENCE),
+        )
+
+    try:
+        experiment = start(mode)
+    except wandb.Error as error:
+        if mode == "offline":
+            raise
+        why = str(error).splitlines()[0]
+        sys.stdout.write(f"Weights & Biases: no connection ({why}), so this run is offline\n")
+        mode = "offline"
+        wandb.teardown()  # its service remembers the run that failed
+        experiment = start(mode)
+    if mode == "offline":
+        sys.stdout.write(
+            f"Weights & Biases: offline; to upload: wandb sync {run.path}/wandb/offline-run-*\n"
+        )
     # A resumed run counts its own steps from 0 again: the trainer's are the axis that means
     # something.
     experiment.define_metric("trainer/global_step")

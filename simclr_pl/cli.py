@@ -21,17 +21,10 @@ from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint, StopOn
 from simclr_pl.run.directory import RunDirectory, choose_directory, is_rank_zero
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.progress import Progress
+from simclr_pl.run.recipe import check_same_recipe, portable
 from simclr_pl.run.results import write_result
 from simclr_pl.run.table import DerivedTable
 from simclr_pl.run.wandb import Mode, build_logger, resolve_mode
-
-FREE_TO_CHANGE = (
-    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
-    "trainer.max_epochs", "trainer.log_every_n_steps", "trainer.enable_progress_bar",
-    "trainer.logger", "trainer.callbacks", "trainer.profiler", "trainer.check_val_every_n_epoch",
-    "data.root", "data.num_workers", "data.predict_split", "checkpoint.", "wandb", "init_from",
-)  # fmt: skip
-"""Keys that a resume may change: none moves the trajectory but max_epochs, which is said."""
 
 
 class Parser(OneSentence, LightningArgumentParser):
@@ -46,12 +39,7 @@ class _SaveConfig(SaveConfigCallback):
         self.path = path
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.path.write_text(yaml.safe_dump(_portable(self.parser, self.config), sort_keys=False))
-
-
-def _portable(parser: Any, config: Any) -> dict[str, Any]:
-    whole: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False, format="yaml"))
-    return {k: v for k, v in whole.items() if k not in ("run_dir", "resume", "config")}
+        self.path.write_text(yaml.safe_dump(portable(self.parser, self.config), sort_keys=False))
 
 
 class _InitFrom(L.Callback):
@@ -144,7 +132,7 @@ class SimCLRCLI(LightningCLI):
             read_checkpoint(config.init_from)
         if config.resume and run.last_checkpoint.exists():
             read_checkpoint(run.last_checkpoint)
-            _check_same_recipe(run, _portable(self._parser("fit"), config))
+            check_same_recipe(run, portable(self._parser("fit"), config))
             self.resume_from = run.last_checkpoint
         run.claim(resume=config.resume)
 
@@ -282,36 +270,6 @@ def _refuse(trainer: Any) -> None:
             "trainer.sync_batchnorm is not used: batch norm is global by the recipe's own key, "
             "model.global_batch_norm (true unless you turn it off)"
         )
-
-
-def _check_same_recipe(run: RunDirectory, now: dict[str, Any]) -> None:
-    """Refuses to continue a run as something else."""
-    if not run.config.exists():
-        return
-    before = _flat(yaml.safe_load(run.config.read_text()))
-    after = _flat(now)
-    for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE):
-            raise UserError(
-                f"{key} was {before.get(key)} in {run.path} and is {after.get(key)} now: a resume "
-                "continues the same recipe; give it as it was, or start a new run with --init_from"
-            )
-    epochs = (before.get("trainer.max_epochs"), after.get("trainer.max_epochs"))
-    if epochs[0] != epochs[1] and is_rank_zero():
-        print(  # noqa: T201
-            f"The schedule's end moves from epoch {epochs[0]} to {epochs[1]}: from here on the "
-            "learning rate follows the new cosine"
-        )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _with_run(args: list[str]) -> list[str]:

@@ -30,7 +30,7 @@ class Progress(ProgressBar):
         self._on = True
         self._bar: Any = None
         self._last_line = 0.0
-        self._start = (0.0, 0)
+        self._start: tuple[float, int] | None = None  # when, and after which step
 
     def disable(self) -> None:
         """Lightning's hook, called on all ranks but the first."""
@@ -46,8 +46,7 @@ class Progress(ProgressBar):
             tqdm.write(" ".join(str(arg) for arg in args))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock."""
-        self._start = (time.monotonic(), trainer.global_step)
+        """Shows the bar."""
         if self._on and sys.stdout.isatty():
             self._bar = tqdm(
                 total=int(trainer.estimated_stepping_batches),
@@ -62,6 +61,8 @@ class Progress(ProgressBar):
         """Moves the bar, or prints a line when it is time to."""
         if not self._on:
             return
+        if self._start is None:  # behind the first step, which takes longer than any other
+            self._start = (time.monotonic(), trainer.global_step)
         if self._bar is not None:
             self._bar.update(trainer.global_step - self._bar.n)
             if time.monotonic() - self._last_line > 0.5:  # reading a GPU's numbers makes it wait
@@ -93,13 +94,14 @@ class Progress(ProgressBar):
     def _line(self, trainer: L.Trainer) -> None:
         self._last_line = time.monotonic()
         total = int(trainer.estimated_stepping_batches)
-        done = trainer.global_step - self._start[1]
-        each = (time.monotonic() - self._start[0]) / max(done, 1)
-        left = tqdm.format_interval(each * (total - trainer.global_step))
+        left = ""
+        if self._start is not None and trainer.global_step > self._start[1]:
+            each = (time.monotonic() - self._start[0]) / (trainer.global_step - self._start[1])
+            left = f"  {tqdm.format_interval(each * (total - trainer.global_step))} left"
         epoch = min(trainer.current_epoch + 1, trainer.max_epochs or trainer.current_epoch + 1)
         sys.stdout.write(
             f"epoch {epoch}/{_epochs(trainer)}  step {trainer.global_step}/{total}  "
-            f"{_numbers(trainer)}  {left} left\n"
+            f"{_numbers(trainer)}{left}\n"
         )
         sys.stdout.flush()
 

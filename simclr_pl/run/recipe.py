@@ -1,0 +1,61 @@
+"""A run's recipe: what its config.yaml holds, and what a resume may change of it."""
+
+import sys
+from typing import Any
+
+import yaml
+
+from simclr_pl.errors import UserError
+from simclr_pl.run.directory import RunDirectory, is_rank_zero
+
+FREE_TO_CHANGE = (
+    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+    "trainer.max_epochs", "trainer.log_every_n_steps", "trainer.enable_progress_bar",
+    "trainer.logger", "trainer.callbacks", "trainer.profiler", "trainer.check_val_every_n_epoch",
+    "data.root", "data.num_workers", "data.predict_split", "checkpoint.", "wandb", "init_from",
+)  # fmt: skip
+"""Keys that a resume may change: none moves the trajectory but max_epochs, which is said."""
+
+
+def portable(parser: Any, config: Any) -> dict[str, Any]:
+    """A configuration as plain values, without what belongs to this run on this machine alone."""
+    whole: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False, format="yaml"))
+    return {k: v for k, v in whole.items() if k not in ("run_dir", "resume", "config")}
+
+
+def check_same_recipe(run: RunDirectory, now: dict[str, Any]) -> None:
+    """Refuses to continue a run as something else.
+
+    Args:
+        run: the run to continue.
+        now: the configuration, from `portable`.
+
+    Raises:
+        UserError: names the first key that differs, unless it cannot change the trajectory.
+    """
+    if not run.config.exists():
+        return
+    before = _flat(yaml.safe_load(run.config.read_text()))
+    after = _flat(now)
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE):
+            raise UserError(
+                f"{key} was {before.get(key)} in {run.path} and is {after.get(key)} now: a resume "
+                "continues the same recipe; give it as it was, or start a new run with --init_from"
+            )
+    epochs = (before.get("trainer.max_epochs"), after.get("trainer.max_epochs"))
+    if epochs[0] != epochs[1] and is_rank_zero():
+        sys.stdout.write(
+            f"The schedule's end moves from epoch {epochs[0]} to {epochs[1]}: from here on the "
+            "learning rate follows the new cosine\n"
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -16,10 +16,13 @@ w_ij = c_i exp(s_ij - logsumexp_i) for negatives j, w_ip = -c_i for the positive
     d(2N loss)/dz_i = sum_j (w_ij + w_ji) z_j / temperature
 
 w_ij for the anchor's own term, w_ji because z_i is a column of the others'. Both need of another
-rank only its projections and two numbers an anchor, which the forward pass has gathered: backward
+rank only its projections and one number an anchor, which the forward pass has gathered: backward
 needs no communication, and no similarity is ever kept. Blocks of rows and columns are made again
 instead, so that memory is linear in the batch. On one rank the matrix is symmetric: a block above
 the diagonal serves the one below as well.
+
+Similarities are bounded by 1 / temperature, so that their exponentials and sums fit float32 without
+a running maximum down to a temperature of 1/70; below that the work is done in float64.
 """
 
 from typing import Any, NamedTuple
@@ -31,6 +34,9 @@ from torch.autograd.function import once_differentiable
 
 from simclr_pl.distributed import gather_rows, rank_and_world, row_counts
 from simclr_pl.errors import UserError
+
+_LARGEST_EXPONENT = 70.0
+"""exp(70) x 10^8 anchors is still a float32."""
 
 
 class AnchorStatistics(NamedTuple):
@@ -86,19 +92,24 @@ class NTXentLoss(nn.Module):
         Returns:
             Scalar, float32 (float64 for float64 input), also under autocast.
         """
-        return self.with_statistics(z1, z2)[0]
+        return self._compute(z1, z2, count=False)[0]
 
     def with_statistics(self, z1: Tensor, z2: Tensor) -> tuple[Tensor, AnchorStatistics]:
         """The loss as `forward` gives it, and what its blocks know of each anchor."""
+        return self._compute(z1, z2, count=True)
+
+    def _compute(self, z1: Tensor, z2: Tensor, *, count: bool) -> tuple[Tensor, AnchorStatistics]:
         if z1.shape != z2.shape or z1.dim() != 2:
             raise ValueError(
                 f"projections must be two [B, P] tensors, not {[*z1.shape]}, {[*z2.shape]}"
             )
         with torch.autocast(z1.device.type, enabled=False):
             z = torch.cat([z1, z2])
-            z = F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
-            loss, rank, log_sum = _NTXent.apply(z, self.temperature, self.block_size)
-        return loss, AnchorStatistics(rank, log_sum)
+            wide = z.dtype == torch.float64 or 1 / self.temperature > _LARGEST_EXPONENT
+            dtype = torch.promote_types(z.dtype, torch.float32)
+            z = F.normalize(z.to(torch.float64 if wide else dtype), dim=1)
+            loss, rank, log_sum = _NTXent.apply(z, self.temperature, self.block_size, count)
+        return loss.to(dtype), AnchorStatistics(rank, log_sum.to(dtype))
 
     def extra_repr(self) -> str:
         """What `print` shows of the module."""
@@ -108,16 +119,13 @@ class NTXentLoss(nn.Module):
 class _Blocks:
     """The similarity matrix of this rank's 2B anchors to all 2N projections, a block at a time."""
 
-    def __init__(self, rows: int, counts: list[int], temperature: float, size: int) -> None:
-        self.temperature = temperature
+    def __init__(self, rows: int, counts: list[int], size: int) -> None:
         self.half = rows // 2
         self.offset = sum(counts[: rank_and_world()[0]])  # this rank's first column
         self.symmetric = len(counts) == 1
-        self.columns = _ranges(0, sum(counts), size)
         # No row block holds both views, so that its positives lie on one diagonal.
         self.rows = _ranges(0, self.half, size) + _ranges(self.half, rows, size)
-        if self.symmetric:
-            self.columns = self.rows
+        self.columns = self.rows if self.symmetric else _ranges(0, sum(counts), size)
 
     def pairs(self) -> list[tuple[slice, slice]]:
         """The (row, column) blocks to visit: with symmetry, those on and above the diagonal."""
@@ -128,12 +136,12 @@ class _Blocks:
             if not (self.symmetric and c < r)
         ]
 
-    def negatives(self, anchors: Tensor, everyone: Tensor, r: slice, c: slice) -> Tensor:
-        """Similarities / temperature of a block; -inf for an anchor's self and its positive."""
-        block = (anchors[r] @ everyone[c].T).div_(self.temperature)
+    def negatives(self, scaled: Tensor, everyone: Tensor, r: slice, c: slice) -> Tensor:
+        """exp(similarity / temperature) of a block; 0 for an anchor's self and its positive."""
+        block = (scaled[r] @ everyone[c].T).exp_()
         partner = self.half if r.start < self.half else -self.half
         for shift in (0, partner):
-            block.diagonal(self.offset + r.start + shift - c.start).fill_(-torch.inf)
+            block.diagonal(self.offset + r.start + shift - c.start).zero_()
         return block
 
 
@@ -146,7 +154,7 @@ class _NTXent(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, temperature: float, size: int
+        ctx: Any, z: Tensor, temperature: float, size: int, count: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         counts = row_counts(z.shape[0], z.device)
         if sum(counts) < 4:
@@ -154,43 +162,49 @@ class _NTXent(torch.autograd.Function):
                 "NT-Xent needs at least 2 images in a batch: one alone has no negatives"
             )
         everyone = gather_rows(z, counts)
-        blocks = _Blocks(z.shape[0], counts, temperature, size)
-        positive = (z * z.roll(blocks.half, 0)).sum(1) / temperature
-        log_sum = torch.full_like(positive, -torch.inf)
+        blocks = _Blocks(z.shape[0], counts, size)
+        scaled = z / temperature
+        positive = (scaled * z.roll(blocks.half, 0)).sum(1)
+        level = positive.exp()
+        total = torch.zeros_like(positive)
         rank = torch.zeros_like(positive, dtype=torch.int64)
         for r, c in blocks.pairs():
-            block = blocks.negatives(z, everyone, r, c)
-            log_sum[r] = torch.logaddexp(log_sum[r], block.logsumexp(1))
-            rank[r] += (block > positive[r, None]).sum(1)
-            if blocks.symmetric and r != c:
-                log_sum[c] = torch.logaddexp(log_sum[c], block.logsumexp(0))
-                rank[c] += (block > positive[c]).sum(0)
+            block = blocks.negatives(scaled, everyone, r, c)
+            mirror = blocks.symmetric and r != c
+            total[r] += block.sum(1)
+            if mirror:
+                total[c] += block.sum(0)
+            if count:
+                rank[r] += (block > level[r, None]).sum(1)
+            if count and mirror:
+                rank[c] += (block > level[c]).sum(0)
+        log_sum = total.log()
         # Ranks of different sizes: the mean over ranks of these is the mean over all anchors.
         weight = len(counts) / sum(counts)
-        loss = F.softplus(log_sum - positive).sum() * weight
+        # Beyond 40 softplus(x) is x in float64 too; torch's own threshold of 20 is not far enough.
+        loss = F.softplus(log_sum - positive, threshold=40).sum() * weight
         if ctx.needs_input_grad[0]:
-            # w_ij = exp(s_ij - level_i): c_i is in the exponent as well.
-            level = log_sum - F.logsigmoid(log_sum - positive)
+            # w_ij = share_i exp(s_ij).
             pull = torch.sigmoid(log_sum - positive)
-            ctx.save_for_backward(z, everyone, level, gather_rows(level, counts), pull)
-            ctx.blocks = blocks
-            ctx.weight = weight
+            share = pull / total
+            ctx.save_for_backward(z, scaled, everyone, pull, share, gather_rows(share, counts))
+            ctx.blocks, ctx.factor = blocks, weight / temperature
         ctx.mark_non_differentiable(rank, log_sum)
         return loss, rank, log_sum
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        z, everyone, level, levels, pull = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        z, scaled, everyone, pull, share, shares = ctx.saved_tensors
         blocks: _Blocks = ctx.blocks
         with torch.autocast(z.device.type, enabled=False):
             pull = pull + pull.roll(blocks.half)  # as an anchor, and as its positive's positive
             grad = z.roll(blocks.half, 0) * -pull[:, None]
             for r, c in blocks.pairs():
-                block = blocks.negatives(z, everyone, r, c)
-                weights = torch.exp(block - level[r, None]).add_(torch.exp(block - levels[c]))
+                weights = blocks.negatives(scaled, everyone, r, c)
+                weights *= share[r, None] + shares[c]
                 grad[r].addmm_(weights, everyone[c])
                 if blocks.symmetric and r != c:
                     grad[c].addmm_(weights.T, everyone[r])
-            grad *= grads[0] * (ctx.weight / blocks.temperature)
-        return grad, None, None
+            grad *= grads[0] * ctx.factor
+        return grad, None, None, None

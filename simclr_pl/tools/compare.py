@@ -68,7 +68,7 @@ def compare(
         scores[column] = score(train, test, labels_per_class, draws)
     margin = margin_in_standard_errors(scores["pretrained"], scores["untrained"])
     labels = int((data.splits.train.labels >= 0).sum())
-    sys.stdout.write(_table(scores, margin, f"{data.dataset}'s {split} split", labels) + "\n")
+    sys.stdout.write(_table(scores, margin, f"the {split} split of {data.dataset}", labels) + "\n")
     path = write_result(
         run.results,
         protocol="logistic",

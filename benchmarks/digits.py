@@ -1,4 +1,4 @@
-"""The README's three-column table: raw pixels, untrained and pretrained encoder on digits, three seeds.
+"""The README's table: raw pixels, untrained and pretrained encoder on digits, three seeds.
 
     python benchmarks/digits.py            # about 5 minutes on two CPU cores
 
@@ -42,6 +42,7 @@ def main() -> None:
     first = results[0]
     every = {c: [r["columns"][c]["all_labels"] for r in results] for c in COLUMNS}
     few = {c: [statistics.mean(r["columns"][c]["draws"]) for r in results] for c in COLUMNS}
+    draws = len(first["columns"]["pretrained"]["draws"])
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
     lines = [
         "| top-1 on test | raw pixels | untrained encoder | pretrained encoder |",
@@ -51,10 +52,10 @@ def main() -> None:
         + " | ".join(cell(few[c]) for c in COLUMNS)
         + " |",
         "",
-        f"Logistic regression on frozen, standardised features of scikit-learn's digits (C = 1, nothing "
-        f"tuned), scored on the 339 test images; mean ± standard deviation over {len(SEEDS)} seeds of "
-        f"pretraining, epoch {first['epoch']}; with few labels each seed is the mean of "
-        f"{len(first['columns']['pretrained']['draws'])} draws, the same draws for every column and seed.",
+        "Logistic regression on frozen, standardised features (C = 1, nothing tuned) of "
+        "scikit-learn's digits, scored on the 339 test images. Mean ± standard deviation over "
+        f"{len(SEEDS)} seeds of pretraining at epoch {first['epoch']}; with few labels a seed is "
+        f"the mean of {draws} draws, the same draws for every column and seed.",
         "",
         f"`python benchmarks/digits.py`; {versions}; CPU.",
     ]

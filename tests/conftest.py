@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from simclr_pl.data.datasets import FASHION_DEBIAN
+from simclr_pl.data.readers import FASHION_DEBIAN
 
 # LightningCLI calls jsonargparse by names of its last major version.
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"

@@ -7,9 +7,10 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from simclr_pl.batch import Batch, EvaluationBatch, Views
-from simclr_pl.data.datasets import AnySource, Splits, load, prepare, statistics
+from simclr_pl.data.datasets import load, prepare, statistics
 from simclr_pl.data.loaders import EvaluationLoader, TrainLoader
-from simclr_pl.data.sources import ArrayImages, Cut, ImageFiles
+from simclr_pl.data.sources import AnySource, ArrayImages, Cut, ImageFiles
+from simclr_pl.data.splits import Splits
 from simclr_pl.data.views import SimCLRViews
 from simclr_pl.errors import UserError
 from simclr_pl.randomness import run_seed
@@ -78,7 +79,7 @@ class ContrastiveDataModule(L.LightningDataModule):
             "scale": scale, "flip": flip, "jitter": jitter, "grayscale": grayscale, "blur": blur,
         }  # fmt: skip
         # Values out of range are said now, not after a download.
-        SimCLRViews(image_size or 32, **self._augmentation)
+        SimCLRViews(32 if image_size is None else image_size, **self._augmentation)
         self.splits: Splits
         self.views: SimCLRViews
         self.image_size: int | None = None
@@ -98,6 +99,11 @@ class ContrastiveDataModule(L.LightningDataModule):
             return
         splits = load(self.dataset, self.root, self.split_seed)
         channels = splits.train.channels
+        if channels not in (1, 3) and any(self._augmentation[k] for k in ("jitter", "grayscale")):
+            raise UserError(
+                f"{self.dataset} has images of {channels} channels, and colours are changed only of "
+                "1 or 3: give --data.jitter 0 --data.grayscale 0"
+            )
         mean, std = statistics(splits.train)
         self.mean = self._per_channel("mean", self._mean or mean, channels)
         self.std = self._per_channel("std", self._std or std, channels)
@@ -128,15 +134,14 @@ class ContrastiveDataModule(L.LightningDataModule):
             )
         trainer = self.trainer
         assert trainer is not None
-        # Overfitting on a few batches wants the same ones in every epoch.
-        fixed = trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return TrainLoader(
             self._place(train),
             self.batch_size,
             rank,
             world,
             self.seed,
-            lambda: 0 if fixed else trainer.current_epoch,
+            lambda: trainer.current_epoch,
+            same_every_epoch=trainer.overfit_batches > 0,  # type: ignore[attr-defined]
         )
 
     def val_dataloader(self) -> EvaluationLoader:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from simclr_pl.batch import Batch
-from simclr_pl.data.datasets import AnySource
-from simclr_pl.data.sources import Cut
+from simclr_pl.data.sources import AnySource, Cut
 from simclr_pl.distributed import shard
 from simclr_pl.randomness import epoch_order
 
@@ -30,6 +29,7 @@ class TrainLoader:
         world: number of processes.
         seed: of the order.
         epoch: tells the current epoch.
+        same_every_epoch: the order and views of epoch 0 in all of them, for overfitting on purpose.
     """
 
     def __init__(
@@ -40,25 +40,30 @@ class TrainLoader:
         world: int,
         seed: int,
         epoch: Callable[[], int],
+        *,
+        same_every_epoch: bool = False,
     ) -> None:
         self.source, self.batch_size, self.seed, self.epoch = source, batch_size, seed, epoch
         self.rank, self.world = rank, world
+        self.same_every_epoch = same_every_epoch
         self._place = {"epoch": 0, "batches": 0}
+        self._loaded: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.source) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = self.epoch()
-        # A place in another epoch is a finished one: this epoch starts from its beginning.
-        start = self._place["batches"] if self._place["epoch"] == epoch else 0
+        # A loaded place serves one pass, and only its own epoch: every other pass is a whole one.
+        place, self._loaded = self._loaded, None
+        start = place["batches"] if place and place["epoch"] == epoch else 0
         mine = shard(self.batch_size, self.rank, self.world)
-        order = epoch_order(self.seed, epoch, len(self.source))
+        drawn = 0 if self.same_every_epoch else epoch
+        order = epoch_order(self.seed, drawn, len(self.source))
         plan = [batch[mine] for batch in order.split(self.batch_size)[start : len(self)]]
-        for done, batch in enumerate(self.source.batches(plan, epoch, "views"), start + 1):
+        for done, batch in enumerate(self.source.batches(plan, drawn, "views"), start + 1):
             self._place = {"epoch": epoch, "batches": done}
             yield batch
-        self._place = {"epoch": epoch, "batches": 0}
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, and batches of it that were handed out."""
@@ -66,7 +71,7 @@ class TrainLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues behind the batches that were handed out."""
-        self._place = dict(state)
+        self._place, self._loaded = dict(state), dict(state)
 
 
 class EvaluationLoader:

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -157,6 +157,9 @@ class ImageFiles:
         return ImageFiles(self.paths, labels)
 
 
+AnySource = ArrayImages | ImageFiles
+
+
 class _Place(NamedTuple):
     epoch: int
     image: int
@@ -212,8 +215,8 @@ def _open(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PIL, about odd metadata in good images
             with Image.open(path) as image:
-                rgb = image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+                rgb = _eight_bits(image).convert("RGB")
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise UserError(
             f"{path} cannot be decoded ({error}): remove it, or save it again"
         ) from error
@@ -223,6 +226,13 @@ def _open(path: Path) -> Image.Image:
             f"(at least {MIN_SIDE} x {MIN_SIDE} are needed)"
         )
     return rgb
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit gray with its shades kept: PIL's own conversion makes all above 255 white."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def _cut(image: Image.Image, box: Tensor, size: int) -> Tensor:

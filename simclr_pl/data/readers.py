@@ -1,0 +1,260 @@
+"""Reading data sets: from scikit-learn, torchvision, IDX files, folders of images, and NumPy files."""
+
+import gzip
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simclr_pl.batch import UNLABELLED
+from simclr_pl.data.sources import AnySource, ArrayImages, ImageFiles
+from simclr_pl.data.splits import holdout
+from simclr_pl.errors import UserError
+
+FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts the four gzipped files."""
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+FASHION_FILES = (
+    "the four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz "
+    "and t10k-labels-idx1-ubyte.gz into {root}/FashionMNIST/raw, or install Debian's package "
+    "dataset-fashion-mnist"
+)
+
+class Raw(NamedTuple):
+    """What a reader finds: `Splits`, before a validation split is held out.
+
+    Attributes:
+        train: all of train, with its labels.
+        test: the test split, or `None`.
+        classes: names in the order of labels; empty where nothing is labelled.
+        val: the data set's own validation split, or `None`.
+    """
+
+    train: AnySource
+    test: AnySource | None
+    classes: tuple[str, ...]
+    val: AnySource | None = None
+
+
+class Entry(NamedTuple):
+    """A row of the table of data sets.
+
+    Attributes:
+        read: reads the splits below a root, downloaded before.
+        fetch: downloads through torchvision where files are missing, or `None`.
+        files: which files to put where, for people without internet.
+    """
+
+    read: Callable[[Path], Raw]
+    fetch: Callable[[Path], None] | None = None
+    files: str = ""
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's first line, to be quoted in a sentence."""
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".:")
+
+
+
+
+def _from_torchvision(splits: list[Any], classes: list[str]) -> Raw:
+    """In-memory torchvision sets (train, test, and perhaps unlabelled ones for train)."""
+    sources = []
+    for data in splits:
+        images = torch.as_tensor(data.data)
+        if images.dim() == 3:
+            images = images[:, None]
+        elif images.shape[-1] == 3:
+            images = images.permute(0, 3, 1, 2)
+        labels = data.labels if hasattr(data, "labels") else data.targets
+        sources.append((images.contiguous(), torch.as_tensor(labels, dtype=torch.int64)))
+    train, test, *more = sources
+    images = torch.cat([train[0], *(m[0] for m in more)])
+    labels = torch.cat([train[1], *(torch.full_like(m[1], UNLABELLED) for m in more)])
+    return Raw(ArrayImages(images, labels), ArrayImages(*test), tuple(classes))
+
+
+def torchvision_set(name: str, splits: list[dict[str, Any]], archive: str) -> Entry:
+    """The entry of a torchvision class, with its constructor's arguments for each split."""
+
+    def make(root: Path, download: bool) -> list[Any]:
+        from torchvision import datasets
+
+        with warnings.catch_warnings():  # numpy's, about torchvision's old pickles
+            warnings.simplefilter("ignore")
+            return [getattr(datasets, name)(root, download=download, **s) for s in splits]
+
+    def read(root: Path) -> Raw:
+        try:
+            data = make(root, False)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"{name.lower()} is not in {root}, or not whole: put {archive} into {root}"
+            ) from error
+        return _from_torchvision(data, data[0].classes)
+
+    def fetch(root: Path) -> None:
+        make(root, True)
+
+    return Entry(read, fetch, f"{archive} into {{root}}")
+
+
+def read_digits(root: Path) -> Raw:
+    """scikit-learn's 1,797 handwritten digits (UCI optdigits' test part), a fifth of them as test."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8))[:, None]
+    labels = torch.from_numpy(bunch.target).long()
+    # The holdout rule twice over, with a seed of its own, makes a class-balanced fifth.
+    first = holdout(labels, seed=1797)
+    rest = torch.ones(len(labels), dtype=torch.bool)
+    rest[first] = False
+    second = rest.nonzero()[:, 0][holdout(labels[rest], seed=1798)]
+    rest[second] = False
+    everything = ArrayImages(images, labels)
+    test = everything.select(torch.cat([first, second]).sort().values)
+    train = everything.select(rest.nonzero()[:, 0])
+    return Raw(train, test, tuple("0123456789"))
+
+
+_FASHION_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+
+def _fashion_folder(root: Path) -> Path | None:
+    names = [f"{s}-{k}-ubyte" for s in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
+    for folder in (root / "FashionMNIST" / "raw", FASHION_DEBIAN):
+        if all((folder / n).is_file() or (folder / f"{n}.gz").is_file() for n in names):
+            return folder
+    return None
+
+
+def read_fashion(root: Path) -> Raw:
+    folder = _fashion_folder(root)
+    if folder is None:
+        raise UserError(f"Fashion-MNIST is not in {root}: put {FASHION_FILES.format(root=root)}")
+
+    def split(prefix: str) -> ArrayImages:
+        images = _read_idx(folder / f"{prefix}-images-idx3-ubyte", 3)
+        labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte", 1)
+        return ArrayImages(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long())
+
+    return Raw(split("train"), split("t10k"), _FASHION_CLASSES)
+
+
+def fetch_fashion(root: Path) -> None:
+    if _fashion_folder(root) is None:
+        from torchvision.datasets import FashionMNIST
+
+        FashionMNIST(root, download=True)
+
+
+def _read_idx(path: Path, dims: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """An IDX file of bytes (LeCun's MNIST format), gzipped or not."""
+    try:
+        if path.is_file():
+            raw = path.read_bytes()
+        else:
+            path = path.with_name(path.name + ".gz")
+            raw = gzip.decompress(path.read_bytes())
+        shape = np.frombuffer(raw, ">i4", dims, offset=4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape).copy()
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise UserError(
+            f"{path} is truncated or not an IDX file ({first_line(error)}): copy it again"
+        ) from error
+
+
+def read_folder(root: Path) -> Raw:
+    """Images below `root`: folders of classes, or unlabelled; or both below train/, val/ and test/."""
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}: give the images' folder as --data.root")
+    if not (root / "train").is_dir():
+        train, classes = _read_split(root, None)
+        return Raw(train, None, classes)
+    train, classes = _read_split(root / "train", None)
+    val, test = (
+        _read_split(root / name, classes)[0] if (root / name).is_dir() else None
+        for name in ("val", "test")
+    )
+    return Raw(train, test, classes, val)
+
+
+def _read_split(root: Path, known: tuple[str, ...] | None) -> tuple[ImageFiles, tuple[str, ...]]:
+    def images(folder: Path, pattern: str) -> list[Path]:
+        found = folder.glob(pattern)
+        return sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+
+    groups = {p.name: images(p, "**/*") for p in sorted(root.iterdir()) if p.is_dir()}
+    groups = {name: paths for name, paths in groups.items() if paths}
+    flat = images(root, "*")
+    if not groups and not flat:
+        raise UserError(
+            f"{root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}): give the folder that holds "
+            "them, or one folder a class"
+        )
+    classes = tuple(groups) if known is None else known
+    unknown = [name for name in groups if name not in classes]
+    if unknown and known is not None:
+        raise UserError(f"{root / unknown[0]} is a class that train/ doesn't have: remove it")
+    paths = flat + [p for group in groups.values() for p in group]
+    labels = [UNLABELLED] * len(flat) + [
+        classes.index(name) for name, group in groups.items() for _ in group
+    ]
+    return ImageFiles(paths, torch.tensor(labels, dtype=torch.int64)), classes
+
+
+def read_npz(root: Path) -> Raw:
+    """A NumPy file of arrays, as MedMNIST's: `train_images`, `train_labels`, and so for val and test.
+
+    Images are uint8 `[N, H, W]` or `[N, H, W, C]`, labels `[N]` or `[N, 1]`; labels may be missing.
+    """
+    if not root.is_file():
+        raise UserError(f"there is no file {root}: give the .npz file as --data.root")
+    # NumPy would take a single array too, and leaves an archive open that it cannot read.
+    if not zipfile.is_zipfile(root):
+        raise UserError(f"{root} is not a readable .npz file: save it again with numpy.savez")
+    try:
+        with np.load(root, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{root} is not a readable .npz file ({first_line(error)})") from error
+    if "train_images" not in arrays:
+        raise UserError(f"{root} has no array 'train_images', only {', '.join(arrays) or 'nothing'}")
+
+    def split(name: str) -> ArrayImages | None:
+        if f"{name}_images" not in arrays:
+            return None
+        pixels = arrays[f"{name}_images"]
+        if pixels.ndim not in (3, 4):
+            raise UserError(
+                f"{root}: {name}_images is {[*pixels.shape]}, but must be [N, H, W] or [N, H, W, C]"
+            )
+        count = len(pixels)
+        labels = arrays.get(f"{name}_labels", np.full(count, UNLABELLED))
+        if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
+            raise UserError(
+                f"{root}: {name}_labels is {labels.dtype} {[*labels.shape]}, but must be whole "
+                f"numbers [{count}] or [{count}, 1], one for each image"
+            )
+        images = torch.from_numpy(pixels)
+        images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
+        return ArrayImages(images, torch.from_numpy(labels.astype(np.int64).reshape(count)))
+
+    train = split("train")
+    assert train is not None
+    classes = tuple(str(c) for c in range(max(train.labels.tolist(), default=UNLABELLED) + 1))
+    return Raw(train, split("test"), classes, split("val"))
+
+

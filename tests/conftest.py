@@ -11,10 +11,14 @@ from simclr_pl.data.readers import FASHION_DEBIAN
 # LightningCLI calls jsonargparse by names of its last major version.
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 
+# Ranks, workers and runs in processes of their own share the cores: with more threads than cores,
+# they mostly wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Ranks and workers share two cores: more threads would only wait for each other."""
+    """As OMP_NUM_THREADS, for this process."""
     torch.set_num_threads(1)
 
 

@@ -60,10 +60,10 @@ def _run(args: list[str], *, debug: bool) -> int:
 
     try:
         importlib.import_module(COMMANDS[args[0]][0]).run_cli(args)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if debug:
             raise
-        sys.stderr.write("interrupted: the same command with --resume and --run_dir continues\n")
+        _say(" ".join(["interrupted", *map(str, error.args)]), 130)
         return 130
     except UserError as error:
         if debug:

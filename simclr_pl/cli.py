@@ -1,6 +1,8 @@
 """`fit`, `validate`, `test`, `predict`: LightningCLI, wired to a run directory."""
 
+import itertools
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -16,7 +18,7 @@ from simclr_pl.evaluate.features import FeatureWriter
 from simclr_pl.evaluate.probe import OnlineProbe
 from simclr_pl.model.checkpoint import fit_weights, read_checkpoint
 from simclr_pl.model.simclr import SimCLR
-from simclr_pl.run.arguments import OneSentence
+from simclr_pl.run.arguments import OneSentence, read_config
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint, StopOnNaN
 from simclr_pl.run.directory import RunDirectory, choose_directory, is_rank_zero
 from simclr_pl.run.metrics import MetricsFile
@@ -142,10 +144,11 @@ class SimCLRCLI(LightningCLI):
         fast = bool(config.trainer.fast_dev_run)
         extra: list[L.Callback] = [StopOnNaN()]
         config.checkpoint.path = self.run.last_checkpoint if self.run else None
+        if self.subcommand == "fit":  # before the bar, which would share its first line
+            extra.append(DerivedTable(str(self.run.path) if self.run else "none (fast_dev_run)"))
         if config.trainer.enable_progress_bar is not False:
             extra.append(Progress())
         if self.subcommand == "fit":
-            extra.append(DerivedTable(str(self.run.path) if self.run else "none (fast_dev_run)"))
             extra.append(_Began(self))
             if config.init_from and self.resume_from is None:
                 extra.append(_InitFrom(config.init_from))
@@ -182,7 +185,15 @@ class SimCLRCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Trains; resumes where that was asked for and there is something to resume."""
         path = str(self.resume_from) if self.resume_from else None
-        self.trainer.fit(ckpt_path=path, weights_only=True, **kwargs)
+        try:
+            self.trainer.fit(ckpt_path=path, weights_only=True, **kwargs)
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            if not self.trainer.interrupted or self.run is None:
+                raise
+            raise KeyboardInterrupt(
+                f"at step {self.trainer.global_step}: the same command with --resume --run_dir "
+                f"{self.run.path} continues"
+            ) from None
 
     def validate(self, **kwargs: Any) -> None:
         """Scores the validation split."""
@@ -265,6 +276,8 @@ def _refuse(trainer: Any) -> None:
             "trainer.accumulate_grad_batches would not give a contrastive batch its negatives: set "
             "data.batch_size to the batch you want"
         )
+    if trainer.limit_train_batches == 0:
+        raise UserError("trainer.limit_train_batches is 0: give at least 1 batch, or leave it out")
     if trainer.sync_batchnorm:
         raise UserError(
             "trainer.sync_batchnorm is not used: batch norm is global by the recipe's own key, "
@@ -272,8 +285,14 @@ def _refuse(trainer: Any) -> None:
         )
 
 
+def _split_equals(arg: str) -> list[str]:
+    """`--run_dir=RUN` is `--run_dir RUN`."""
+    return arg.split("=", 1) if re.match(r"--(run_dir|config|ckpt_path)=", arg) else [arg]
+
+
 def _with_run(args: list[str]) -> list[str]:
     """`validate --run_dir RUN` means that run's configuration and last checkpoint."""
+    args = [part for arg in args for part in _split_equals(arg)]
     command, *rest = args
     if command == "fit" or "--run_dir" not in rest or rest[-1] == "--run_dir":
         return args
@@ -295,7 +314,11 @@ def run_cli(args: list[str]) -> None:
         UserError: for whatever the user can put right.
     """
     _quieten()
-    sys.argv = [sys.argv[0], *_with_run(args)]
+    args = _with_run(args)
+    for flag, value in itertools.pairwise(args):
+        if flag in ("-c", "--config"):
+            read_config(Path(value))
+    sys.argv = [sys.argv[0], *args]
     # A reference that outlives a constructor which raises.
     cli = SimCLRCLI.__new__(SimCLRCLI)
     try:
@@ -307,6 +330,9 @@ def run_cli(args: list[str]) -> None:
             save_config_callback=None,
             # Hyperparameters are plain arguments: how they were parsed need not be recorded.
             load_from_checkpoint_support=False,
+            # The recipe has one place for the optimiser, and keys have one spelling.
+            auto_configure_optimizers=False,
+            parser_kwargs={"allow_abbrev": False},
         )
     except BaseException:
         if cli.run is not None and not cli.began and cli.subcommand == "fit":

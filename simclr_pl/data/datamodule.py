@@ -80,6 +80,8 @@ class ContrastiveDataModule(L.LightningDataModule):
         }  # fmt: skip
         # Values out of range are said now, not after a download.
         SimCLRViews(32 if image_size is None else image_size, **self._augmentation)
+        self._loader: TrainLoader | None = None
+        self._loaded: dict[str, Any] | None = None
         self.splits: Splits
         self.views: SimCLRViews
         self.image_size: int | None = None
@@ -134,7 +136,7 @@ class ContrastiveDataModule(L.LightningDataModule):
             )
         trainer = self.trainer
         assert trainer is not None
-        return TrainLoader(
+        self._loader = TrainLoader(
             self._place(train),
             self.batch_size,
             rank,
@@ -143,6 +145,22 @@ class ContrastiveDataModule(L.LightningDataModule):
             lambda: trainer.current_epoch,
             same_every_epoch=trainer.overfit_batches > 0,  # type: ignore[attr-defined]
         )
+        if self._loaded is not None:
+            self._loader.load_state_dict(self._loaded)
+            self._loaded = None
+        return self._loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """The training loader's place.
+
+        It is kept here as well because Lightning restores a loader's own state only where no loader
+        has been asked for before, which the schedule does: it wants to know the number of steps.
+        """
+        return {} if self._loader is None else {"train": self._loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the place for the training loader to come."""
+        self._loaded = state_dict.get("train")
 
     def val_dataloader(self) -> EvaluationLoader:
         """The validation split: clean images, and views for the loss."""

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from simclr_pl.batch import UNLABELLED, EvaluationOutput, StepOutput
-from simclr_pl.distributed import sum_over_ranks
+from simclr_pl.distributed import rank_and_world, sum_over_ranks
 from simclr_pl.errors import UserError
+
+_COUNTS = ("tp", "fp", "tn", "fn")
 
 
 class OnlineProbe(L.Callback):
@@ -71,6 +73,7 @@ class OnlineProbe(L.Callback):
                     )
                 self.head.load_state_dict(self._restored["head"])
                 self.optimizer.load_state_dict(self._restored["optimizer"])
+                self._continue(self._restored["counts"], features.device)
                 self._restored = None
         return self.head, self.optimizer
 
@@ -174,7 +177,26 @@ class OnlineProbe(L.Callback):
         """The head and its optimiser."""
         if self.head is None or self.optimizer is None:
             return {} if self._restored is None else self._restored
-        return {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "counts": self._counts(),
+        }
+
+    def _counts(self) -> Tensor:
+        """What the epoch's accuracy has counted, over all ranks: a resume goes on from there."""
+        metric = self._metrics.get("train_top1")
+        if metric is None:
+            return torch.zeros(4)
+        counts = torch.stack([getattr(metric, name).float().sum() for name in _COUNTS])
+        return sum_over_ranks(counts).cpu()
+
+    def _continue(self, counts: Tensor, device: torch.device) -> None:
+        if rank_and_world()[0] == 0:
+            metric = self._metric("train_top1", 1, device)
+            for name, count in zip(_COUNTS, counts, strict=True):
+                state = getattr(metric, name)
+                setattr(metric, name, count.to(state).reshape(state.shape))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until the first features say where it belongs."""

@@ -88,7 +88,7 @@ def _create(spec: EncoderSpec) -> tuple[nn.Module, str]:
         import timm  # late: it takes seconds
 
         if not timm.is_model(spec.name):
-            known = sorted(resnets) + timm.list_models()
+            known = sorted(resnets | set(timm.list_models()))
             near = difflib.get_close_matches(spec.name, known, 3) or ["resnet18", "resnet50"]
             raise UserError(
                 f"unknown encoder '{spec.name}': torchvision's ResNets and every timm model serve; "

@@ -183,6 +183,13 @@ class SimCLR(L.LightningModule):
         features: Tensor = self.encoder(images)
         return features
 
+    def on_train_start(self) -> None:
+        """A resume with another end is on its own cosine from the first step, not the second."""
+        schedule: Any = self.lr_schedulers()
+        groups = schedule.optimizer.param_groups
+        for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = base * factor(schedule.last_epoch)
+
     def training_step(self, batch: Views, batch_idx: int) -> StepOutput:
         """One pass over both views, concatenated as in the authors' code.
 

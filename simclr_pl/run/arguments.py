@@ -1,6 +1,7 @@
 """Command lines: what is wrong with one in a sentence, and functions as commands."""
 
 import difflib
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,9 @@ class OneSentence:
 
     def error(self: Any, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises `UserError`, with the nearest key where one is misspelt."""
-        known = [str(key) for key in vars(self.get_defaults().as_flat())]
+        commands = [a.choices.values() for a in self._actions if isinstance(a.choices, dict)]
+        parsers = [self, *itertools.chain(*commands)]
+        known = [str(key) for parser in parsers for key in vars(parser.get_defaults().as_flat())]
         raise UserError(_plain(message, known)) from ex
 
 
@@ -49,7 +52,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UserError(f"there is no configuration at {path}") from error
+        raise UserError(f"there is no configuration at {path}: give a YAML file") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -80,8 +83,13 @@ def _plain(message: str, known: list[str]) -> str:
     """The parser's message in one line."""
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", message).split())
     text = re.sub(r"^Parser key \"?([\w.]+)\"?: *", r"\1: ", text)
-    misspelt = re.search(r"(?:[Uu]nrecogni[sz]ed arguments: --|[Kk]ey '?|key \")([\w.]+)", text)
-    if misspelt and any(w in text for w in ("nrecogni", "not expected", "does not exist")):
+    text = re.sub(r"Expected an? <class '(\w+)'>\. Got value: ", r"expected \1, got ", text)
+    text = re.sub(r"Expected a typing\.Literal\[(.*?)\]\. Got value: ", r"expected \1, got ", text)
+    unknown = "nrecogni", "not expected", "does not exist", "not accept option"
+    misspelt = re.search(
+        r"(?:[Uu]nrecogni[sz]ed arguments: --|[Kk]ey '?|key \"|option ')([\w.]+)", text
+    )
+    if misspelt and any(w in text for w in unknown):
         near = difflib.get_close_matches(misspelt[1], known, 1, 0.5)
         tail = [key for key in known if key.split(".")[-1] == misspelt[1].split(".")[-1]]
         guess = next(iter(near or tail), None)

@@ -79,13 +79,15 @@ class SaveCheckpoint(Checkpoint):
         batch_idx: int,
     ) -> None:
         """Saves in mid-epoch; an epoch's last step is left to the end of the epoch."""
-        if not self.every_n_steps or trainer.is_last_batch:
+        if not self.every_n_steps or trainer.is_last_batch or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if trainer.global_step % self.every_n_steps == 0:
             trainer.save_checkpoint(str(self.path))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves behind the epoch's validation."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         done = trainer.current_epoch + 1
         keep = self.keep_every_n_epochs is not None and done % self.keep_every_n_epochs == 0
         last = done == trainer.max_epochs or trainer.global_step == trainer.max_steps

@@ -60,6 +60,8 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.path} cannot be made a run directory: {error}") from error
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise UserError(f"{self.path} cannot be written: give another --run_dir")
         self._found = set(self.path.iterdir())
         self._claimed = True
 

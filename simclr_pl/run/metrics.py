@@ -65,11 +65,11 @@ class MetricsFile(Logger):
         with self.path.open("r+", newline="") as file:
             if row.get("step") != str(step):
                 start, row = file.seek(0, os.SEEK_END), {"step": str(step)}
-            # A row that is added to only grows: written over itself, it leaves nothing behind.
             row |= {name: str(float(value)) for name, value in metrics.items() if name != "epoch"}
             row |= {"epoch": str(int(metrics["epoch"]))} if "epoch" in metrics else {}
             file.seek(start)
             csv.DictWriter(file, self._columns).writerow(row)
+            file.truncate()
         self._last = (start, row)
 
     def _open(self) -> None:
@@ -100,7 +100,8 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     A row that a kill has cut short is left out.
     """
     with path.open(newline="") as file:
-        table = list(csv.reader(file))
+        text = file.read()
+    table = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
     if not table:
         return []
     head = table[0]

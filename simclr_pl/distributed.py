@@ -79,6 +79,10 @@ class _SumOverRanks(torch.autograd.Function):
         return sum_over_ranks(grads[0].clone())
 
 
+_TIMMS = ("drop", "act")
+"""Modules that timm's batch norms bring along, and apply behind themselves in this order."""
+
+
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the rows of all ranks, where torch has none: on the CPU.
 
@@ -94,21 +98,30 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
         """Normalises `[B, C, ...]` by all ranks' statistics (in eval mode: the running ones)."""
         if not self.training or rank_and_world()[1] == 1:
-            return super().forward(input)
+            output: Tensor = super().forward(input)
+        else:
+            output = self._normalise(input)
+        for name in _TIMMS:
+            output = getattr(self, name)(output) if hasattr(self, name) else output
+        return output
+
+    def _normalise(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
         axes = [axis for axis in range(input.dim()) if axis != 1]
         shape = [1, -1] + [1] * (input.dim() - 2)
-        count = input.new_tensor(float(input.numel() // input.shape[1]))
-        total = _sum_over_ranks(torch.cat([input.sum(axes), count[None]]))
+        # Under autocast activations are bfloat16, which cannot even count: statistics are float32.
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        count = x.new_tensor(float(x.numel() // x.shape[1]))
+        total = _sum_over_ranks(torch.cat([x.sum(axes), count[None]]))
         mean, rows = total[:-1] / total[-1], total[-1].detach()
-        centred = input - mean.view(shape)
+        centred = x - mean.view(shape)
         # A second sum, of squares about the mean: E[x²] - E[x]² would cancel in float32.
         variance = _sum_over_ranks(centred.square().sum(axes)) / rows
         with torch.no_grad():
             self._update_running(mean, variance * rows / (rows - 1).clamp(min=1))
         scaled = centred * torch.rsqrt(variance + self.eps).view(shape)
-        if not self.affine:
-            return scaled
-        return scaled * self.weight.view(shape) + self.bias.view(shape)
+        if self.affine:
+            scaled = scaled * self.weight.view(shape) + self.bias.view(shape)
+        return scaled.to(input.dtype)
 
     def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None:
@@ -130,7 +143,10 @@ def _sum_over_ranks(x: Tensor) -> Tensor:
 def globalise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
     """Replaces every batch norm in `module` by one over all ranks; parameters keep their names."""
     if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        # torch's own conversion would lose the activation that timm's batch norms bring along.
+        from timm.layers.norm_act import convert_sync_batchnorm  # late: it takes seconds
+
+        converted: nn.Module = convert_sync_batchnorm(module)
         return converted
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module) is not GlobalBatchNorm:
         twin = GlobalBatchNorm(
@@ -144,6 +160,9 @@ def globalise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
         twin.weight, twin.bias = module.weight, module.bias
         twin.running_mean, twin.running_var = module.running_mean, module.running_var
         twin.num_batches_tracked = module.num_batches_tracked
+        for name in _TIMMS:
+            if hasattr(module, name):
+                setattr(twin, name, getattr(module, name))
         return twin.train(module.training)
     for name, child in module.named_children():
         setattr(module, name, globalise_batch_norm(child, device))

@@ -40,7 +40,8 @@ def holdout(labels: Tensor, seed: int) -> Tensor:
         labels: `int64 [N]`.
         seed: of the choice.
     """
-    order = epoch_order(seed, 0, len(labels))
+    # Epoch -1: the order of no epoch of training, whose first batches would be this holdout.
+    order = epoch_order(seed, -1, len(labels))
     shuffled = labels[order]
     classes = shuffled.unique()
     known = classes[classes != UNLABELLED]

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor, nn
 
 from simclr_pl.batch import EvaluationOutput
@@ -71,7 +70,7 @@ def encode(encoder: nn.Module, data: ContrastiveDataModule, split: Split) -> Fea
     return collect(outputs, device)
 
 
-class FeatureWriter(BasePredictionWriter):
+class FeatureWriter(L.Callback):
     """Writes what `predict` encoded to one `.npz` file: `features`, `labels`, `index`.
 
     Args:
@@ -79,18 +78,27 @@ class FeatureWriter(BasePredictionWriter):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(write_interval="epoch")
         self.path = path
+        self._outputs: list[EvaluationOutput] = []
 
-    def write_on_epoch_end(
+    def on_predict_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        predictions: Any,
-        batch_indices: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
+        """Keeps this rank's outputs, in the computer's memory."""
+        features, labels, index = (outputs[k].cpu() for k in ("features", "labels", "index"))
+        self._outputs.append(EvaluationOutput(features=features, labels=labels, index=index))
+
+    # Lightning's own BasePredictionWriter wants to know the loader's sampler, and warns without.
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gathers all ranks' outputs; rank 0 writes them."""
-        whole = collect(list(predictions), trainer.strategy.root_device)
+        whole = collect(self._outputs, trainer.strategy.root_device)
+        self._outputs = []
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             np.savez(

@@ -53,6 +53,8 @@ class OnlineProbe(L.Callback):
         """Learns the number of classes."""
         self.classes = int(getattr(trainer.datamodule, "num_classes", 0))  # type: ignore[attr-defined]
 
+    # Lightning validates in inference mode, whose tensors could not be trained later on.
+    @torch.inference_mode(mode=False)
     def _build(self, features: Tensor) -> tuple[nn.Linear, torch.optim.Optimizer]:
         """Makes the head at the first features: their width, device and dtype are now known."""
         if self.head is None or self.optimizer is None:
@@ -84,6 +86,7 @@ class OnlineProbe(L.Callback):
                 top_k=min(k, self.classes),
                 average="micro",
                 ignore_index=UNLABELLED,
+                validate_args=False,  # several synchronisations a step; see _check
             ).to(device)
         return self._metrics[name]
 
@@ -101,7 +104,7 @@ class OnlineProbe(L.Callback):
         if not self.classes:
             return
         features = outputs["features"].detach()
-        labels = outputs["labels"].repeat(2)
+        labels = self._check(outputs["labels"]).repeat(2)
         head, optimizer = self._build(features)
         # Precision plugins wrap the module's steps alone: here the head's own precision rules.
         with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
@@ -109,8 +112,8 @@ class OnlineProbe(L.Callback):
             loss = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
             optimizer.zero_grad()
             loss.backward()
-        _average_gradients(head, (labels != UNLABELLED).sum())
-        optimizer.step()
+        if _average_gradients(head, (labels != UNLABELLED).sum()):
+            optimizer.step()
         self._metric("train_top1", 1, features.device).update(logits.detach(), labels)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -155,11 +158,19 @@ class OnlineProbe(L.Callback):
     def _score(self, split: str, outputs: EvaluationOutput) -> None:
         if not self.classes:
             return
-        features, labels = outputs["features"], outputs["labels"]
+        features, labels = outputs["features"], self._check(outputs["labels"])
         head, _ = self._build(features)
         logits = head(features.to(head.weight.dtype))
         for k in (1, 5):
             self._metric(f"{split}_top{k}", k, features.device).update(logits, labels)
+
+    def _check(self, labels: Tensor) -> Tensor:
+        if bool((labels >= self.classes).any()):
+            raise UserError(
+                f"there is a label {int(labels.max())}, but the data has {self.classes} classes: "
+                "labels go from 0 to the number of classes less one, and -1 means unlabelled"
+            )
+        return labels
 
     def _log(self, pl_module: L.LightningModule, *names: str) -> None:
         for name in names:
@@ -199,8 +210,10 @@ class OnlineProbe(L.Callback):
                 setattr(metric, name, count.to(state).reshape(state.shape))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the state until the first features say where it belongs."""
+        """Keeps the state until the next features say where it belongs."""
         self._restored = state_dict or None
+        if self._restored is not None:
+            self.head = self.optimizer = None
 
 
 def _seen(metric: MulticlassAccuracy) -> Tensor:
@@ -208,11 +221,16 @@ def _seen(metric: MulticlassAccuracy) -> Tensor:
     return torch.as_tensor(metric.tp + metric.fn).sum().float()  # type: ignore[operator]
 
 
-def _average_gradients(head: nn.Linear, labelled: Tensor) -> None:
-    """Turns gradients of sums into the gradient of the mean over all ranks' labelled rows."""
+def _average_gradients(head: nn.Linear, labelled: Tensor) -> bool:
+    """Turns gradients of sums into the gradient of the mean over all ranks' labelled rows.
+
+    Returns:
+        Whether there are any.
+    """
     grads = [p.grad for p in head.parameters() if p.grad is not None]
     flat = torch.cat([*(g.flatten() for g in grads), labelled.to(grads[0].dtype)[None]])
     flat = sum_over_ranks(flat)
     flat[:-1] /= flat[-1].clamp(min=1)
     for grad, mean in zip(grads, flat[:-1].split([g.numel() for g in grads]), strict=True):
         grad.copy_(mean.view_as(grad))
+    return bool(flat[-1] > 0)

@@ -1,7 +1,7 @@
 """The encoder f(.): an image network without its classifier, by library name."""
 
 import difflib
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,9 @@ from simclr_pl.errors import UserError
 
 SMALL_IMAGE = 64
 """Up to this side, in pixels, ResNets get the small-image stem (the paper's appendix B.9)."""
+
+# What the libraries' constructors raise at arguments that they don't know or cannot combine.
+_REFUSALS = (TypeError, ValueError, KeyError, AssertionError, RuntimeError)
 
 Stem = Literal["auto", "small", "imagenet"]
 
@@ -54,6 +57,10 @@ def build_encoder(spec: EncoderSpec) -> BuiltEncoder:
         UserError: a name that neither library knows, arguments its constructor refuses, a stem that
             cannot be fitted, or images too small for the network.
     """
+    if spec.stem not in get_args(Stem):
+        raise UserError(
+            f"model.stem is '{spec.stem}', but must be one of {', '.join(get_args(Stem))}"
+        )
     network, library = _create(spec)
     small = spec.stem == "small" or (spec.stem == "auto" and spec.image_size <= SMALL_IMAGE)
     stem = "as the library builds it"
@@ -88,16 +95,21 @@ def _create(spec: EncoderSpec) -> tuple[nn.Module, str]:
         import timm  # late: it takes seconds
 
         if not timm.is_model(spec.name):
-            known = sorted(resnets | set(timm.list_models()))
-            near = difflib.get_close_matches(spec.name, known, 3) or ["resnet18", "resnet50"]
-            raise UserError(
-                f"unknown encoder '{spec.name}': torchvision's ResNets and every timm model serve; "
-                f"did you mean {' or '.join(near)}?"
-            )
+            _refuse_name(spec.name, sorted({*resnets, *timm.list_models()}))
         args = {"in_chans": spec.channels, "num_classes": 0, **spec.args}
         return timm.create_model(spec.name, pretrained=False, **args), "timm"
-    except TypeError as error:
+    except UserError:
+        raise
+    except _REFUSALS as error:
         raise UserError(f"model.encoder_args don't fit {spec.name}: {error}") from error
+
+
+def _refuse_name(name: str, known: list[str]) -> NoReturn:
+    near = difflib.get_close_matches(name, known, 3) or ["resnet18", "resnet50"]
+    raise UserError(
+        f"unknown encoder '{name}': torchvision's ResNets and every timm model serve; "
+        f"did you mean {' or '.join(near)}?"
+    )
 
 
 def _set_input_channels(network: nn.Module, channels: int) -> None:

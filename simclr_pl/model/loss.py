@@ -39,6 +39,10 @@ _LARGEST_EXPONENT = 70.0
 """exp(70) x 10^8 anchors is still a float32."""
 
 
+_SMALLEST_TEMPERATURE = 1 / 700
+"""exp(700) x 10^4 is still a float64."""
+
+
 class AnchorStatistics(NamedTuple):
     """What the blocks know of each of this rank's anchors, first views before second ones.
 
@@ -73,9 +77,10 @@ class NTXentLoss(nn.Module):
 
     def __init__(self, temperature: float = 0.5, block_size: int = 512) -> None:
         super().__init__()
-        if not temperature > 0:
+        if not temperature > _SMALLEST_TEMPERATURE:
             raise UserError(
-                f"temperature is {temperature}, but must be above 0 (0.1 to 0.5 is usual)"
+                f"temperature is {temperature}, but must be above 0 (0.1 to 0.5 is usual), "
+                "and above 1/700, where float64 ends"
             )
         if block_size < 1:
             raise UserError(f"block_size is {block_size}, but must be at least 1 row")

@@ -1,7 +1,7 @@
 """Optimisers, parameter groups and the learning rate's schedule."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -35,15 +35,21 @@ class OptimizerRecipe(NamedTuple):
 
     def check(self) -> None:
         """Raises `UserError` for values that no run could mean."""
+        for key, value, known in (
+            ("optimizer", self.name, get_args(OptimizerName)),
+            ("lr_scaling", self.scaling, get_args(Scaling)),
+        ):
+            if value not in known:
+                raise UserError(f"model.{key} is '{value}', but must be one of {', '.join(known)}")
         if not self.learning_rate > 0:
             raise UserError(f"model.learning_rate is {self.learning_rate}, but must be above 0")
-        if self.weight_decay < 0:
+        if not self.weight_decay >= 0:
             raise UserError(f"model.weight_decay is {self.weight_decay}, but must be 0 or more")
         if not 0 <= self.momentum < 1:
             raise UserError(
                 f"model.momentum is {self.momentum}, but must be at least 0 and below 1"
             )
-        if self.warmup_epochs < 0:
+        if not self.warmup_epochs >= 0:
             raise UserError(f"model.warmup_epochs is {self.warmup_epochs}, but must be 0 or more")
         if self.name == "lars" and self.weight_decay == 0:
             raise UserError(

@@ -107,7 +107,11 @@ class SimCLR(L.LightningModule):
 
     def configure_model(self) -> None:
         """Lightning's hook after the data's `setup`: builds the network once."""
-        data = getattr(self.trainer, "datamodule", None)
+        try:
+            data = getattr(self.trainer, "datamodule", None)
+        except RuntimeError:
+            # No trainer: `load_from_checkpoint` asks, and `on_load_checkpoint` will build.
+            return
         if self.geometry is None:
             wanted = ("channels", "image_size", "mean", "std")
             if any(getattr(data, name, None) is None for name in wanted):
@@ -231,6 +235,8 @@ class SimCLR(L.LightningModule):
             raise UserError(
                 "the learning rate's cosine needs an end: give --trainer.max_epochs or max_steps"
             )
+        # With max_steps alone Lightning knows the steps before it has counted an epoch's batches.
+        self.trainer.fit_loop.setup_data()
         optimizer = build_optimizer(self, self.recipe, self.peak_learning_rate)
         schedule = warmup_cosine(optimizer, self.warmup_steps, int(total))
         return {

@@ -25,8 +25,8 @@ FIELDS = {
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that has seen enough to know digits from one another; read only."""
     directory = tmp_path_factory.mktemp("source") / "run"
-    longer = ("--trainer.limit_train_batches", "11", "--probe.learning_rate", "0.01")
-    fit(directory, *longer, "--seed_everything", "3")
+    longer = ("--trainer.max_epochs", "6", "--trainer.limit_train_batches", "11")
+    fit(directory, *longer, "--probe.learning_rate", "0.01", "--seed_everything", "3")
     return directory
 
 

@@ -71,8 +71,8 @@ class StepOutput(TypedDict):
         features: `[2B, D]`, the encoder's output for the first views, then for the second.
         projections: `[2B, P]`, the projector's output in the same order, not normalised.
         labels: `int64 [B]`, `UNLABELLED` where unknown.
-        positive_rank: `int64 [2B]`, how many negatives (of all ranks) are nearer to the anchor than
-            its positive; 0 is a contrastive hit.
+        positive_rank: `int64 [2B]`, how many negatives (of all ranks) are as near to the anchor as
+            its positive, or nearer; 0 is a contrastive hit.
         log_sum: `[2B]`, the log-sum-exp of each anchor's similarities to its negatives, divided
             by the temperature.
     """

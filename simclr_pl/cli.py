@@ -332,7 +332,7 @@ def run_cli(args: list[str]) -> None:
             load_from_checkpoint_support=False,
             # The recipe has one place for the optimiser, and keys have one spelling.
             auto_configure_optimizers=False,
-            parser_kwargs={"allow_abbrev": False},
+            parser_kwargs={"allow_abbrev": False, "prog": "python -m simclr_pl"},
         )
     except BaseException:
         if cli.run is not None and not cli.began and cli.subcommand == "fit":

@@ -47,7 +47,8 @@ class AnchorStatistics(NamedTuple):
     """What the blocks know of each of this rank's anchors, first views before second ones.
 
     Attributes:
-        positive_rank: `int64 [2B]`, how many negatives are nearer to the anchor than its positive.
+        positive_rank: `int64 [2B]`, how many negatives are as near to the anchor as its positive
+            or nearer: ties count against it, so that collapsed projections don't look like hits.
         log_sum: `[2B]`, log-sum-exp over negatives of similarity / temperature.
     """
 
@@ -180,9 +181,9 @@ class _NTXent(torch.autograd.Function):
             if mirror:
                 total[c] += block.sum(0)
             if count:
-                rank[r] += (block > level[r, None]).sum(1)
+                rank[r] += (block >= level[r, None]).sum(1)
             if count and mirror:
-                rank[c] += (block > level[c]).sum(0)
+                rank[c] += (block >= level[c]).sum(0)
         log_sum = total.log()
         # Ranks of different sizes: the mean over ranks of these is the mean over all anchors.
         weight = len(counts) / sum(counts)

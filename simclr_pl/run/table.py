@@ -3,7 +3,6 @@
 from typing import Any
 
 import lightning as L
-from torch import nn
 
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.data.sources import ArrayImages
@@ -40,11 +39,8 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
     per_device = (
         f"{batch // world}" if batch % world == 0 else f"{batch // world} or {batch // world + 1}"
     )
-    norm = "none in this model"
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
-        everywhere = model.hparams["global_batch_norm"]
-        norm = "global, over all devices" if everywhere else "each device its own"
-        norm = "one device" if world == 1 else norm
+    everywhere = model.hparams["global_batch_norm"]
+    norm = "global, over all devices" if everywhere else "each device its own"
     parameters = sum(p.numel() for p in model.parameters())
     return {
         "device": f"{world} x {device.type}, precision {trainer.precision}",
@@ -57,7 +53,7 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
         "parameters with the projector",
         "global batch": f"{batch} images ({per_device} a device), "
         f"{2 * batch - 2} negatives an anchor",
-        "batch norm": norm,
+        "batch norm": norm if world > 1 else "one device",
         "learning rate": f"{model.peak_learning_rate:.6g} at its peak ({model.recipe.name}, "
         f"{model.recipe.scaling} scaling), {model.warmup_steps} steps of warm-up",
         "steps": f"{int(trainer.estimated_stepping_batches)} ({steps} an epoch)",

@@ -69,7 +69,7 @@ def test_a_result_says_what_it_is(finished: Path, command: str, split: str) -> N
     assert found.keys() == FIELDS
     last = finished / "checkpoints" / "last.ckpt"
     assert (found["protocol"], found["split"], found["seed"]) == ("probe", split, 3)
-    assert (found["dataset"], found["epoch"]) == ("digits", 2)
+    assert (found["dataset"], found["epoch"]) == ("digits", 6)
     assert found["checkpoint"] == str(last)
     assert found["checkpoint_sha256"] == hashlib.sha256(last.read_bytes()).hexdigest()
     assert found["versions"]["torch"] == version("torch")
@@ -109,7 +109,7 @@ def test_another_checkpoint_of_the_run_may_be_named(finished: Path, tmp_path: Pa
 def test_the_run_may_be_given_with_an_equals_sign(finished: Path) -> None:
     outcome = run("validate", f"--run_dir={finished}")
     assert outcome.code == 0, outcome
-    assert result(finished, "val")["epoch"] == 2
+    assert result(finished, "val")["epoch"] == 6
 
 
 def test_a_checkpoint_with_its_config_is_enough_and_its_result_goes_to_its_run(

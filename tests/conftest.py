@@ -1,10 +1,12 @@
 """What every test gets: one thread, no account, nothing written outside its own folder."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from commands import fit
 
 from simclr_pl.data.readers import FASHION_DEBIAN
 
@@ -31,6 +33,22 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("DATA", "CACHE", "CONFIG"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb-home"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, read only."""
+    directory = tmp_path_factory.mktemp("source") / "run"
+    fit(directory)
+    return directory
+
+
+@pytest.fixture
+def finished(source: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run, to be mistreated."""
+    directory = tmp_path / "finished"
+    shutil.copytree(source, directory)
+    return directory
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,6 @@ from commands import (
     checkpoint,
     files,
     finish,
-    fit,
     rows,
     run,
     start,
@@ -218,24 +217,6 @@ def test_a_broken_image_in_a_worker_is_named_on_one_line(tmp_path: Path) -> None
 
 
 # Checkpoints --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, read only."""
-    directory = tmp_path_factory.mktemp("source") / "run"
-    fit(directory)
-    return directory
-
-
-@pytest.fixture
-def finished(source: Path, tmp_path: Path) -> Path:
-    """A copy of a finished run, to be mistreated."""
-    directory = tmp_path / "finished"
-    for name, content in files(source).items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_bytes(content)
-    return directory
 
 
 def missing(path: Path) -> None:

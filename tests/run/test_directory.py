@@ -115,24 +115,6 @@ def test_other_ranks_take_the_directory_that_rank_zero_chose(
 # --------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, read only."""
-    directory = tmp_path_factory.mktemp("source") / "run"
-    fit(directory)
-    return directory
-
-
-@pytest.fixture
-def finished(source: Path, tmp_path: Path) -> Path:
-    """A copy of a finished run."""
-    directory = tmp_path / "finished"
-    for name, content in files(source).items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_bytes(content)
-    return directory
-
-
 def test_fit_without_run_dir_writes_below_runs_by_the_configs_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

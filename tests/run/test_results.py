@@ -30,16 +30,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture
-def finished(source: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    directory = tmp_path / "finished"
-    for name, content in files(source).items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_bytes(content)
-    return directory
-
-
 def result(directory: Path, split: str) -> dict[str, Any]:
     """What an evaluation has written."""
     path = directory / "results" / f"probe-{split}-seed3.json"

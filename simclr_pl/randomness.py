@@ -18,6 +18,7 @@ from torch import Tensor
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _ORDER_STREAM = 0x6F72646572  # apart from the views' streams, which are small numbers
+_LAYER_STREAM = 0x6C61796572
 
 
 def run_seed(seed: int | None) -> int:
@@ -68,3 +69,8 @@ def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
     """The order of `size` samples in an epoch: a permutation, `int64 [size]` on the CPU."""
     keys = _hash(seed, epoch, torch.arange(size), _ORDER_STREAM)
     return torch.argsort(keys, stable=True)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for torch's generator in one step: a resume draws the same dropout masks."""
+    return int(_hash(seed, step, torch.tensor([rank]), _LAYER_STREAM).item()) & (_MASK >> 1)

@@ -177,9 +177,10 @@ class OnlineProbe(L.Callback):
             if name in self._metrics:
                 metric = self._metrics[name]
                 if float(sum_over_ranks(_seen(metric))):
-                    # Values, and already over all ranks: Lightning cannot keep a callback's
-                    # metrics.
-                    pl_module.log(f"probe/{name}", metric.compute(), prog_bar=name == "val_top1")
+                    # Values, since Lightning cannot keep a callback's metrics. They are over all
+                    # ranks already; their mean over ranks, which Lightning insists on, is the same.
+                    many = rank_and_world()[1] > 1
+                    pl_module.log(f"probe/{name}", metric.compute(), sync_dist=many)
                 metric.reset()
 
     # Checkpoints ----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from simclr_pl.model.optim import (
     warmup_cosine,
 )
 from simclr_pl.model.projector import build_projector
-from simclr_pl.randomness import run_seed
+from simclr_pl.randomness import run_seed, step_seed
 
 
 class Geometry(NamedTuple):
@@ -198,7 +198,10 @@ class SimCLR(L.LightningModule):
         """One pass over both views, concatenated as in the authors' code.
 
         Batch norm therefore sees 2B rows: its statistics mix the two views, and move once a step.
+        Layers that draw (dropout, stochastic depth) are seeded by step and rank: their masks are
+        the one thing that depends on the number of devices, but not on an interruption.
         """
+        torch.manual_seed(step_seed(self.seed, self.trainer.global_step, self.trainer.global_rank))
         features = self(torch.cat([batch.first, batch.second]))
         projections = self.projector(features)
         loss, anchors = self.loss.with_statistics(*projections.chunk(2))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from commands import (
+    ENCODER_ARGS,
     QUICK,
     checkpoint,
     files,
@@ -109,11 +110,19 @@ def go_back(directory: Path, name: str) -> None:
     (directory / "checkpoints" / name).replace(directory / "checkpoints" / "last.ckpt")
 
 
-def test_a_resume_at_an_epochs_end_is_the_uninterrupted_run_to_the_bit(tmp_path: Path) -> None:
-    fit(tmp_path, "--checkpoint.keep_every_n_epochs", "1")
+DRAWING = ENCODER_ARGS.replace("}", ', "drop_rate": 0.3, "drop_path_rate": 0.3}')
+
+
+@pytest.mark.parametrize("encoder_args", [ENCODER_ARGS, DRAWING], ids=["plain", "dropout"])
+def test_a_resume_at_an_epochs_end_is_the_uninterrupted_run_to_the_bit(
+    tmp_path: Path, encoder_args: str
+) -> None:
+    recipe = ("--checkpoint.keep_every_n_epochs", "1", "--model.encoder_args", encoder_args)
+    fit(tmp_path, *recipe)
     whole, metrics = checkpoint(tmp_path), (tmp_path / "metrics.csv").read_text()
     go_back(tmp_path, "epoch=0001.ckpt")
-    fit(tmp_path, "--checkpoint.keep_every_n_epochs", "1", "--resume")
+    torch.manual_seed(7)  # the generator of another process is in another state
+    fit(tmp_path, *recipe, "--resume")
     again = checkpoint(tmp_path)
     assert same_weights(again, whole)
     assert again["global_step"] == whole["global_step"] == 4

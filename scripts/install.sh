@@ -19,9 +19,15 @@ fi
 
 stamp=.venv/installed-${extra:-base}
 wanted=$(cat pyproject.toml constraints.txt | cksum)
-if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
-    exit 0
+stamps=("$stamp")
+if [ -z "$extra" ]; then # an environment with any extra serves where none is asked for
+    stamps=(.venv/installed-*)
 fi
+for done in "${stamps[@]}"; do
+    if [ -x .venv/bin/python ] && [ "$(cat "$done" 2>/dev/null)" = "$wanted" ]; then
+        exit 0
+    fi
+done
 if ! "$python" -m venv .venv; then
     echo "error: $python cannot make .venv: on Debian and Ubuntu, install python3-venv" >&2
     exit 1

@@ -1,0 +1,47 @@
+"""The scripts, as a newcomer runs them."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from commands import REPOSITORY, environment
+from PIL import Image
+
+
+@pytest.mark.timeout(900)
+def test_quickstart_shows_what_pretraining_was_worth(tmp_path: Path) -> None:
+    if not (REPOSITORY / ".venv" / "installed-dev").exists():
+        pytest.skip("scripts/install.sh has not made .venv")
+    run = tmp_path / "run"
+    done = subprocess.run(
+        ["bash", "scripts/quickstart.sh", run],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "left" in done.stdout  # progress with the time left, without a terminal
+    table = done.stdout.split("top-1 on the test split of digits")[1]
+    every = [float(n) for n in re.search(r"all \d+ labels +(.*)", table)[1].split()]  # type: ignore[index]
+    few = [float(n) for n in re.findall(r"([\d.]+) ± [\d.]+", table)]
+    assert len(every) == len(few) == 3
+    pixels, untrained, pretrained = few
+    assert pretrained > pixels > 0.5
+    assert pretrained > untrained
+    errors = float(re.search(r"([\d.]+) standard errors", table)[1])  # type: ignore[index]
+    assert errors > 2
+    assert f"run directory: {run} (pictures in {run}/pictures)" in done.stdout
+    for name in ("views.png", "curves.png"):
+        with Image.open(run / "pictures" / name) as picture:
+            assert min(picture.size) > 300
+
+
+@pytest.mark.parametrize("name", ["quickstart.sh", "test.sh", "install.sh"])
+def test_scripts_are_shell(name: str) -> None:
+    path = REPOSITORY / "scripts" / name
+    assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+    assert path.stat().st_mode & 0o111

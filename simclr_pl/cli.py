@@ -41,7 +41,10 @@ class _SaveConfig(SaveConfigCallback):
         self.path = path
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.path.write_text(yaml.safe_dump(portable(self.parser, self.config), sort_keys=False))
+        text = yaml.safe_dump(portable(self.parser, self.config), sort_keys=False)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(text)
+        temporary.replace(self.path)
 
 
 class _InitFrom(L.Callback):
@@ -187,6 +190,11 @@ class SimCLRCLI(LightningCLI):
         path = str(self.resume_from) if self.resume_from else None
         try:
             self.trainer.fit(ckpt_path=path, weights_only=True, **kwargs)
+            if path and not self.began and self.trainer.is_global_zero:
+                sys.stdout.write(
+                    f"nothing left to train: {path} is at step {self.trainer.global_step}, the end "
+                    "of this recipe; a larger --trainer.max_epochs goes on\n"
+                )
         except SystemExit:  # Lightning's answer to Ctrl-C
             if not self.trainer.interrupted or self.run is None:
                 raise
@@ -294,14 +302,25 @@ def _with_run(args: list[str]) -> list[str]:
     """`validate --run_dir RUN` means that run's configuration and last checkpoint."""
     args = [part for arg in args for part in _split_equals(arg)]
     command, *rest = args
-    if command == "fit" or "--run_dir" not in rest or rest[-1] == "--run_dir":
+    if command == "fit" or rest[-1:] == ["--run_dir"]:
         return args
+    if "--run_dir" not in rest:
+        return [command, *_own_config(rest), *rest]
     run = RunDirectory(Path(rest[rest.index("--run_dir") + 1]))
     if not run.config.is_file():
         raise UserError(f"{run.path} holds no run: give the directory of a run as --run_dir")
     if not any(a.startswith("--ckpt_path") for a in rest):
         rest = [*rest, "--ckpt_path", str(run.last_checkpoint)]
     return [command, "--config", str(run.config), *rest]
+
+
+def _own_config(rest: list[str]) -> list[str]:
+    """A run's checkpoint alone brings its run's configuration: no other would score that run."""
+    if "--config" in rest or "-c" in rest or "--ckpt_path" not in rest[:-1]:
+        return []
+    checkpoint = Path(rest[rest.index("--ckpt_path") + 1])
+    config = RunDirectory(checkpoint.parent.parent).config
+    return ["--config", str(config)] if config.is_file() else []
 
 
 def run_cli(args: list[str]) -> None:
@@ -349,4 +368,6 @@ def _quieten() -> None:
     # Lightning's use of a renamed torch class, and its guess at batches that carry their indices.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
+    # Steps are counted over epochs: short epochs are logged all the same.
+    warnings.filterwarnings("ignore", message="The number of training batches")
     os.environ.setdefault("TQDM_MININTERVAL", "0.5")

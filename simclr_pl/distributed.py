@@ -143,6 +143,9 @@ def _sum_over_ranks(x: Tensor) -> Tensor:
 def globalise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
     """Replaces every batch norm in `module` by one over all ranks; parameters keep their names."""
     if device.type == "cuda":
+        if any(isinstance(m, nn.SyncBatchNorm) for m in module.modules()):
+            # Converted before: timm's conversion of its own result would drop the activations.
+            return module
         # torch's own conversion would lose the activation that timm's batch norms bring along.
         from timm.layers.norm_act import convert_sync_batchnorm  # late: it takes seconds
 

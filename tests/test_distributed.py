@@ -280,3 +280,15 @@ def test_one_process_gets_torchs_batch_norm() -> None:
 def test_batch_norm_refuses_a_vector() -> None:
     with pytest.raises(ValueError, match="at least 2 dimensions, not 1"):
         GlobalBatchNorm(4)(torch.zeros(4))
+
+
+def test_on_cuda_a_second_conversion_changes_nothing() -> None:
+    """Each fit, validate and test asks for it; timm's batch norms carry their activation."""
+    import timm
+
+    network = timm.create_model("mobilenetv3_small_050", num_classes=0)
+    once = globalise_batch_norm(network, torch.device("cuda"))
+    kinds = [type(module) for module in once.modules()]
+    again = globalise_batch_norm(once, torch.device("cuda"))
+    assert [type(module) for module in again.modules()] == kinds
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in again.modules())

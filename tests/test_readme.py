@@ -28,6 +28,17 @@ def _commands() -> list[list[str]]:
     return [line[3:] for line in words if line[:3] == ["python", "-m", "simclr_pl"]]
 
 
+def test_commands_inside_sentences_and_tables_run_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    commands = re.findall(r"`python -m simclr_pl ([^`]+)`", README)
+    assert commands
+    for command in commands:
+        assert main(shlex.split(command)) == 0, (command, capsys.readouterr().err)
+
+
 @pytest.mark.timeout(600)
 def test_commands_run_in_the_order_of_the_readme(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -101,9 +101,9 @@ def _blend(images: Tensor, operation: Tensor, factors: Tensor) -> None:
 def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     """Turns the hue of RGB images, keeping value and chroma (HSV).
 
-    Without building HSV: with value v = max, chroma c = max - min and hue h in sixths of a turn, channel
-    n of a colour is `v - c clamp(min(k, 4 - k), 0, 1)` with `k = (n + h) mod 6`, n = 5, 3, 1 for
-    R, G, B (Smith 1978, in the closed form of the HSV article's "alternative").
+    Without building HSV: with value v = max, chroma c = max - min and hue h in sixths of a turn,
+    channel n of a colour is `v - c clamp(min(k, 4 - k), 0, 1)` with `k = (n + h) mod 6`, n = 5, 3,
+    1 for R, G, B (Smith 1978, in the closed form of the HSV article's "alternative").
 
     Args:
         images: `float [B, 3, H, W]` in [0, 1].

@@ -2,7 +2,8 @@
 
 Bilinear resampling is linear and separable: each output row is a weighted mean of a few input rows,
 and so for columns. Written as a matrix for each sample, `rows @ image @ columns.T` crops, resizes
-and flips in one go, with the antialiasing that torchvision and PIL apply when a crop is made smaller.
+and flips in one go, with the antialiasing that torchvision and PIL apply when a crop is made
+smaller.
 """
 
 import torch
@@ -21,7 +22,7 @@ DRAWS = 2 * ATTEMPTS + 2
 def random_boxes(
     u: Tensor, height: Tensor | int, width: Tensor | int, scale: tuple[float, float]
 ) -> Tensor:
-    """Boxes of random area and aspect ratio, as `torchvision.transforms.RandomResizedCrop` has them.
+    """Boxes of random area and aspect ratio, as torchvision's `RandomResizedCrop` has them.
 
     Args:
         u: `[B, DRAWS]`, uniform numbers.
@@ -32,7 +33,7 @@ def random_boxes(
     Returns:
         `int64 [B, 4]`: top, left, height, width in pixels.
     """
-    # In float64 a last-bit difference between vectorised and scalar exp cannot move a rounded pixel.
+    # In float64 a last-bit difference between vectorised and scalar exp moves no rounded pixel.
     u = u.double()
     height = torch.as_tensor(height, device=u.device).expand(u.shape[0]).double()
     width = torch.as_tensor(width, device=u.device).expand(u.shape[0]).double()

@@ -31,7 +31,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         image_size: side of a view in pixels (default: the data's own; 224 for folders).
         scale: bounds of a crop's area, as a share of the image's.
         flip: probability of mirroring left and right.
-        jitter: colour jitter, the paper's strength s (1 for ImageNet, 0.5 for CIFAR-10, 0 for none).
+        jitter: colour jitter, the paper's strength s (1 for ImageNet, 0.5 for CIFAR-10, 0: none).
         grayscale: probability of dropping colour.
         blur: probability of Gaussian blur (the paper has 0.5 for ImageNet, 0 for CIFAR-10).
         mean: of each channel, from 0 to 1 (default: counted; ImageNet's for folders).
@@ -103,8 +103,8 @@ class ContrastiveDataModule(L.LightningDataModule):
         channels = splits.train.channels
         if channels not in (1, 3) and any(self._augmentation[k] for k in ("jitter", "grayscale")):
             raise UserError(
-                f"{self.dataset} has images of {channels} channels, and colours are changed only of "
-                "1 or 3: give --data.jitter 0 --data.grayscale 0"
+                f"{self.dataset} has images of {channels} channels, and colours are changed "
+                "only of 1 or 3: give --data.jitter 0 --data.grayscale 0"
             )
         mean, std = statistics(splits.train)
         self.mean = self._per_channel("mean", self._mean or mean, channels)
@@ -126,8 +126,8 @@ class ContrastiveDataModule(L.LightningDataModule):
         train = self.splits.train
         if self.batch_size > len(train):
             raise UserError(
-                f"data.batch_size is {self.batch_size}, but {self.dataset} has {len(train)} images to "
-                f"train on: give at most {len(train)}"
+                f"data.batch_size is {self.batch_size}, but {self.dataset} has {len(train)} images "
+                f"to train on: give at most {len(train)}"
             )
         rank, world = self._ranks()
         if self.batch_size < 2 * world:
@@ -175,7 +175,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         return self.evaluation_loader(self.predict_split, "clean")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Views | EvaluationBatch:
-        """Makes the views (in training), or the clean images (and views) of a batch, on its device."""
+        """Makes views (in training), or clean images (and views) of a batch, on its device."""
         trainer = self.trainer
         assert trainer is not None
         if trainer.training:
@@ -193,15 +193,20 @@ class ContrastiveDataModule(L.LightningDataModule):
         """Each image of a split once, over all ranks.
 
         Raises:
-            UserError: a data set without that split, or with fewer images in it than there are ranks.
+            UserError: no such split in the data set, or fewer than 2 images a rank in it.
         """
         source = getattr(self.splits, split)
         if source is None:
-            raise UserError(f"{self.dataset} at {self.root} has no {split} split")
+            raise UserError(
+                f"{self.dataset} at {self.root} has no {split} split: give the data set one "
+                "(for a folder: train/, val/ and test/), or score another split"
+            )
         rank, world = self._ranks()
         if len(source) < 2 * world:
             raise UserError(
-                f"the {split} split has {len(source)} images, too few for {world} devices"
+                f"the {split} split has {len(source)} images, too few for {world} "
+                f"device{'s' if world > 1 else ''}, which need 2 each: "
+                "give more images, or use fewer devices"
             )
         return EvaluationLoader(self._place(source), self.batch_size, rank, world, cut)
 
@@ -244,4 +249,3 @@ class ContrastiveDataModule(L.LightningDataModule):
                 f"data.{name} has {len(given)} numbers, but the images have {channels} channels"
             )
         return tuple(given)
-

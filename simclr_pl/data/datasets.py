@@ -1,8 +1,8 @@
 """The table of data sets: name -> splits, classes, and where the files are.
 
 Splits: `train` is what pretraining sees, with the labels a probe may learn from; `val` is held out
-from train's *labels* (10 %, class-balanced, the same for everybody with the same `split_seed`) unless
-the data set brings one; `test` is for the end.
+from train's *labels* (10 %, class-balanced, the same for everybody with the same `split_seed`)
+unless the data set brings one; `test` is for the end.
 """
 
 import difflib

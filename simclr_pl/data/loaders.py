@@ -17,7 +17,9 @@ from simclr_pl.randomness import epoch_order
 
 
 class TrainLoader:
-    """Global batches of an epoch in its order, this rank's slice of each; a short last batch is dropped.
+    """Global batches of an epoch in its order, this rank's slice of each.
+
+    A short last batch is dropped.
 
     Its state is the number of batches handed out, for a resume in mid-epoch. The epoch is asked for
     when the first batch is: Lightning makes iterators before it has restored its own counters.
@@ -77,22 +79,24 @@ class TrainLoader:
 class EvaluationLoader:
     """Each image of a split once, in global batches that differ by one image at most.
 
-    The batches are those of one process whatever the number of ranks, which share each of them without
-    padding: an evaluation on any hardware sees the same images with the same negatives, once.
+    The batches are those of one process whatever the number of ranks, which share each of them
+    without padding: an evaluation on any hardware sees each image once, with the same negatives.
 
     Args:
         source: the images.
-        batch_size: global images a batch, at most.
+        batch_size: global images a batch, at most (one more where an image would be left
+            alone, without negatives).
         rank: this process.
         world: number of processes.
         cut: whether clean images, views or both are wanted.
     """
 
-    def __init__(
-        self, source: AnySource, batch_size: int, rank: int, world: int, cut: Cut
-    ) -> None:
+    def __init__(self, source: AnySource, batch_size: int, rank: int, world: int, cut: Cut) -> None:
         self.source, self.cut = source, cut
-        batches = torch.arange(len(source)).tensor_split(-(-len(source) // batch_size))
+        count = -(-len(source) // batch_size)
+        if batch_size > 1:
+            count = max(1, min(count, len(source) // 2))
+        batches = torch.arange(len(source)).tensor_split(count)
         self.plan: list[Tensor] = [batch[shard(len(batch), rank, world)] for batch in batches]
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Reading data sets: from scikit-learn, torchvision, IDX files, folders of images, and NumPy files."""
+"""Readers of data sets: scikit-learn, torchvision, IDX files, folders of images, NumPy files."""
 
 import gzip
 import warnings
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from simclr_pl.batch import UNLABELLED
 from simclr_pl.data.sources import AnySource, ArrayImages, ImageFiles
@@ -20,13 +19,16 @@ from simclr_pl.errors import UserError
 FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the four gzipped files."""
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
 
 FASHION_FILES = (
-    "the four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz "
-    "and t10k-labels-idx1-ubyte.gz into {root}/FashionMNIST/raw, or install Debian's package "
-    "dataset-fashion-mnist"
+    "the four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, "
+    "t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz into {root}/FashionMNIST/raw, "
+    "or install Debian's package dataset-fashion-mnist"
 )
+
 
 class Raw(NamedTuple):
     """What a reader finds: `Splits`, before a validation split is held out.
@@ -61,8 +63,6 @@ class Entry(NamedTuple):
 def first_line(error: BaseException) -> str:
     """An exception's first line, to be quoted in a sentence."""
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(".:")
-
-
 
 
 def _from_torchvision(splits: list[Any], classes: list[str]) -> Raw:
@@ -108,7 +108,7 @@ def torchvision_set(name: str, splits: list[dict[str, Any]], archive: str) -> En
 
 
 def read_digits(root: Path) -> Raw:
-    """scikit-learn's 1,797 handwritten digits (UCI optdigits' test part), a fifth of them as test."""
+    """scikit-learn's 1,797 handwritten digits (UCI optdigits' test part), a fifth of them test."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -141,6 +141,7 @@ def _fashion_folder(root: Path) -> Path | None:
 
 
 def read_fashion(root: Path) -> Raw:
+    """Fashion-MNIST's IDX files, below `root` or where Debian's package puts them."""
     folder = _fashion_folder(root)
     if folder is None:
         raise UserError(f"Fashion-MNIST is not in {root}: put {FASHION_FILES.format(root=root)}")
@@ -154,6 +155,7 @@ def read_fashion(root: Path) -> Raw:
 
 
 def fetch_fashion(root: Path) -> None:
+    """Downloads Fashion-MNIST through torchvision, where it is not on this machine yet."""
     if _fashion_folder(root) is None:
         from torchvision.datasets import FashionMNIST
 
@@ -177,7 +179,7 @@ def _read_idx(path: Path, dims: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def read_folder(root: Path) -> Raw:
-    """Images below `root`: folders of classes, or unlabelled; or both below train/, val/ and test/."""
+    """Images below `root`: class folders, or unlabelled; or both below train/, val/ and test/."""
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: give the images' folder as --data.root")
     if not (root / "train").is_dir():
@@ -201,8 +203,8 @@ def _read_split(root: Path, known: tuple[str, ...] | None) -> tuple[ImageFiles, 
     flat = images(root, "*")
     if not groups and not flat:
         raise UserError(
-            f"{root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}): give the folder that holds "
-            "them, or one folder a class"
+            f"{root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}): give the folder that "
+            "holds them, or one folder a class"
         )
     classes = tuple(groups) if known is None else known
     unknown = [name for name in groups if name not in classes]
@@ -216,7 +218,7 @@ def _read_split(root: Path, known: tuple[str, ...] | None) -> tuple[ImageFiles, 
 
 
 def read_npz(root: Path) -> Raw:
-    """A NumPy file of arrays, as MedMNIST's: `train_images`, `train_labels`, and so for val and test.
+    """A NumPy file as MedMNIST's: `train_images`, `train_labels`, and so for val and test.
 
     Images are uint8 `[N, H, W]` or `[N, H, W, C]`, labels `[N]` or `[N, 1]`; labels may be missing.
     """
@@ -231,7 +233,9 @@ def read_npz(root: Path) -> Raw:
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{root} is not a readable .npz file ({first_line(error)})") from error
     if "train_images" not in arrays:
-        raise UserError(f"{root} has no array 'train_images', only {', '.join(arrays) or 'nothing'}")
+        raise UserError(
+            f"{root} has no array 'train_images', only {', '.join(arrays) or 'nothing'}"
+        )
 
     def split(name: str) -> ArrayImages | None:
         if f"{name}_images" not in arrays:
@@ -256,5 +260,3 @@ def read_npz(root: Path) -> Raw:
     assert train is not None
     classes = tuple(str(c) for c in range(max(train.labels.tolist(), default=UNLABELLED) + 1))
     return Raw(train, split("test"), classes, split("val"))
-
-

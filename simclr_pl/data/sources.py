@@ -1,13 +1,14 @@
 """Where images come from: one tensor in memory, or files decoded by worker processes.
 
-A source is a split's images with labels. It is asked for the batches of an epoch, as lists of indices,
-and yields them as `Batch`; it knows nothing of ranks, orders or augmentation beyond the boxes to cut.
+A source is a split's images with labels. It is asked for the batches of an epoch, as lists of
+indices, and yields them as `Batch`; it knows nothing of ranks, orders or augmentation beyond the
+boxes to cut.
 """
 
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,29 +29,6 @@ MIN_SIDE = 4
 
 CLEAN_SHARE = 0.875
 """Share of a photograph's shorter side in its clean view: the usual 224 of 256 pixels."""
-
-
-class Source(Protocol):
-    """A split's images.
-
-    Attributes:
-        labels: `int64 [N]` on the CPU, `UNLABELLED` where unknown.
-        channels: of each image.
-        side: image side in pixels where all images share it, else `None`.
-    """
-
-    labels: Tensor
-    channels: int
-    side: int | None
-
-    def batches(self, plan: Sequence[Tensor], epoch: int, cut: Cut) -> Iterator[Batch]:
-        """Yields a batch for each list of indices in `plan`."""
-
-    def select(self, index: Tensor) -> Self:
-        """The images at `index`, as a split of their own."""
-
-    def relabel(self, labels: Tensor) -> Self:
-        """The same images with other labels."""
 
 
 class ArrayImages:
@@ -103,8 +81,8 @@ class ArrayImages:
 class ImageFiles:
     """Image files, decoded to RGB by worker processes, once for all crops that are wanted of them.
 
-    Both views' boxes are pure functions of (seed, epoch, index), so that a worker can cut them from the
-    full-size image; the rest of the augmentation is done on the device.
+    Both views' boxes are pure functions of (seed, epoch, index), so that a worker can cut them from
+    the full-size image; the rest of the augmentation is done on the device.
 
     Args:
         paths: the files.
@@ -182,9 +160,7 @@ class _Plan:
 class _Crops(Dataset[Batch]):
     """Runs in the workers: decodes a batch of files and cuts what is wanted of each."""
 
-    def __init__(
-        self, paths: Sequence[Path], labels: Tensor, views: SimCLRViews, cut: Cut
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], labels: Tensor, views: SimCLRViews, cut: Cut) -> None:
         self.paths, self.labels, self.views, self.cut = paths, labels, views, cut
 
     def __getitems__(self, places: list[_Place]) -> Batch:

@@ -13,8 +13,6 @@ HOLDOUT = 0.1
 """Share of each class of train whose labels are kept for validation."""
 
 
-
-
 class Splits(NamedTuple):
     """A data set's images.
 
@@ -51,5 +49,3 @@ def holdout(labels: Tensor, seed: int) -> Tensor:
         if len(members := order[shuffled == label])
     ]
     return torch.cat(chosen).sort().values
-
-

@@ -1,10 +1,10 @@
 """Two random views of each image of a batch, all of them at once, on the device.
 
 The operations and their order are the paper's (appendix A): random resized crop, flip, colour
-jitter, grayscale, Gaussian blur. What is random about sample i is `uniform(seed, epoch, i, view)`, so
-that views don't depend on batch, rank, worker or device. (The draws are the same bits everywhere; the
-pixels made from them are the same bits for any batch on one machine, and agree between devices to
-float32 rounding.)
+jitter, grayscale, Gaussian blur. What is random about sample i is `uniform(seed, epoch, i, view)`,
+so that views don't depend on batch, rank, worker or device. (The draws are the same bits
+everywhere; the pixels made from them are the same bits for any batch on one machine, and agree
+between devices to float32 rounding.)
 """
 
 from typing import NamedTuple
@@ -53,14 +53,14 @@ class ViewParameters(NamedTuple):
 class SimCLRViews(nn.Module):
     """SimCLR's augmentation, batched, as a pure function of (seed, epoch, sample index, view).
 
-    Source: Chen et al. 2020, appendix A; google-research/simclr `data_util.py`. Each operation agrees
-    with `torchvision.transforms.v2.functional` on float images.
+    Source: Chen et al. 2020, appendix A; google-research/simclr `data_util.py`. Each operation
+    agrees with `torchvision.transforms.v2.functional` on float images.
 
     Args:
         image_size: side S of a view, in pixels.
         scale: bounds of a crop's area, as a share of the image's.
         flip: probability of mirroring left and right.
-        jitter: the paper's strength s: factors within 0.8s of 1, hue within 0.2s, p = 0.8; 0 to 2.5.
+        jitter: the paper's strength s, 0 to 2.5: factors within 0.8s of 1, hue within 0.2s; p 0.8.
         grayscale: probability of dropping colour.
         blur: probability of Gaussian blur, with a kernel of a tenth of the image.
         mean: of each channel, on a scale of 0 to 1.
@@ -98,8 +98,8 @@ class SimCLRViews(nn.Module):
         """Makes two views.
 
         Args:
-            images: `uint8 [B, C, H, W]`; or `uint8 [B, 2, C, S, S]` where `worker_crops` has already
-                cut both views' boxes.
+            images: `uint8 [B, C, H, W]`; or `uint8 [B, 2, C, S, S]` where a worker has
+                already cut both views' boxes.
             index: `int64 [B]`, each image's place in its split.
             epoch: the epoch, from 0.
 
@@ -111,7 +111,7 @@ class SimCLRViews(nn.Module):
 
     @torch.no_grad()
     def clean(self, images: Tensor) -> Tensor:
-        """The central square, resized to S and normalised: `uint8 [B, C, H, W]` to `[B, C, S, S]`."""
+        """The central square, normalised: `uint8 [B, C, H, W]` to `float [B, C, S, S]`."""
         height, width = images.shape[-2:]
         pixels = images.float().div_(255)
         if height != self.image_size or width != self.image_size:
@@ -237,18 +237,19 @@ def _check(
         raise UserError(f"data.image_size is {image_size}, but views need at least 4 pixels")
     if not 0 < scale[0] <= scale[1] <= 1:
         raise UserError(
-            f"data.scale is {list(scale)}, but must be two shares of the image's area, smaller first, "
-            "above 0 and at most 1"
+            f"data.scale is {list(scale)}, but must be two shares of the image's area, smaller "
+            "first, above 0 and at most 1"
         )
     for name, chance in {"flip": flip, "grayscale": grayscale, "blur": blur}.items():
         if not 0 <= chance <= 1:
             raise UserError(f"data.{name} is {chance}, but is a probability, from 0 to 1")
     if not 0 <= jitter <= 2.5:
         raise UserError(
-            f"data.jitter is {jitter}, but is the paper's strength s, from 0 to 2.5 (0.5 for CIFAR-10)"
+            f"data.jitter is {jitter}, but is the paper's strength s, from 0 to 2.5 "
+            "(0.5 for CIFAR-10)"
         )
     if len(mean) != len(std) or any(s <= 0 for s in std):
         raise UserError(
-            f"data.mean {list(mean)} and data.std {list(std)} must have one number a channel, and the "
-            "standard deviations must be above 0"
+            f"data.mean {list(mean)} and data.std {list(std)} must have one number a channel, and "
+            "the standard deviations must be above 0"
         )

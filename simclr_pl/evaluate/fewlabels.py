@@ -67,7 +67,10 @@ def score(train: Features, test: Features, labels_per_class: int, draws: int) ->
     scored = test.labels != UNLABELLED
     known = (train.labels != UNLABELLED).nonzero()[:, 0]
     if not len(known) or not bool(scored.any()):
-        raise UserError("this comparison needs labels, and the data set has none")
+        raise UserError(
+            "this comparison needs labels, and the data set has none: put the images into one "
+            "folder a class, or judge the run by its curves (report)"
+        )
     x, y = _numpy(train.features[known]), train.labels[known].numpy()
     x_test, y_test = _numpy(test.features[scored]), test.labels[scored].numpy()
     mean, std = x.mean(0), x.std(0)

@@ -77,7 +77,8 @@ def build_encoder(spec: EncoderSpec) -> BuiltEncoder:
         raise UserError(
             f"encoder {spec.name} cannot take images of {spec.channels} x {spec.image_size} x "
             f"{spec.image_size} ({str(error).splitlines()[0]}): choose another data.image_size "
-            "or model.encoder"
+            "or model.encoder, or for a transformer give --model.encoder_args "
+            f"'{{img_size: {spec.image_size}}}'"
         ) from error
     return BuiltEncoder(network, width, f"{stem} ({library})")
 
@@ -101,7 +102,10 @@ def _create(spec: EncoderSpec) -> tuple[nn.Module, str]:
     except UserError:
         raise
     except _REFUSALS as error:
-        raise UserError(f"model.encoder_args don't fit {spec.name}: {error}") from error
+        raise UserError(
+            f"model.encoder_args don't fit {spec.name}: {error}. Give those of this network, or "
+            "--model.encoder_args null"
+        ) from error
 
 
 def _refuse_name(name: str, known: list[str]) -> NoReturn:

@@ -96,9 +96,8 @@ def build_optimizer(modules: nn.Module, recipe: OptimizerRecipe, learning_rate: 
 def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
     """Linear warm-up to the peak, then a cosine to zero without restarts, a step at a time.
 
-    Sources: the paper's section 2.2; google-research/simclr `WarmUpAndCosineDecay`. Step 0 trains
-        at
-    1/warmup_steps of the peak instead of the authors' 0, which would waste it.
+    Sources: the paper's section 2.2; google-research/simclr `WarmUpAndCosineDecay`. Step 0
+    trains at 1/warmup_steps of the peak instead of the authors' 0, which would waste it.
     """
 
     def factor(step: int) -> float:

@@ -85,6 +85,7 @@ def _plain(message: str, known: list[str]) -> str:
     text = re.sub(r"^Parser key \"?([\w.]+)\"?: *", r"\1: ", text)
     text = re.sub(r"Expected an? <class '(\w+)'>\. Got value: ", r"expected \1, got ", text)
     text = re.sub(r"Expected a typing\.Literal\[(.*?)\]\. Got value: ", r"expected \1, got ", text)
+    text = re.sub(r"the following arguments are required: (\w+).*", r"--\1 is required", text)
     unknown = "nrecogni", "not expected", "does not exist", "not accept option"
     misspelt = re.search(
         r"(?:[Uu]nrecogni[sz]ed arguments: --|[Kk]ey '?|key \"|option ')([\w.]+)", text

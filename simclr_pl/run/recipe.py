@@ -12,7 +12,9 @@ FREE_TO_CHANGE = (
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
     "trainer.max_epochs", "trainer.log_every_n_steps", "trainer.enable_progress_bar",
     "trainer.logger", "trainer.callbacks", "trainer.profiler", "trainer.check_val_every_n_epoch",
-    "data.root", "data.num_workers", "data.predict_split", "checkpoint.", "wandb", "init_from",
+    "trainer.limit_val_batches", "trainer.enable_model_summary", "trainer.default_root_dir",
+    "model.loss_block_size", "data.root", "data.num_workers", "data.predict_split",
+    "checkpoint.", "wandb", "init_from",
 )  # fmt: skip
 """Keys that a resume may change: none moves the trajectory but max_epochs, which is said."""
 
@@ -43,7 +45,12 @@ def check_same_recipe(run: RunDirectory, now: dict[str, Any]) -> None:
                 f"{key} was {before.get(key)} in {run.path} and is {after.get(key)} now: a resume "
                 "continues the same recipe; give it as it was, or start a new run with --init_from"
             )
-    epochs = (before.get("trainer.max_epochs"), after.get("trainer.max_epochs"))
+    epochs = [int(flat.get("trainer.max_epochs") or -1) for flat in (before, after)]
+    if 0 < epochs[1] < epochs[0]:
+        raise UserError(
+            f"trainer.max_epochs was {epochs[0]} in {run.path} and is {epochs[1]} now: a resume "
+            "can move the schedule's end out, not in; start a new run with --init_from"
+        )
     if epochs[0] != epochs[1] and is_rank_zero():
         sys.stdout.write(
             f"The schedule's end moves from epoch {epochs[0]} to {epochs[1]}: from here on the "

@@ -35,18 +35,23 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
     steps = int(trainer.num_training_batches)
     device = trainer.strategy.root_device
     labelled = int((data.splits.train.labels >= 0).sum())
-    resident = isinstance(data.splits.train, ArrayImages)
+    source = getattr(trainer.train_dataloader, "source", None)
+    if isinstance(source, ArrayImages):
+        where = f"in memory ({source.images.device.type})"
+    else:
+        where = f"decoded by {data.num_workers or 'no'} workers a device"
     per_device = (
         f"{batch // world}" if batch % world == 0 else f"{batch // world} or {batch // world + 1}"
     )
     everywhere = model.hparams["global_batch_norm"]
     norm = "global, over all devices" if everywhere else "each device its own"
+    total = int(trainer.estimated_stepping_batches)
+    late = "" if model.warmup_steps < total else ": the run ends before the peak is reached"
     parameters = sum(p.numel() for p in model.parameters())
     return {
         "device": f"{world} x {device.type}, precision {trainer.precision}",
         "data": f"{data.dataset}: {len(data.splits.train)} images ({labelled} labelled for the "
-        f"probe), {len(data.splits.val)} for validation, {data.num_classes} classes, "
-        + ("in memory" if resident else f"decoded by {data.num_workers} workers a device"),
+        f"probe), {len(data.splits.val)} for validation, {data.num_classes} classes, " + where,
         "images": f"{data.channels} x {data.image_size} x {data.image_size}, "
         f"mean {list(data.mean or ())}, std {list(data.std or ())}",
         "encoder": f"{model.hparams['encoder']}, stem {model.stem_built}, {parameters / 1e6:.2f} M "
@@ -55,7 +60,7 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
         f"{2 * batch - 2} negatives an anchor",
         "batch norm": norm if world > 1 else "one device",
         "learning rate": f"{model.peak_learning_rate:.6g} at its peak ({model.recipe.name}, "
-        f"{model.recipe.scaling} scaling), {model.warmup_steps} steps of warm-up",
-        "steps": f"{int(trainer.estimated_stepping_batches)} ({steps} an epoch)",
+        f"{model.recipe.scaling} scaling), {model.warmup_steps} steps of warm-up{late}",
+        "steps": f"{total} ({steps} an epoch)",
         "seed": model.seed,
     }

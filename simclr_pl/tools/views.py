@@ -16,7 +16,7 @@ from simclr_pl.run.directory import RunDirectory
 
 def views(
     *,
-    config: list[str] | None = None,
+    config: str | list[str] | None = None,
     run_dir: str | None = None,
     out: str | None = None,
     images: int = 8,
@@ -25,7 +25,7 @@ def views(
     """Draws images of the training split beside their two views, in a few epochs.
 
     Args:
-        config: configuration files; later ones win.
+        config: a configuration file, or `[A.yaml, B.yaml]`, of which later ones win.
         run_dir: directory of a run, instead of a configuration; the picture goes to its pictures/.
         out: the picture's file (default: views.png, in the run's pictures/ where there is one).
         images: how many images, a row each.
@@ -42,7 +42,10 @@ def views(
     if images < 1 or epochs < 1:
         raise UserError("views needs at least 1 image and 1 epoch")
     run = RunDirectory(Path(run_dir)) if run_dir else None
-    data = data_of([run.config] if run else [Path(c) for c in config or []])
+    if run is not None and not run.config.is_file():
+        raise UserError(f"{run.path} holds no run: give the directory of a run as --run_dir")
+    files = [config] if isinstance(config, str) else config or []
+    data = data_of([run.config] if run else [Path(file) for file in files])
     target = Path(out) if out else (run.pictures if run else Path()) / "views.png"
     target.parent.mkdir(parents=True, exist_ok=True)
     _draw(data, images, epochs, target)

@@ -24,7 +24,7 @@ def test_the_table_is_the_arithmetic_of_the_recipe(tmp_path: Path) -> None:
         "run directory": str(tmp_path / "run"),
         "device": "1 x cpu, precision 32-true",
         "data": "digits: 1458 images (1312 labelled for the probe), 146 for validation, 10 "
-        "classes, in memory",
+        "classes, in memory (cpu)",
         "images": "1 x 8 x 8, mean [0.3052], std [0.3757]",
         "encoder": table["encoder"],
         "global batch": "128 images (128 a device), 254 negatives an anchor",
@@ -49,7 +49,10 @@ def test_the_table_follows_the_recipe(tmp_path: Path) -> None:
     assert "stem as the library builds it (timm)" in table["encoder"]
     assert table["global batch"] == "64 images (64 a device), 126 negatives an anchor"
     rate = f"{0.05 * math.sqrt(64 / 256):.6g}"
-    assert table["learning rate"] == f"{rate} at its peak (adamw, sqrt scaling), 6 steps of warm-up"
+    assert table["learning rate"] == (
+        f"{rate} at its peak (adamw, sqrt scaling), 6 steps of warm-up"
+        ": the run ends before the peak is reached"
+    )
     assert table["steps"] == "4 (4 an epoch)"
     assert table["seed"] == "7"
 

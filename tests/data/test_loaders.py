@@ -254,3 +254,11 @@ def test_evaluation_is_the_same_every_time_and_in_epoch_0(source: ArrayImages) -
         assert torch.equal(a.labels, b.labels)
         assert a.images[:, 0, 0, 0].tolist() == a.index.tolist()
         assert a.epoch == b.epoch == 0
+
+
+@pytest.mark.parametrize("size", [3, 5, 7, 339])
+def test_no_image_is_left_alone_without_negatives(size: int) -> None:
+    images = torch.zeros(size, 1, 8, 8, dtype=torch.uint8)
+    loader = EvaluationLoader(ArrayImages(images, torch.zeros(size).long()), 2, 0, 1, "both")
+    assert min(len(batch) for batch in loader.plan) >= 2
+    assert torch.cat(loader.plan).tolist() == list(range(size))

@@ -8,7 +8,7 @@ bin=.venv/bin
 "$bin/ruff" format --check .
 "$bin/ruff" check .
 "$bin/mypy"
-"$bin/lint-imports" --no-logo 2>/dev/null || "$bin/lint-imports"
+"$bin/lint-imports"
 if [ $# -gt 0 ]; then
     exec "$bin/pytest" "$@"
 fi

@@ -365,9 +365,8 @@ def _quieten() -> None:
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Lightning's use of a renamed torch class, and its guess at batches that carry their indices.
+    # Lightning's use of a renamed torch class.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
     # Steps are counted over epochs: short epochs are logged all the same.
     warnings.filterwarnings("ignore", message="The number of training batches")
     os.environ.setdefault("TQDM_MININTERVAL", "0.5")

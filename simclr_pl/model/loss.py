@@ -17,14 +17,15 @@ w_ij = c_i exp(s_ij - logsumexp_i) for negatives j, w_ip = -c_i for the positive
 
 w_ij for the anchor's own term, w_ji because z_i is a column of the others'. Both need of another
 rank only its projections and one number an anchor, which the forward pass has gathered: backward
-needs no communication, and no similarity is ever kept. Blocks of rows and columns are made again
-instead, so that memory is linear in the batch. On one rank the matrix is symmetric: a block above
-the diagonal serves the one below as well.
+needs no communication. No similarity is kept for it, unless the batch is so small that all of them
+fit one block: blocks of rows and columns are made again instead, so that memory is linear in the
+batch. On one rank the matrix is symmetric: a block above the diagonal serves the one below as well.
 
 Similarities are bounded by 1 / temperature, so that their exponentials and sums fit float32 without
 a running maximum down to a temperature of 1/70; below that the work is done in float64.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +42,9 @@ _LARGEST_EXPONENT = 70.0
 
 _SMALLEST_TEMPERATURE = 1 / 700
 """exp(700) x 10^4 is still a float64."""
+
+_SMALLEST_LENGTH = 1e-12
+"""A projection shorter than this (all zeros) is not stretched to length one."""
 
 
 class AnchorStatistics(NamedTuple):
@@ -110,11 +114,8 @@ class NTXentLoss(nn.Module):
                 f"projections must be two [B, P] tensors, not {[*z1.shape]}, {[*z2.shape]}"
             )
         with torch.autocast(z1.device.type, enabled=False):
-            z = torch.cat([z1, z2])
-            wide = z.dtype == torch.float64 or 1 / self.temperature > _LARGEST_EXPONENT
-            dtype = torch.promote_types(z.dtype, torch.float32)
-            z = F.normalize(z.to(torch.float64 if wide else dtype), dim=1)
-            loss, rank, log_sum = _NTXent.apply(z, self.temperature, self.block_size, count)
+            loss, rank, log_sum = _NTXent.apply(z1, z2, self.temperature, self.block_size, count)
+        dtype = torch.promote_types(z1.dtype, torch.float32)
         return loss.to(dtype), AnchorStatistics(rank, log_sum.to(dtype))
 
     def extra_repr(self) -> str:
@@ -125,29 +126,39 @@ class NTXentLoss(nn.Module):
 class _Blocks:
     """The similarity matrix of this rank's 2B anchors to all 2N projections, a block at a time."""
 
-    def __init__(self, rows: int, counts: list[int], size: int) -> None:
+    def __init__(self, rows: int, counts: list[int], size: int, temperature: float) -> None:
         self.half = rows // 2
+        self.few = rows * sum(counts) <= size**2
+        """All of them together are no more than one may be: forward's serve backward as well."""
+        self.temperature = temperature
         self.offset = sum(counts[: rank_and_world()[0]])  # this rank's first column
         self.symmetric = len(counts) == 1
         # No row block holds both views, so that its positives lie on one diagonal.
         self.rows = _ranges(0, self.half, size) + _ranges(self.half, rows, size)
         self.columns = self.rows if self.symmetric else _ranges(0, sum(counts), size)
 
-    def pairs(self) -> list[tuple[slice, slice]]:
-        """The (row, column) blocks to visit: with symmetry, those on and above the diagonal."""
-        return [
-            (slice(*r), slice(*c))
-            for r in self.rows
-            for c in self.columns
-            if not (self.symmetric and c < r)
-        ]
+    def visit(self, z: Tensor, everyone: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Rows, columns and `negatives` of each block: with symmetry, not of those below another.
 
-    def negatives(self, scaled: Tensor, everyone: Tensor, r: slice, c: slice) -> Tensor:
-        """exp(similarity / temperature) of a block; 0 for an anchor's self and its positive."""
-        block = (scaled[r] @ everyone[c].T).exp_()
-        partner = self.half if r.start < self.half else -self.half
+        Args:
+            z: `[2B, P]`, this rank's projections, of length one.
+            everyone: `[2N, P]`, those of all ranks.
+        """
+        for r in self.rows:
+            for c in self.columns:
+                if not (self.symmetric and c < r):
+                    rows, columns = slice(*r), slice(*c)
+                    yield rows, columns, self._negatives(z[rows], everyone[columns], r[0], c[0])
+
+    def _negatives(self, rows: Tensor, columns: Tensor, top: int, left: int) -> Tensor:
+        """exp(similarity / temperature), but 0 for an anchor's self and its positive."""
+        block = rows.new_empty(rows.shape[0], columns.shape[0])
+        block.addmm_(rows, columns.T, beta=0, alpha=1 / self.temperature).exp_()
+        partner = self.half if top < self.half else -self.half
         for shift in (0, partner):
-            block.diagonal(self.offset + r.start + shift - c.start).zero_()
+            diagonal = self.offset + top + shift - left
+            if -len(rows) < diagonal < len(columns):
+                block.diagonal(diagonal).zero_()
         return block
 
 
@@ -156,26 +167,30 @@ def _ranges(start: int, stop: int, size: int) -> list[tuple[int, int]]:
 
 
 class _NTXent(torch.autograd.Function):
-    """Forward: normalised projections `[2B, P]` to (loss, rank of the positive, log-sum)."""
+    """Forward: two views' projections `[B, P]` to (loss, rank of the positive, log-sum)."""
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, temperature: float, size: int, count: bool
+        ctx: Any, z1: Tensor, z2: Tensor, temperature: float, size: int, count: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
+        wide = 1 / temperature > _LARGEST_EXPONENT
+        least = torch.float64 if wide else torch.float32
+        z = torch.cat([z1, z2]).to(torch.promote_types(z1.dtype, least))
+        length = torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_(min=_SMALLEST_LENGTH)
+        z /= length
         counts = row_counts(z.shape[0], z.device)
         if sum(counts) < 4:
             raise UserError(
                 "NT-Xent needs at least 2 images in a batch: one alone has no negatives"
             )
         everyone = gather_rows(z, counts)
-        blocks = _Blocks(z.shape[0], counts, size)
-        scaled = z / temperature
-        positive = (scaled * z.roll(blocks.half, 0)).sum(1)
+        blocks = _Blocks(z.shape[0], counts, size, temperature)
+        positive = torch.linalg.vecdot(*z.chunk(2)).div_(temperature).repeat(2)
         level = positive.exp()
         total = torch.zeros_like(positive)
         rank = torch.zeros_like(positive, dtype=torch.int64)
-        for r, c in blocks.pairs():
-            block = blocks.negatives(scaled, everyone, r, c)
+        kept = []
+        for r, c, block in blocks.visit(z, everyone):
             mirror = blocks.symmetric and r != c
             total[r] += block.sum(1)
             if mirror:
@@ -184,33 +199,38 @@ class _NTXent(torch.autograd.Function):
                 rank[r] += (block >= level[r, None]).sum(1)
             if count and mirror:
                 rank[c] += (block >= level[c]).sum(0)
+            if blocks.few:
+                kept.append((r, c, block))
         log_sum = total.log()
         # Ranks of different sizes: the mean over ranks of these is the mean over all anchors.
         weight = len(counts) / sum(counts)
         # Beyond 40 softplus(x) is x in float64 too; torch's own threshold of 20 is not far enough.
         loss = F.softplus(log_sum - positive, threshold=40).sum() * weight
-        if ctx.needs_input_grad[0]:
+        if any(ctx.needs_input_grad):
             # w_ij = share_i exp(s_ij).
             pull = torch.sigmoid(log_sum - positive)
             share = pull / total
-            ctx.save_for_backward(z, scaled, everyone, pull, share, gather_rows(share, counts))
-            ctx.blocks, ctx.factor = blocks, weight / temperature
+            ctx.save_for_backward(z, length, everyone, pull, share, gather_rows(share, counts))
+            ctx.blocks, ctx.kept = blocks, kept
+            ctx.factor, ctx.dtype = weight / temperature, z1.dtype
         ctx.mark_non_differentiable(rank, log_sum)
         return loss, rank, log_sum
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        z, scaled, everyone, pull, share, shares = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        z, length, everyone, pull, share, shares = ctx.saved_tensors
         blocks: _Blocks = ctx.blocks
         with torch.autocast(z.device.type, enabled=False):
             pull = pull + pull.roll(blocks.half)  # as an anchor, and as its positive's positive
-            grad = z.roll(blocks.half, 0) * -pull[:, None]
-            for r, c in blocks.pairs():
-                weights = blocks.negatives(scaled, everyone, r, c)
-                weights *= share[r, None] + shares[c]
+            grad = z.roll(blocks.half, 0).mul_(-pull[:, None])
+            for r, c, block in ctx.kept or blocks.visit(z, everyone):
+                weights = (share[r, None] + shares[c]).mul_(block)
                 grad[r].addmm_(weights, everyone[c])
                 if blocks.symmetric and r != c:
                     grad[c].addmm_(weights.T, everyone[r])
-            grad *= grads[0] * ctx.factor
-        return grad, None, None, None
+            # Through the normalisation: what lies along z changes its length alone.
+            grad.addcmul_(z, torch.linalg.vecdot(z, grad)[:, None], value=-1)
+            grad *= grads[0] * ctx.factor / length
+            first, second = grad.to(ctx.dtype).chunk(2)
+        return first, second, None, None, None

@@ -4,8 +4,10 @@ Letters, everywhere in this package: `B` images on this rank, `N` images over al
 views, `C` channels, `S` image side in pixels, `D` feature width, `P` projection width, `W` ranks.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypedDict
 
+import torch
 from torch import Tensor
 
 UNLABELLED = -1
@@ -30,6 +32,11 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # a tuple has a method of that name
     epoch: int
 
+    def split(self, sizes: Sequence[int]) -> list["Batch"]:
+        """Consecutive parts of so many images."""
+        columns = (self.images.split(sizes), self.labels.split(sizes), self.index.split(sizes))
+        return [Batch(*part, self.epoch) for part in zip(*columns, strict=True)]
+
 
 class Views(NamedTuple):
     """Two views of each image, normalised, on the device.
@@ -45,6 +52,28 @@ class Views(NamedTuple):
     second: Tensor
     labels: Tensor
     index: Tensor  # type: ignore[assignment]  # a tuple has a method of that name
+
+    @property
+    def both(self) -> Tensor:
+        """`float [2B, C, S, S]`: the first views, then the second ones."""
+        return torch.cat([self.first, self.second])
+
+
+class MicroBatches(NamedTuple):
+    """A training batch in parts, whose views are made when they are needed.
+
+    Attributes:
+        parts: this rank's images, in parts that go through the network one after the other.
+        make_views: two views of a part's images; the same bits each time.
+    """
+
+    parts: Sequence[Batch]
+    make_views: Callable[[Batch], Views]
+
+    @property
+    def labels(self) -> Tensor:
+        """`int64 [B]` of all parts, `UNLABELLED` where unknown."""
+        return torch.cat([part.labels for part in self.parts])
 
 
 class EvaluationBatch(NamedTuple):

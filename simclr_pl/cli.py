@@ -282,7 +282,8 @@ def _refuse(trainer: Any) -> None:
     if trainer.accumulate_grad_batches != 1:
         raise UserError(
             "trainer.accumulate_grad_batches would not give a contrastive batch its negatives: set "
-            "data.batch_size to the batch you want"
+            "data.batch_size to the batch you want, and model.micro_batch_size to what fits in "
+            "memory"
         )
     if trainer.limit_train_batches == 0:
         raise UserError("trainer.limit_train_batches is 0: give at least 1 batch, or leave it out")

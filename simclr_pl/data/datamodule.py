@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from simclr_pl.batch import Batch, EvaluationBatch, Views
+from simclr_pl.batch import Batch, EvaluationBatch, MicroBatches, Views
 from simclr_pl.data.datasets import load, prepare, statistics
 from simclr_pl.data.loaders import EvaluationLoader, TrainLoader
 from simclr_pl.data.sources import AnySource, ArrayImages, Cut, ImageFiles
@@ -143,6 +143,7 @@ class ContrastiveDataModule(L.LightningDataModule):
             world,
             self.seed,
             lambda: trainer.current_epoch,
+            micro_batches=self._micro_batches(world),
             same_every_epoch=trainer.overfit_batches > 0,  # type: ignore[attr-defined]
         )
         if self._loaded is not None:
@@ -174,11 +175,19 @@ class ContrastiveDataModule(L.LightningDataModule):
         """Clean images of `predict_split`."""
         return self.evaluation_loader(self.predict_split, "clean")
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Views | EvaluationBatch:
-        """Makes views (in training), or clean images (and views) of a batch, on its device."""
+    def on_after_batch_transfer(
+        self, batch: Batch, dataloader_idx: int
+    ) -> Views | MicroBatches | EvaluationBatch:
+        """Makes views (in training), or clean images (and views) of a batch, on its device.
+
+        With micro-batches, views are left to be made by the model, one micro-batch at a time.
+        """
         trainer = self.trainer
         assert trainer is not None
         if trainer.training:
+            parts = self._loader.parts if self._loader else []
+            if len(parts) > 1:
+                return MicroBatches(batch.split(parts), self.make_views)
             return self.make_views(batch)
         return self.make_clean(batch, views=trainer.state.fn != TrainerFn.PREDICTING)
 
@@ -237,6 +246,18 @@ class ContrastiveDataModule(L.LightningDataModule):
             return source
         free, _ = torch.cuda.mem_get_info(device)
         return source.to(device) if source.images.nbytes <= RESIDENT_SHARE * free else source
+
+    def _micro_batches(self, world: int) -> int:
+        """How many of them make a batch: the model knows what goes through it at a time."""
+        model = getattr(self.trainer, "lightning_module", None)
+        size = getattr(model, "micro_batch_size", None) or self.batch_size
+        count = -(-self.batch_size // size)
+        if self.batch_size // count < world:
+            raise UserError(
+                f"model.micro_batch_size is {size} over {world} devices, which need an image each: "
+                f"give at least {2 * world}"
+            )
+        return count
 
     def _ranks(self) -> tuple[int, int]:
         if self.trainer is None:

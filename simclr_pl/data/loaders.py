@@ -24,6 +24,9 @@ class TrainLoader:
     Its state is the number of batches handed out, for a resume in mid-epoch. The epoch is asked for
     when the first batch is: Lightning makes iterators before it has restored its own counters.
 
+    With micro-batches, each of them is a run of the global batch's order, shared by the ranks: what
+    goes through the network together does not depend on how many ranks there are.
+
     Args:
         source: the images.
         batch_size: global images a step.
@@ -31,6 +34,7 @@ class TrainLoader:
         world: number of processes.
         seed: of the order.
         epoch: tells the current epoch.
+        micro_batches: parts of equal size (but for one image) that a global batch is cut into.
         same_every_epoch: the order and views of epoch 0 in all of them, for overfitting on purpose.
     """
 
@@ -43,10 +47,17 @@ class TrainLoader:
         seed: int,
         epoch: Callable[[], int],
         *,
+        micro_batches: int = 1,
         same_every_epoch: bool = False,
     ) -> None:
         self.source, self.batch_size, self.seed, self.epoch = source, batch_size, seed, epoch
-        self.rank, self.world = rank, world
+        rows = torch.arange(batch_size)
+        shares = [
+            micro[shard(len(micro), rank, world)] for micro in rows.tensor_split(micro_batches)
+        ]
+        self.rows = torch.cat(shares)
+        self.parts = [len(share) for share in shares]
+        """How many of this rank's images belong to each micro-batch, in the order of `rows`."""
         self.same_every_epoch = same_every_epoch
         self._place = {"epoch": 0, "batches": 0}
         self._loaded: dict[str, Any] | None = None
@@ -59,10 +70,9 @@ class TrainLoader:
         # A loaded place serves one pass, and only its own epoch: every other pass is a whole one.
         place, self._loaded = self._loaded, None
         start = place["batches"] if place and place["epoch"] == epoch else 0
-        mine = shard(self.batch_size, self.rank, self.world)
         drawn = 0 if self.same_every_epoch else epoch
         order = epoch_order(self.seed, drawn, len(self.source))
-        plan = [batch[mine] for batch in order.split(self.batch_size)[start : len(self)]]
+        plan = [batch[self.rows] for batch in order.split(self.batch_size)[start : len(self)]]
         for done, batch in enumerate(self.source.batches(plan, drawn, "views"), start + 1):
             self._place = {"epoch": epoch, "batches": done}
             yield batch

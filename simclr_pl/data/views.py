@@ -90,8 +90,8 @@ class SimCLRViews(nn.Module):
         self.scale = scale
         self.flip, self.jitter, self.grayscale, self.blur = flip, jitter, grayscale, blur
         self.seed = seed
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", _channels(mean), persistent=False)
+        self.register_buffer("std", _channels(std), persistent=False)
 
     @torch.no_grad()
     def forward(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,8 @@ class SimCLRViews(nn.Module):
         Returns:
             Two tensors `float32 [B, C, S, S]`, normalised.
         """
-        first, second = (self._view(images, self.draw(index, epoch, v), v) for v in (0, 1))
+        with torch.autocast(images.device.type, enabled=False):
+            first, second = (self._view(images, self.draw(index, epoch, v), v) for v in (0, 1))
         return first, second
 
     @torch.no_grad()
@@ -127,9 +128,8 @@ class SimCLRViews(nn.Module):
         crop, (flip, on, order, *factors, gray, blur, sigma) = u[:, :DRAWS], u[:, DRAWS:].unbind(1)
         strength = (0.8 * self.jitter, 0.8 * self.jitter, 0.8 * self.jitter, 0.2 * self.jitter)
         # Factors are uniform from max(0, 1 - strength) to 1 + strength; hue is centred on 0.
-        low = torch.tensor([*(max(0.0, 1 - s) for s in strength[:3]), -strength[3]])
-        high = torch.tensor([*(1 + s for s in strength[:3]), strength[3]])
-        low, high = low.to(u.device), high.to(u.device)
+        low = u.new_tensor([*(max(0.0, 1 - s) for s in strength[:3]), -strength[3]])
+        high = u.new_tensor([*(1 + s for s in strength[:3]), strength[3]])
         factor = low + torch.stack(factors[:4], 1) * (high - low)
         chance = JITTER_CHANCE if self.jitter else 0.0
         return ViewParameters(
@@ -207,10 +207,14 @@ def blur_matrix(sigma: Tensor, size: int) -> Tensor:
     # Reflection without repeating the edge: -1 is 1, and size is size - 2.
     source = (line[:, None] + offsets).abs()
     source = torch.where(source >= size, 2 * (size - 1) - source, source)
-    matrix = torch.zeros(len(sigma), size, size, device=sigma.device)
+    matrix = weights.new_zeros(len(sigma), size, size)
     return matrix.scatter_add_(
         2, source.expand(len(sigma), -1, -1), weights[:, None].expand(-1, size, -1)
     )
+
+
+def _channels(numbers: tuple[float, ...]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1)
 
 
 def _each(flags: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Linters, types, import contract, tests. Arguments go to pytest: `bash scripts/test.sh -m "not slow"`.
+# Linters, types, import contract, tests. Arguments go to pytest: `bash scripts/test.sh -m slow`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/install.sh dev

@@ -67,6 +67,14 @@ VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("--data.batch_size", "5000"),
         ("data.batch_size is 5000", "digits", "at most 1458"),
     ),
+    "micro-batch of none": (
+        ("--model.micro_batch_size", "0"),
+        ("model.micro_batch_size is 0", "at least 1"),
+    ),
+    "micro-batch below 0": (
+        ("--model.micro_batch_size", "-3"),
+        ("model.micro_batch_size is -3", "at least 1"),
+    ),
     "images too small": (("--data.image_size", "2"), ("image_size is 2", "at least")),
     "no projector": (("--model.projector_layers", "0"), ("projector_layers is 0", "at least 1")),
     "learning rate 0": (("--model.learning_rate", "0"), ("model.learning_rate is 0", "above 0")),
@@ -86,7 +94,7 @@ VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "no batches": (("--trainer.limit_train_batches", "0"), ("trainer.limit_train_batches",)),
     "accumulated gradients": (
         ("--trainer.accumulate_grad_batches", "2"),
-        ("accumulate_grad_batches", "data.batch_size"),
+        ("accumulate_grad_batches", "data.batch_size", "model.micro_batch_size"),
     ),
     "Lightning's batch norm": (
         ("--trainer.sync_batchnorm", "true"),

@@ -8,7 +8,8 @@ Batch Size under Memory Limited Setup"; here by rematerialisation, so that optim
 and the reduction over ranks remain those of one ordinary step).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -36,29 +37,50 @@ def encode_in_parts(
     Returns:
         `[2B, D]` over all parts, again first views before second ones.
     """
-    buffers = dict(encoder.named_buffers())
-    moves = {name: torch.zeros_like(buffer) for name, buffer in buffers.items()}
-    seen = set()
+    # Where each part begins: in its second pass too, when the encoder's own have moved on.
+    start = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+    moves = {name: torch.zeros_like(buffer) for name, buffer in start.items()}
+    dtype = torch.get_default_dtype()
 
-    def encode(number: int, part: Batch) -> Tensor:
-        # On copies: each part sees the buffers where they stood, and so does its second pass.
-        own = {name: buffer.clone() for name, buffer in buffers.items()}
+    def encode(part: Batch) -> Tensor:
+        own = {name: buffer.clone() for name, buffer in start.items()}
         features: Tensor = functional_call(encoder, own, (images(part),))
-        if number not in seen:  # else it is the pass in backward, which leaves no trace
-            seen.add(number)
-            for name, move in moves.items():
-                move.add_(own[name] - buffers[name])
+        # (In backward nobody asks any longer for the moves.)
+        for name, end in own.items():
+            if end.is_floating_point():
+                # Constants may be infinite, which is no way to go.
+                moves[name] += torch.where(end == start[name], 0, end - start[name])
+            else:  # a counter, or a flag: each part does the same to it
+                moves[name] = end
         return features
 
     # Of the part's tensors checkpoint learns on which device dropout has to draw the same again.
     features = [
-        checkpoint(encode, number, part, use_reentrant=False)
-        for number, part in enumerate(parts[:-1])
+        checkpoint(
+            encode,
+            part,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _default_dtype(dtype)),
+        )
+        for part in parts[:-1]
     ]
     # The last one keeps its activations: backward begins with it.
-    features.append(encode(len(parts) - 1, parts[-1]))
-    for name, buffer in buffers.items():
-        # A counter is moved by one in each part, and so by one in the mean.
-        buffer.add_((moves[name] / len(parts)).to(buffer.dtype))
+    features.append(encode(parts[-1]))
+    for name, buffer in encoder.named_buffers():
+        if buffer.is_floating_point():
+            buffer.add_(moves[name] / len(parts))
+        else:
+            buffer.copy_(moves[name])
     first, second = zip(*(part.chunk(2) for part in features), strict=True)
     return torch.cat([*first, *second])
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """A run's precision is torch's default in its steps, but no longer in their backward."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -40,11 +40,14 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
         where = f"in memory ({source.images.device.type})"
     else:
         where = f"decoded by {data.num_workers or 'no'} workers a device"
-    per_device = (
-        f"{batch // world}" if batch % world == 0 else f"{batch // world} or {batch // world + 1}"
-    )
     everywhere = model.hparams["global_batch_norm"]
     norm = "global, over all devices" if everywhere else "each device its own"
+    per_device = f"{'' if batch % world == 0 else 'about '}{batch / world:.0f}"
+    parts = len(getattr(trainer.train_dataloader, "parts", [batch]))
+    micro = {}
+    if parts > 1:
+        norm += "; the encoder's sees a micro-batch at a time, the projector's the whole batch"
+        micro["micro-batches"] = f"{parts} of at most {-(-batch // parts)} images"
     total = int(trainer.estimated_stepping_batches)
     late = "" if model.warmup_steps < total else ": the run ends before the peak is reached"
     parameters = sum(p.numel() for p in model.parameters())
@@ -58,7 +61,8 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
         "parameters with the projector",
         "global batch": f"{batch} images ({per_device} a device), "
         f"{2 * batch - 2} negatives an anchor",
-        "batch norm": norm if world > 1 else "one device",
+        **micro,
+        "batch norm": norm,
         "learning rate": f"{model.peak_learning_rate:.6g} at its peak ({model.recipe.name}, "
         f"{model.recipe.scaling} scaling), {model.warmup_steps} steps of warm-up{late}",
         "steps": f"{total} ({steps} an epoch)",

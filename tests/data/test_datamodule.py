@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from simclr_pl import ContrastiveDataModule, SimCLRViews, UserError
-from simclr_pl.batch import UNLABELLED, EvaluationBatch, Views
+from simclr_pl.batch import UNLABELLED, Batch, EvaluationBatch, MicroBatches, Views
 from simclr_pl.data.datasets import load, statistics
 from simclr_pl.data.sources import CLEAN_SHARE
 
@@ -377,6 +377,73 @@ def test_this_ranks_slice_of_a_global_batch(world: int) -> None:
     assert next(iter(data.train_dataloader())).index.tolist() == whole[:share].tolist()
     mine = next(iter(data.val_dataloader())).index
     assert mine.tolist() == val[: len(val) // world].tolist()
+
+
+class Counting(ContrastiveDataModule):
+    """Counts the views it makes."""
+
+    made = 0
+
+    def make_views(self, batch: Batch) -> Views:
+        self.made += len(batch.labels)
+        return super().make_views(batch)
+
+
+class InParts(Watcher):
+    """A model that takes at most so many images at a time."""
+
+    def __init__(self, size: int | None) -> None:
+        super().__init__()
+        self.micro_batch_size = size
+
+
+@pytest.mark.parametrize(
+    ("size", "parts"), [(100, [86, 85, 85]), (128, [128, 128]), (1, [1] * 256)]
+)
+def test_a_model_of_micro_batches_gets_parts_whose_views_are_not_made_yet(
+    size: int, parts: list[int]
+) -> None:
+    data, module, whole = Counting(batch_size=256), InParts(size), Watcher()
+    few = {"limit_train_batches": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    trainer(**few).fit(module, datamodule=data)
+    validated = len(module.batches("val")[0].labels)
+    assert data.made == validated
+    trainer(**few).fit(whole, datamodule=ContrastiveDataModule(batch_size=256))
+    for batch, want in zip(module.batches("train"), whole.batches("train"), strict=True):
+        assert isinstance(batch, MicroBatches)
+        assert [len(part.index) for part in batch.parts] == parts
+        assert batch.labels.equal(want.labels)
+        made = [batch.make_views(part) for part in batch.parts]
+        for column in range(4):
+            assert torch.cat([part[column] for part in made]).equal(want[column])
+        again = batch.make_views(batch.parts[-1])
+        assert all(a.equal(b) for a, b in zip(again, made[-1], strict=True))
+
+
+@pytest.mark.parametrize("size", [256, 1000, None])
+def test_a_model_that_takes_a_batch_at_a_time_gets_its_views(size: int | None) -> None:
+    module = InParts(size)
+    trainer(limit_train_batches=1, limit_val_batches=0).fit(
+        module, datamodule=ContrastiveDataModule(batch_size=256)
+    )
+    assert isinstance(module.batches("train")[0], Views)
+
+
+@pytest.mark.parametrize(
+    ("world", "batch_size", "size", "least"),
+    [(3, 12, 2, 6), (3, 7, 3, 6), (4, 100, 1, 8), (2, 5, 2, 4)],
+)
+def test_micro_batches_too_small_for_the_devices_are_refused(
+    world: int, batch_size: int, size: int, least: int
+) -> None:
+    data = ready(batch_size=batch_size)
+    data.trainer = trainer(devices=world, strategy="ddp")
+    data.trainer.strategy.connect(InParts(size))
+    said = rf"model\.micro_batch_size is {size} over {world} devices.* give at least {least}$"
+    with pytest.raises(UserError, match=said):
+        data.train_dataloader()
+    data.trainer.strategy.connect(InParts(least))
+    assert min(data.train_dataloader().parts) >= 1
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])

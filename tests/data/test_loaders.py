@@ -10,6 +10,7 @@ import torch
 from simclr_pl.batch import Batch
 from simclr_pl.data.loaders import EvaluationLoader, TrainLoader
 from simclr_pl.data.sources import ArrayImages
+from simclr_pl.distributed import shard
 from simclr_pl.randomness import epoch_order
 
 SIZE, BATCH = 47, 10
@@ -47,6 +48,50 @@ def test_slices_of_all_ranks_are_the_global_batch_in_order(source: ArrayImages, 
     assert together == want
     sizes = {len(piece) for rank in ranks for piece in rank}
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_micro_batches_are_runs_of_the_global_order_over_all_ranks(
+    source: ArrayImages, world: int, count: int
+) -> None:
+    size = 23
+    loaders = [
+        TrainLoader(source, size, rank, world, 5, lambda: 3, micro_batches=count)
+        for rank in range(world)
+    ]
+    whole = epoch_order(5, 3, SIZE)[: SIZE // size * size].split(size)
+    for batches in zip(*loaders, strict=True):
+        order = whole[loaders[0].state_dict()["batches"] - 1]
+        parts = [b.split(each.parts) for b, each in zip(batches, loaders, strict=True)]
+        micros = [flat(indices(shares)) for shares in zip(*parts, strict=True)]
+        assert len(micros) == count
+        assert flat(micros) == order.tolist()
+        sizes = [len(micro) for micro in micros]
+        assert max(sizes) - min(sizes) <= 1
+        for shares in zip(*parts, strict=True):  # no rank is left out of any
+            rows = [len(share.index) for share in shares]
+            assert min(rows) >= 1
+            assert max(rows) - min(rows) <= 1
+    for each, batch in zip(loaders, batches, strict=True):
+        assert sum(each.parts) == len(batch.index) == len(each.rows)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_one_process_sees_the_same_batches_with_any_number_of_micro_batches(
+    source: ArrayImages, count: int
+) -> None:
+    train = TrainLoader(source, BATCH, 0, 1, 0, lambda: 2, micro_batches=count)
+    assert indices(train) == indices(loader(source, 2))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_single_micro_batch_is_the_slice_of_the_batch(source: ArrayImages, world: int) -> None:
+    for rank in range(world):
+        train = TrainLoader(source, BATCH, rank, world, 0, lambda: 2, micro_batches=1)
+        rows = torch.arange(BATCH)[shard(BATCH, rank, world)]
+        assert train.rows.equal(rows)
+        assert train.parts == [len(rows)]
 
 
 def test_batches_hold_images_labels_and_epoch_of_their_index(source: ArrayImages) -> None:

@@ -165,6 +165,27 @@ def test_a_sample_has_the_same_bits_in_any_batch(
         assert torch.equal(alone[1][0], everything[1][i])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [24, 20])
+def test_bits_do_not_depend_on_the_runs_precision(dtype: torch.dtype, size: int) -> None:
+    """Micro-batches' views are made in the model's step, and again in backward, outside of it."""
+    images, index = photos(16, 3, 24, 24), torch.arange(16)
+    given = [images, torch.stack([images, images.flip(0)], 1)] if size == 24 else [images]
+    views = SimCLRViews(size, **PLAIN[3], blur=0.9)
+    want = [views(each, index, 1) for each in given]
+    torch.set_default_dtype(dtype)
+    try:
+        by_default = [views(each, index, 1) for each in given]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        in_autocast = [views(each, index, 1) for each in given]
+    for got in (by_default, in_autocast):
+        for one, other in zip(itertools.chain(*got), itertools.chain(*want), strict=True):
+            assert one.dtype == torch.float32
+            assert one.equal(other)
+
+
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("count", "size"), [(40, 32), (2, 224)])
 def test_threads_that_share_a_batch_do_not_change_bits(count: int, size: int) -> None:

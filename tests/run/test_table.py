@@ -28,7 +28,7 @@ def test_the_table_is_the_arithmetic_of_the_recipe(tmp_path: Path) -> None:
         "images": "1 x 8 x 8, mean [0.3052], std [0.3757]",
         "encoder": table["encoder"],
         "global batch": "128 images (128 a device), 254 negatives an anchor",
-        "batch norm": "one device",
+        "batch norm": "global, over all devices",
         "learning rate": "0.025 at its peak (sgd, linear scaling), 0 steps of warm-up",
         "steps": "4 (2 an epoch)",
         "seed": "0",
@@ -55,6 +55,16 @@ def test_the_table_follows_the_recipe(tmp_path: Path) -> None:
     )
     assert table["steps"] == "4 (4 an epoch)"
     assert table["seed"] == "7"
+
+
+def test_micro_batches_and_what_they_mean_for_batch_norm(tmp_path: Path) -> None:
+    parts = ("--model.micro_batch_size", "50", "--model.global_batch_norm", "false")
+    table = shown(fit(tmp_path / "run", *parts))
+    assert table["micro-batches"] == "3 of at most 43 images"
+    assert table["batch norm"] == (
+        "each device its own; the encoder's sees a micro-batch at a time, the projector's the "
+        "whole batch"
+    )
 
 
 def test_a_run_without_a_directory_says_why(

@@ -20,6 +20,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 ENCODER_ARGS = '{"channels": [8, 8, 16, 16], "stem_type": "", "stem_width": 8}'
 
+DRAWING = ENCODER_ARGS.replace("}", ', "drop_rate": 0.3, "drop_path_rate": 0.3}')
+"""With layers that draw random numbers in training."""
+
 QUICK = (
     *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "2"),
     *("--trainer.limit_train_batches", "2"),

@@ -8,10 +8,12 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from simclr_pl.batch import StepOutput
 from simclr_pl.errors import UserError
+from simclr_pl.run.metrics import MetricsFile
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -39,7 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class SaveCheckpoint(Checkpoint):
     """Keeps `last.ckpt` current, and copies of some epochs if wanted.
 
-    An epoch's checkpoint is written after its validation, so that a resume never skips one.
+    A checkpoint is written after its step's validation and numbers, so that a resume lacks neither.
 
     Args:
         every_n_epochs: how often `last.ckpt` is written; the last epoch always is.
@@ -78,11 +80,24 @@ class SaveCheckpoint(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Saves in mid-epoch; an epoch's last step is left to the end of the epoch."""
-        if not self.every_n_steps or trainer.is_last_batch or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        if trainer.global_step % self.every_n_steps == 0:
+        """Saves in mid-epoch, unless there is a validation to come first."""
+        loop = trainer.fit_loop
+        assert loop._data_fetcher is not None
+        if self._is_due(trainer) and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+            if trainer._logger_connector.should_update_logs:
+                _log_now(trainer)
             trainer.save_checkpoint(str(self.path))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves in mid-epoch, behind a validation: Lightning would not make up for a lost one."""
+        if trainer.state.fn == TrainerFn.FITTING and self._is_due(trainer):
+            trainer.save_checkpoint(str(self.path))
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        """Whether this step is one to save; an epoch's last one is left to the end of the epoch."""
+        if not self.every_n_steps or trainer.is_last_batch or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return False
+        return not trainer.sanity_checking and trainer.global_step % self.every_n_steps == 0
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves behind the epoch's validation."""
@@ -94,11 +109,27 @@ class SaveCheckpoint(Checkpoint):
         if done % self.every_n_epochs and not keep and not last:
             return
         assert self.path is not None
-        trainer.save_checkpoint(str(self.path))
+        _log_now(trainer)
+        # What is kept comes first: a run that is killed in between does this epoch again.
+        copy = self.path.with_name(f"epoch={done:04d}.ckpt")
+        trainer.save_checkpoint(str(copy if keep else self.path))
         if keep and trainer.is_global_zero:
-            copy = self.path.with_name(f"epoch={done:04d}.ckpt")
-            copy.unlink(missing_ok=True)
-            os.link(self.path, copy)  # no second copy on disk: `last.ckpt` is replaced, not changed
+            second = self.path.with_name(f".{self.path.name}.tmp")
+            second.unlink(missing_ok=True)
+            os.link(copy, second)  # no second copy on disk: `last.ckpt` is replaced, not changed
+            second.replace(self.path)
+
+
+def _log_now(trainer: L.Trainer) -> None:
+    """Puts a step's numbers into `metrics.csv` before its checkpoint is saved.
+
+    Lightning logs them only after the hooks that save: a kill in between would lose them, since a
+    resume goes on behind this step. It logs them again into the same row.
+    """
+    numbers: dict[str, Any] = dict(trainer._logger_connector.metrics["log"])
+    files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+    for file in files if numbers else []:
+        file.log_metrics(numbers | {"epoch": trainer.current_epoch}, trainer.global_step - 1)
 
 
 class StopOnNaN(L.Callback):

@@ -1,23 +1,23 @@
-"""Checkpoints: whole or not at all, when asked for, and what a run resumed from one becomes."""
+"""Checkpoints: whole or not at all, when asked for, and what a run resumed from one becomes.
 
-import signal
+Kills are in test_kills.py.
+"""
+
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from commands import (
+    DRAWING,
     ENCODER_ARGS,
     QUICK,
     checkpoint,
     files,
-    finish,
     fit,
     rows,
     run,
     same_weights,
-    signal_when,
-    start,
 )
 
 from simclr_pl.errors import UserError
@@ -110,9 +110,6 @@ def go_back(directory: Path, name: str) -> None:
     (directory / "checkpoints" / name).replace(directory / "checkpoints" / "last.ckpt")
 
 
-DRAWING = ENCODER_ARGS.replace("}", ', "drop_rate": 0.3, "drop_path_rate": 0.3}')
-
-
 @pytest.mark.parametrize("encoder_args", [ENCODER_ARGS, DRAWING], ids=["plain", "dropout"])
 def test_a_resume_at_an_epochs_end_is_the_uninterrupted_run_to_the_bit(
     tmp_path: Path, encoder_args: str
@@ -130,53 +127,6 @@ def test_a_resume_at_an_epochs_end_is_the_uninterrupted_run_to_the_bit(
     for state, other in zip(again["optimizer_states"], whole["optimizer_states"], strict=True):
         for index, moments in state["state"].items():
             assert torch.equal(moments["momentum_buffer"], other["state"][index]["momentum_buffer"])
-
-
-@pytest.fixture(scope="module")
-def killed_and_whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run that was killed in mid-epoch and resumed, and one that was left alone."""
-    killed, whole = (tmp_path_factory.mktemp("runs") / name for name in ("killed", "whole"))
-    recipe = (
-        *("--trainer.limit_train_batches", "11", "--trainer.max_epochs", "8"),
-        *("--checkpoint.every_n_steps", "4"),
-    )
-    process = start("fit", *QUICK, *recipe, "--run_dir", killed)
-    fit(whole, *recipe)
-    # A checkpoint of every fourth step and of every eleventh: here the last is one in mid-epoch.
-    signal_when(process, lambda: len(rows(killed)) % 11 in (6, 9), signal.SIGKILL)
-    assert finish(process).code == -signal.SIGKILL
-    reached, saved = len(rows(killed)), checkpoint(killed)["global_step"]
-    assert saved <= reached < 88
-    outcome = fit(killed, *recipe, "--resume")
-    assert outcome.err == ""
-    return killed, whole
-
-
-def test_a_killed_and_resumed_run_has_the_weights_of_one_left_alone_to_the_bit(
-    killed_and_whole: tuple[Path, Path],
-) -> None:
-    killed, whole = map(checkpoint, killed_and_whole)
-    assert same_weights(killed, whole)
-    assert killed["global_step"] == 88
-
-
-def test_a_killed_and_resumed_run_has_the_metrics_of_one_left_alone(
-    killed_and_whole: tuple[Path, Path],
-) -> None:
-    killed, whole = map(rows, killed_and_whole)
-    assert [int(row["step"]) for row in killed] == list(range(88))  # none twice, none missing
-    assert [row.keys() for row in killed] == [row.keys() for row in whole]
-    partial = "probe/train_top1"  # counted over an epoch's steps: see the next test
-    for row, other in zip(killed, whole, strict=True):
-        assert {**row, partial: ""} == {**other, partial: ""}
-
-
-def test_an_epoch_in_two_sessions_counts_the_steps_of_both(
-    killed_and_whole: tuple[Path, Path],
-) -> None:
-    killed, whole = map(rows, killed_and_whole)
-    name = "probe/train_top1"
-    assert [row[name] for row in killed if name in row] == [r[name] for r in whole if name in r]
 
 
 def test_workers_and_devices_of_a_resume_are_free_and_change_nothing(tmp_path: Path) -> None:

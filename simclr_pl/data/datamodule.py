@@ -191,6 +191,16 @@ class ContrastiveDataModule(L.LightningDataModule):
             return self.make_views(batch)
         return self.make_clean(batch, views=trainer.state.fn != TrainerFn.PREDICTING)
 
+    def teardown(self, stage: str | None = None) -> None:
+        """Ends worker processes."""
+        for source in self.splits[:3] if self.channels is not None else ():
+            if isinstance(source, ImageFiles):
+                source.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Ends worker processes: Lightning doesn't tear down what has failed."""
+        self.teardown()
+
     # What those are made of, for tools without a trainer --------------------------------------
 
     @property

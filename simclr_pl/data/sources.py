@@ -126,6 +126,17 @@ class ImageFiles:
         sampler.plan, sampler.epoch = plan, epoch
         yield from loader
 
+    def close(self) -> None:
+        """Ends the worker processes; the next batches start new ones.
+
+        Left to the garbage collector, each is waited for in vain for 5 seconds: their queues may be
+        collected first.
+        """
+        for _, loader in self._loaders.values():
+            if loader._iterator is not None:
+                loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+        self._loaders.clear()
+
     def select(self, index: Tensor) -> "ImageFiles":
         """The files at `index`, as a split of their own."""
         return ImageFiles([self.paths[i] for i in index.tolist()], self.labels[index])

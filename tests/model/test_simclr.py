@@ -344,3 +344,28 @@ def test_two_uneven_ranks_train_as_one_process_does() -> None:
             scale = max(1.0, float(value.double().abs().max()))
             error = float((told[name].double() - value.double()).abs().max()) / scale
             assert error < 1e-10, (name, error)
+
+
+# Layers that draw ---------------------------------------------------------------------------------
+
+
+class _Features(L.Callback):
+    def __init__(self) -> None:
+        self.of_steps: list[Tensor] = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        self.of_steps.append(outputs["features"])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_dropout_draws_other_masks_in_each_step(rate: float) -> None:
+    """The same images, views and weights, twice: what differs is what is drawn."""
+    seen = _Features()
+    run = trainer(callbacks=[seen], overfit_batches=1, max_epochs=2, limit_train_batches=1)
+    args = {"channels": [8, 8, 16, 16], "stem_type": "", "stem_width": 8, "drop_rate": rate}
+    model = simclr(encoder="resnet10t", encoder_args=args, learning_rate=1e-30, weight_decay=0.0)
+    run.fit(model, ContrastiveDataModule(batch_size=32))
+    first, second = seen.of_steps
+    assert first.equal(second) == (rate == 0)

@@ -1,0 +1,97 @@
+"""Callbacks for tests of whole runs: what was trained on, to the bit, and runs that end badly."""
+
+import hashlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from simclr_pl.batch import Batch, Views
+
+
+class Recorder(L.Callback):
+    """Writes below the run's directory which images go through the network, and as which views.
+
+    A line for each pass through the encoder: the step, then index and digest of each image.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Listens to where all views come from: with micro-batches, the model asks for them."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        make = data.make_views
+        path = Path(trainer.default_root_dir) / "record"
+        path.mkdir(exist_ok=True)
+        path = path / f"{trainer.world_size}-{trainer.global_rank}"
+
+        def recorded(batch: Batch) -> Views:
+            views: Views = make(batch)
+            if trainer.training:
+                with path.open("a") as file:
+                    file.write(f"{trainer.global_step} {' '.join(_digests(views))}\n")
+            return views
+
+        data.make_views = recorded
+
+
+def _digests(views: Views) -> list[str]:
+    """`index:digest` of each image, over the bytes of both its views."""
+    pairs = zip(views.index.tolist(), views.first.numpy(), views.second.numpy(), strict=True)
+    return [
+        f"{index}:{hashlib.blake2b(a.tobytes() + b.tobytes(), digest_size=8).hexdigest()}"
+        for index, a, b in pairs
+    ]
+
+
+Pass = tuple[int, tuple[str, ...]]
+"""A step, and `index:digest` of the images that went through the encoder together in it."""
+
+
+def passes(directory: Path) -> list[Pass]:
+    """What a `Recorder` has written, ranks put together; what was done twice alike counts once.
+
+    Twice: a micro-batch's second pass for its gradient, and steps behind a resumed checkpoint.
+    """
+    worlds = {path.name.split("-")[0] for path in (directory / "record").iterdir()}
+    found: list[Pass] = []
+    for world in worlds:
+        # In the order of ranks, whose lines are of the same passes.
+        paths = [directory / "record" / f"{world}-{rank}" for rank in range(int(world))]
+        ranks = [[line.split() for line in path.read_text().splitlines()] for path in paths]
+        for lines in zip(*ranks, strict=True):
+            assert len({step for step, *_ in lines}) == 1, lines
+            images = tuple(image for _, *slice_ in lines for image in slice_)
+            found.append((int(lines[0][0]), images))
+    return sorted(dict.fromkeys(found), key=lambda one: one[0])
+
+
+class Blackout(L.Callback):
+    """Kills all processes of a run at the beginning of a step: nobody gets to tidy up.
+
+    The run has to be the leader of its process group.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.strategy.barrier()  # so that it is known what the others have done
+            if trainer.is_global_zero:
+                os.killpg(0, signal.SIGKILL)
+
+
+class InterruptionError(Exception):
+    """Nobody expects it."""
+
+
+class Interruption(L.Callback):
+    """Ends a run of the tests' own process at the beginning of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise InterruptionError

@@ -66,8 +66,8 @@ class SimCLR(L.LightningModule):
         warmup_epochs: epochs of linear warm-up, before the cosine to zero.
         global_batch_norm: batch norm over all devices' images, as one device would compute it.
         micro_batch_size: images that go through the encoder at a time, global like `batch_size`
-            (default: all of a batch). The loss is still that of the whole batch, in less memory, for
-            one more forward pass; batch norm then normalises by the micro-batch's statistics.
+            (default: all of a batch). The loss is still that of the whole batch, in less memory,
+            for one more forward pass; batch norm then sees a micro-batch at a time.
         seed: of the initial weights (default: what `seed_everything` was given, or 0).
 
     Raises:

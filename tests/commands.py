@@ -34,6 +34,17 @@ QUICK = (
 """Four steps on digits with a very small ResNet: half a second."""
 
 
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "log_every_n_steps": 1,
+}
+"""Of a `Trainer` that writes nothing."""
+
+
 class Outcome(NamedTuple):
     """How a command ended."""
 

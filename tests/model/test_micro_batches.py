@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from commands import ENCODER_ARGS
+from commands import ENCODER_ARGS, QUIET
 from PIL import Image
 from ranks import ranks
 from torch import Tensor, nn
@@ -302,13 +302,7 @@ def test_images_of_one_part_are_alive_at_a_time() -> None:
 
 # Runs --------------------------------------------------------------------------------------------
 
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "log_every_n_steps": 1,
+FEW = {
     "max_epochs": 1,
     "limit_train_batches": 2,
     "limit_val_batches": 0,
@@ -321,7 +315,7 @@ IMAGES = 60
 
 
 def trainer(**options: Any) -> L.Trainer:
-    return L.Trainer(**(QUIET | {"precision": "64-true"} | options))
+    return L.Trainer(**(QUIET | FEW | {"precision": "64-true"} | options))
 
 
 class Recording(SimCLR):
@@ -356,7 +350,7 @@ def train(
     micro_batch_size: int | None, data: dict[str, Any] | None = None, **options: Any
 ) -> dict[str, Tensor]:
     """Two steps: everything they gave, by image where it belongs to one, and the weights."""
-    keys = {*QUIET, "precision", "gradient_clip_val", "callbacks", "devices", "strategy"}
+    keys = {*QUIET, *FEW, "precision", "gradient_clip_val", "callbacks", "devices", "strategy"}
     model = simclr(micro_batch_size, **{k: v for k, v in options.items() if k not in keys})
     run = trainer(**{k: v for k, v in options.items() if k in keys})
     run.fit(model, ContrastiveDataModule(**({"batch_size": IMAGES, "seed": 1} | (data or {}))))

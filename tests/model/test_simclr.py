@@ -8,21 +8,13 @@ import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
+from commands import QUIET
 from lightning.pytorch.loggers import CSVLogger
 from ranks import ranks
 from torch import Tensor
 
 from simclr_pl import ContrastiveDataModule, NTXentLoss, OnlineProbe, SimCLR, UserError
 from simclr_pl.batch import StepOutput, Views
-
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "log_every_n_steps": 1,
-}
 
 
 def trainer(**options: Any) -> L.Trainer:
@@ -118,19 +110,23 @@ def test_a_training_step_hands_out_what_it_has_seen_detached() -> None:
     assert float(logged["train/grad_norm"]) == pytest.approx(float(norm.norm), rel=1e-5)
 
 
-class _Outputs(L.Callback):
-    def __init__(self) -> None:
-        self.features: list[Tensor] = []
+class _Features(L.Callback):
+    """Keeps the features that steps of training and of validation hand out."""
 
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
-    ) -> None:
-        self.features.append(outputs["features"])
+    def __init__(self) -> None:
+        self.training: list[Tensor] = []
+        self.validation: list[Tensor] = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.training.append(args[2]["features"])
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        self.validation.append(args[2]["features"])
 
 
 def test_validation_is_the_mean_loss_over_images_and_clean_features_in_eval_mode() -> None:
     model, data = simclr(temperature=0.3), ContrastiveDataModule(batch_size=50)
-    outputs = _Outputs()
+    outputs = _Features()
     run = trainer(limit_val_batches=1.0, num_sanity_val_steps=0, callbacks=[outputs])
     run.fit(model, data)
     model.eval()
@@ -140,7 +136,7 @@ def test_validation_is_the_mean_loss_over_images_and_clean_features_in_eval_mode
             clean, views, labels, index = data.make_clean(batch, views=True)
             assert views is not None
             torch.testing.assert_close(
-                outputs.features[step], model.encoder(clean), rtol=1e-4, atol=1e-5
+                outputs.validation[step], model.encoder(clean), rtol=1e-4, atol=1e-5
             )
             assert labels.equal(data.splits.val.labels[index])
             z1, z2 = (model.projector(model.encoder(view)) for view in (views.first, views.second))
@@ -349,16 +345,6 @@ def test_two_uneven_ranks_train_as_one_process_does() -> None:
 # Layers that draw ---------------------------------------------------------------------------------
 
 
-class _Features(L.Callback):
-    def __init__(self) -> None:
-        self.of_steps: list[Tensor] = []
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
-    ) -> None:
-        self.of_steps.append(outputs["features"])
-
-
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_dropout_draws_other_masks_in_each_step(rate: float) -> None:
     """The same images, views and weights, twice: what differs is what is drawn."""
@@ -367,5 +353,5 @@ def test_dropout_draws_other_masks_in_each_step(rate: float) -> None:
     args = {"channels": [8, 8, 16, 16], "stem_type": "", "stem_width": 8, "drop_rate": rate}
     model = simclr(encoder="resnet10t", encoder_args=args, learning_rate=1e-30, weight_decay=0.0)
     run.fit(model, ContrastiveDataModule(batch_size=32))
-    first, second = seen.of_steps
+    first, second = seen.training
     assert first.equal(second) == (rate == 0)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import lightning as L
 import numpy as np
@@ -68,6 +69,27 @@ def encode(encoder: nn.Module, data: ContrastiveDataModule, split: Split) -> Fea
         )
     encoder.train(was_training)
     return collect(outputs, device)
+
+
+_ENCODED: WeakKeyDictionary[L.Trainer, dict[tuple[int, Split], Features]] = WeakKeyDictionary()
+
+
+def encode_once(trainer: L.Trainer, module: L.LightningModule, split: Split) -> Features:
+    """`encode` by all ranks, once a step: monitors that want the same features share them.
+
+    Args:
+        trainer: at whose global step, with whose data module and precision.
+        module: `forward` turns images into features.
+        split: train, val or test.
+    """
+    known = _ENCODED.setdefault(trainer, {})
+    key = (trainer.global_step, split)
+    if key not in known:
+        for old in [k for k in known if k[0] != trainer.global_step]:
+            del known[old]
+        with trainer.precision_plugin.forward_context():
+            known[key] = encode(module, trainer.datamodule, split)  # type: ignore[attr-defined]
+    return known[key]
 
 
 class FeatureWriter(L.Callback):

@@ -2,9 +2,10 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
-import matplotlib as mpl
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from simclr_pl.batch import Batch
@@ -12,6 +13,9 @@ from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.errors import UserError
 from simclr_pl.run.arguments import call, data_of
 from simclr_pl.run.directory import RunDirectory
+
+DPI = 110
+"""Of every picture: legible at 100 %."""
 
 
 def views(
@@ -48,15 +52,22 @@ def views(
     data = data_of([run.config] if run else [Path(file) for file in files])
     target = Path(out) if out else (run.pictures if run else Path()) / "views.png"
     target.parent.mkdir(parents=True, exist_ok=True)
-    _draw(data, images, epochs, target)
+    try:
+        draw_views(data, images, epochs).savefig(target, dpi=DPI)
+    finally:
+        data.teardown()
     sys.stdout.write(f"views of {images} images written to {target}\n")
     return target
 
 
-def _draw(data: ContrastiveDataModule, images: int, epochs: int, target: Path) -> None:
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
+def draw_views(data: ContrastiveDataModule, images: int, epochs: int) -> Figure:
+    """Images of the training split, a row each, and two views of them in each epoch.
 
+    Args:
+        data: set up.
+        images: how many, evenly spread over the split.
+        epochs: how many.
+    """
     source = data.splits.train
     some = torch.linspace(0, len(source) - 1, min(images, len(source))).long()
     columns: dict[str, Tensor] = {}
@@ -69,23 +80,35 @@ def _draw(data: ContrastiveDataModule, images: int, epochs: int, target: Path) -
             pair.first,
             pair.second,
         )
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (data.mean, data.std))
-    figure, axes = plt.subplots(
-        len(some),
-        len(columns),
-        figsize=(1.1 * len(columns) + 0.3, 1.1 * len(some) + 0.9),
-        squeeze=False,
-        layout="constrained",
+    figure = Figure(
+        figsize=(max(1.1 * len(columns) + 0.3, 4), 1.1 * len(some) + 0.9), layout="constrained"
     )
+    axes = figure.subplots(len(some), len(columns), squeeze=False)
     for column, (title, pixels) in enumerate(columns.items()):
         axes[0][column].set_title(title, fontsize=9)
-        for row, image in enumerate(pixels):
-            shown = (image * std + mean).clamp(0, 1).permute(1, 2, 0).squeeze(-1)
-            axes[row][column].imshow(shown.numpy(), cmap="gray", vmin=0, vmax=1)
+        for row, image in enumerate(displayable(pixels, data)):
+            axes[row][column].imshow(image, cmap="gray", vmin=0, vmax=1)
             axes[row][column].set_axis_off()
     figure.suptitle(f"{data.dataset}: an image a row, two views of it an epoch", fontsize=10)
-    figure.savefig(target, dpi=110)
-    plt.close(figure)
+    return figure
+
+
+def displayable(images: Tensor, data: ContrastiveDataModule) -> list[Any]:
+    """Normalised images as matplotlib takes them.
+
+    Args:
+        images: `float [B, C, S, S]`, as views and clean images are.
+        data: whose mean and standard deviation they have.
+
+    Returns:
+        B arrays from 0 to 1, `[S, S, 3]`, or `[S, S]` of gray images; of any other number of
+        channels, their mean.
+    """
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (data.mean, data.std))
+    shown = (images.cpu() * std + mean).clamp(0, 1)
+    if shown.shape[1] != 3:
+        shown = shown.mean(1, keepdim=True)
+    return [image.permute(1, 2, 0).squeeze(-1).numpy() for image in shown]
 
 
 def run_cli(args: list[str]) -> None:

@@ -1,9 +1,10 @@
 """Command lines: what is wrong with one in a sentence, and functions as commands."""
 
 import difflib
+import inspect
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,18 +30,33 @@ class _Parser(OneSentence, ArgumentParser):
     pass
 
 
-def call(function: Callable[..., Any], args: list[str]) -> Any:
+def call(function: Callable[..., Any], args: list[str], several: str | None = None) -> Any:
     """Runs a function as a command: its parameters are options, its docstring their help.
 
     Args:
         function: with type hints and Google docstring.
         args: the command's name and its options.
+        several: a parameter that takes words without a name, any number of them.
     """
     parser = _Parser(prog=f"python -m simclr_pl {args[0]}", description=function.__doc__)
     parser.description = (function.__doc__ or "").split("\n\nArgs:")[0].split("\n    Args:")[0]
     # Keyword-only parameters: every one is an option.
-    parser.add_function_arguments(function, as_positional=False)
-    return function(**parser.parse_args(args[1:]).as_dict())
+    skip: set[str | int] = set() if several is None else {several}
+    parser.add_function_arguments(function, as_positional=False, skip=skip)
+    if several is not None:
+        parser.add_argument(several, nargs="*", type=str, default=[], metavar=several[:-1].upper())
+    words = _switched_on(args[1:], inspect.signature(function).parameters.values())
+    return function(**parser.parse_args(words).as_dict())
+
+
+def _switched_on(args: list[str], parameters: Iterable[inspect.Parameter]) -> list[str]:
+    """`--switch` alone is `--switch=true`."""
+    switches = {f"--{p.name}" for p in parameters if isinstance(p.default, bool)}
+    alone = [
+        word in switches and after not in ("true", "false")
+        for word, after in itertools.zip_longest(args, args[1:])
+    ]
+    return [f"{word}=true" if on else word for word, on in zip(args, alone, strict=True)]
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,92 +1,117 @@
-"""`report`: pictures of a run's curves, also while it runs."""
+"""`report`: pictures and tables of runs, finished or not."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
+from matplotlib.figure import Figure
 
 from simclr_pl.errors import UserError
-from simclr_pl.run.arguments import call
-from simclr_pl.run.directory import RunDirectory
-from simclr_pl.run.metrics import read_metrics
+from simclr_pl.run.arguments import call, data_of
+from simclr_pl.tools.curves import draw_comparison, draw_curves
+from simclr_pl.tools.page import build_page, png, recipe_table, results_table, runs_table
+from simclr_pl.tools.pictures import draw_all
+from simclr_pl.tools.runs import Run, read_runs
+from simclr_pl.tools.snapshot import take_snapshot
+from simclr_pl.tools.views import draw_views
 
-PANELS: dict[str, dict[str, str]] = {
-    "NT-Xent loss": {"train/loss": "train (views)", "val/loss": "val (views, eval mode)"},
-    "contrastive top-1": {"train/contrastive_top1": "positive nearer than every negative"},
-    "online probe, top-1": {
-        "probe/val_top1": "val (clean images)",
-        "probe/train_top1": "train (augmented views)",
-    },
-    "learning rate": {"train/lr": "at each step"},
-    "gradient norm": {"train/grad_norm": "before clipping"},
+CAPTIONS = {
+    "curves": "Curves",
+    "views": "Views: what the augmentation does",
+    "neighbours": "Nearest neighbours",
+    "confusion": "Which class is taken for which",
+    "map": "Map of the features",
+    "similarities": "Positives and negatives",
+    "comparison": "Curves of all runs",
 }
 
-COLOURS = ("#0072B2", "#D55E00")
-"""Blue and vermilion of Okabe & Ito (2008): told apart by everybody."""
 
+def report(
+    *,
+    runs: Sequence[str] = (),
+    run_dir: str | None = None,
+    out: str | None = None,
+    curves_only: bool = False,
+) -> Path:
+    """Draws a run to its pictures/ and one page, report.html; or compares several runs.
 
-def report(*, run_dir: str) -> Path:
-    """Draws a run's curves to its pictures/curves.png.
+    Of one run: curves of everything logged, and, where there is a checkpoint, views, nearest
+    neighbours, kNN confusions, a map of the features, and similarities of positives and negatives
+    (at most 10,000 images of train and 2,000 of val are encoded). Of several: a table, and the
+    curves over each other, in comparison.html. A run may still be training.
 
     Args:
-        run_dir: directory of the run, finished or not.
+        runs: directories of runs.
+        run_dir: directory of a run, the same as giving it without a name.
+        out: folder of the page, and of a comparison's picture (default: the first run's).
+        curves_only: leave out everything that needs the checkpoint and the images.
 
     Returns:
-        The picture's path.
+        The page's path.
 
     Raises:
-        UserError: no run there, or one that has logged nothing yet.
+        UserError: no run there, one that has logged nothing yet, or files that cannot be read.
     """
-    run = RunDirectory(Path(run_dir))
-    if not run.metrics.is_file():
-        raise UserError(
-            f"{run.path} holds no metrics.csv: give the directory of a run as --run_dir"
-        )
-    rows = read_metrics(run.metrics)
-    curves = {
-        panel: {
-            label: [(int(row["step"]), float(row[name])) for row in rows if name in row]
-            for name, label in names.items()
-        }
-        for panel, names in PANELS.items()
-    }
-    curves = {panel: lines for panel, lines in curves.items() if any(lines.values())}
-    if not curves:
-        raise UserError(f"{run.metrics} holds no numbers yet: wait for the first log line")
-    target = run.pictures / "curves.png"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _draw(curves, str(run.path), target)
-    sys.stdout.write(f"curves written to {target}\n")
+    found = read_runs([*runs, *([run_dir] if run_dir else [])])
+    folder = Path(out) if out else found[0].directory.path
+    if len(found) > 1:
+        return _compare(found, folder)
+    (run,) = found
+    figures = {"curves": draw_curves(run)}
+    if not curves_only and run.config and run.directory.last_checkpoint.is_file():
+        try:
+            figures |= _pictures(run)
+        except UserError as error:
+            raise UserError(f"{error} (--curves_only draws without images)") from error
+    tables = {"Recipe": recipe_table(run)}
+    tables |= {"Results": results_table(run)} if run.results else {}
+    images = _save(figures, run.directory.pictures)
+    return _write(build_page(f"Run {run.label}", tables, images), folder / "report.html")
+
+
+def _pictures(run: Run) -> dict[str, Figure]:
+    """Everything that needs images."""
+    data = data_of([run.directory.config])
+    try:
+        figures = {"views": draw_views(data, images=8, epochs=3)}
+        return figures | draw_all(take_snapshot(run.directory, data))
+    finally:
+        data.teardown()
+
+
+def _compare(runs: list[Run], folder: Path) -> Path:
+    table = runs_table(runs)
+    sys.stdout.write(table.markdown() + "\n")
+    images = _save({"comparison": draw_comparison(runs)}, folder / "pictures")
+    page = build_page(f"{len(runs)} runs", {"Runs": table}, images)
+    return _write(page, folder / "comparison.html")
+
+
+def _save(figures: dict[str, Figure], folder: Path) -> dict[str, bytes]:
+    """Writes PNG files, and returns them by caption."""
+    images = {}
+    for name, figure in figures.items():
+        image = images[CAPTIONS[name]] = png(figure)
+        target = folder / f"{name}.png"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(image)
+        except OSError as error:
+            raise UserError(f"{target} cannot be written: {error}") from error
+        sys.stdout.write(f"{target}\n")
+    return images
+
+
+def _write(page: str, target: Path) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: give another --out") from error
+    sys.stdout.write(f"{target}\n")
     return target
-
-
-def _draw(curves: dict[str, dict[str, list[tuple[int, float]]]], title: str, target: Path) -> None:
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    columns = min(3, len(curves))
-    height = -(-len(curves) // columns)
-    figure, axes = plt.subplots(
-        height, columns, figsize=(4.2 * columns, 3.1 * height), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat[len(curves) :]:
-        axis.set_axis_off()
-    for axis, (panel, lines) in zip(axes.flat, curves.items(), strict=False):
-        for colour, (label, points) in zip(COLOURS, lines.items(), strict=False):
-            if points:
-                steps, values = zip(*points, strict=True)
-                marker = "o" if len(points) == 1 else None
-                axis.plot(steps, values, color=colour, label=label, linewidth=1.5, marker=marker)
-        axis.set(title=panel, xlabel="optimiser step")
-        if "top-1" in panel:
-            axis.set_ylim(0, 1.02)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(target, dpi=110)
-    plt.close(figure)
 
 
 def run_cli(args: list[str]) -> None:
     """The command."""
-    call(report, args)
+    call(report, args, several="runs")

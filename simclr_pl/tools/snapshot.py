@@ -1,0 +1,138 @@
+"""A run's last checkpoint at work on a sample of its data: what the pictures are drawn from."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simclr_pl.batch import UNLABELLED
+from simclr_pl.data.datamodule import ContrastiveDataModule, Split
+from simclr_pl.errors import UserError
+from simclr_pl.evaluate.features import Features
+from simclr_pl.model.checkpoint import KEY, fit_weights, read_checkpoint
+from simclr_pl.model.simclr import SimCLR
+from simclr_pl.randomness import epoch_order
+from simclr_pl.run.directory import RunDirectory
+from simclr_pl.tools.runs import data_name
+
+MOST_TRAIN, MOST_VAL = 10_000, 2_000
+"""Images that are encoded at most: a report takes a minute."""
+
+SAMPLE = -2
+"""The epoch whose order the sample is drawn by: of no training, and not the holdout's -1."""
+
+ROWS = 128
+"""Images that are encoded at a time."""
+
+
+class Snapshot(NamedTuple):
+    """What an encoder makes of its data.
+
+    Attributes:
+        data: the data module, set up.
+        train: clean images of the training split: the labelled ones, where there are any.
+        val: clean images of the validation split.
+        projections: `float [2, N, P]`, normalised, of both views of the images of `val`.
+        when: epoch, step and seed, for titles.
+    """
+
+    data: ContrastiveDataModule
+    train: Features
+    val: Features
+    projections: Tensor
+    when: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty where the images of either split are unlabelled."""
+        labelled = all(bool((s.labels != UNLABELLED).any()) for s in (self.train, self.val))
+        return self.data.splits.classes if labelled else ()
+
+    @property
+    def name(self) -> str:
+        """What to call the data."""
+        return data_name(self.data.dataset, self.data.root)
+
+    def share(self, split: Split) -> str:
+        """`146 val images`, or `2,000 of 5,000 val images`."""
+        used = len({"train": self.train, "val": self.val}[split].index)
+        source = getattr(self.data.splits, split)
+        all_of_it = len(candidates(source.labels))
+        of = f" of {all_of_it:,}" if used < all_of_it else ""
+        known = "labelled " if split == "train" and self.classes else ""
+        return f"{used:,}{of} {known}{split} images"
+
+
+def take_snapshot(run: RunDirectory, data: ContrastiveDataModule) -> Snapshot:
+    """Encodes a sample of a run's data with its last checkpoint, on the accelerator if any.
+
+    Args:
+        run: with a checkpoint.
+        data: of the run's configuration, set up.
+
+    Raises:
+        UserError: a checkpoint that cannot be read; features that are not finite.
+    """
+    checkpoint = read_checkpoint(run.last_checkpoint)
+    model = _model(checkpoint, run.last_checkpoint).to(_device())
+    train, _ = _encode(model, data, "train", MOST_TRAIN, views=False)
+    val, projections = _encode(model, data, "val", MOST_VAL, views=True)
+    if not all(part.isfinite().all() for part in (train.features, val.features, projections)):
+        raise UserError(
+            f"{run.last_checkpoint} gives features that are not finite: the run has diverged"
+        )
+    when = (
+        f"epoch {int(checkpoint['epoch']) + 1} (step {int(checkpoint['global_step']):,}), "
+        f"seed {checkpoint[KEY]['seed']}"
+    )
+    return Snapshot(data, train, val, projections, when)
+
+
+def candidates(labels: Tensor) -> Tensor:
+    """Places of the labelled images, or of all where none is.
+
+    In a training split with labels, the unlabelled images are or may be the validation holdout:
+    each image of val would be its own nearest neighbour.
+    """
+    known = (labels != UNLABELLED).nonzero()[:, 0]
+    return known if len(known) else torch.arange(len(labels))
+
+
+def _model(checkpoint: dict[str, Any], path: Path) -> SimCLR:
+    """Encoder and projector, built from what has been read: a running run may write anew."""
+    hparams = checkpoint.get("hyper_parameters")
+    if not hparams:
+        raise UserError(f"{path} is an encoder without a projector: give a checkpoint of a run")
+    model = SimCLR(**{k: v for k, v in hparams.items() if not k.startswith("_")})
+    model.on_load_checkpoint(checkpoint)
+    fit_weights(model, checkpoint["state_dict"], str(path))
+    return model.eval()
+
+
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+@torch.no_grad()
+def _encode(
+    model: SimCLR, data: ContrastiveDataModule, split: Split, most: int, *, views: bool
+) -> tuple[Features, Tensor]:
+    """Features of the clean images of a random sample, and their views' projections."""
+    source = getattr(data.splits, split)
+    places = candidates(source.labels)
+    if len(places) > most:
+        places = places[epoch_order(data.split_seed, SAMPLE, len(places))[:most].sort().values]
+    features, projections = [], []
+    for batch in source.batches(places.split(ROWS), 0, "both" if views else "clean"):
+        there = batch._replace(
+            images=batch.images.to(model.device), index=batch.index.to(model.device)
+        )
+        clean = data.make_clean(there, views=views)
+        features.append(model(clean.clean).float().cpu())
+        if clean.views is not None:
+            z = model.projector(model(clean.views.both))
+            projections.append(F.normalize(z.float(), dim=1).cpu().unflatten(0, (2, -1)))
+    encoded = Features(torch.cat(features), source.labels[places], places)
+    return encoded, torch.cat(projections, 1) if views else torch.empty(0)

@@ -17,7 +17,10 @@ COMMANDS = {
         "is pretraining worth it? raw pixels, untrained and pretrained encoder, one protocol",
     ),
     "views": ("simclr_pl.tools.views", "a picture of what the augmentation does"),
-    "report": ("simclr_pl.tools.report", "pictures of a run's curves"),
+    "report": (
+        "simclr_pl.tools.report",
+        "curves and pictures of a run on one page, also while it runs; or runs compared",
+    ),
 }
 
 

@@ -98,7 +98,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     runs = [_read(RunDirectory(p), n) for p, n in zip(known.values(), labels, strict=True)]
     if not any(run.metrics for run in runs):
         raise UserError(
-            f"{' and '.join(str(run.directory.path) for run in runs)} "
+            f"{' and '.join(str(run.directory.metrics) for run in runs)} "
             "holds no numbers yet: wait for the first log line"
         )
     return runs

@@ -89,7 +89,7 @@ def draw_curves(run: Run) -> Figure:
         if title in TOP1:
             axis.set_ylim(0, 1.02)
         elif title in FROM_ZERO:
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.08 * max(axis.dataLim.ymax, 1e-12))
         axis.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), fontsize=8, frameon=False)
     figure.suptitle(
         f"{run.label}: {run.data}, epoch {run.epochs}, seed {run.seed}; accuracies are fractions",

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from simclr_pl.batch import UNLABELLED
 from simclr_pl.data.datamodule import ContrastiveDataModule, Split
@@ -18,7 +19,7 @@ from simclr_pl.run.directory import RunDirectory
 from simclr_pl.tools.runs import data_name
 
 MOST_TRAIN, MOST_VAL = 10_000, 2_000
-"""Images that are encoded at most: a report takes a minute."""
+"""Images that are encoded at most: more would change the pictures little."""
 
 SAMPLE = -2
 """The epoch whose order the sample is drawn by: of no training, and not the holdout's -1."""
@@ -125,7 +126,9 @@ def _encode(
     if len(places) > most:
         places = places[epoch_order(data.split_seed, SAMPLE, len(places))[:most].sort().values]
     features, projections = [], []
-    for batch in source.batches(places.split(ROWS), 0, "both" if views else "clean"):
+    plan = places.split(ROWS)
+    batches = source.batches(plan, 0, "both" if views else "clean")
+    for batch in tqdm(batches, f"encoding {split}", len(plan), leave=False, disable=None):
         there = batch._replace(
             images=batch.images.to(model.device), index=batch.index.to(model.device)
         )

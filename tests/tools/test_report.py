@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from simclr_pl.run.arguments import data_of
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.tools import snapshot as snapshots
 from simclr_pl.tools.curves import draw_comparison, draw_curves
-from simclr_pl.tools.page import Table
+from simclr_pl.tools.page import Table, png
 from simclr_pl.tools.pictures import draw_confusion, draw_map, draw_neighbours, draw_similarities
 from simclr_pl.tools.projections import flatten
 from simclr_pl.tools.runs import read_runs
@@ -172,6 +173,19 @@ def test_curves_have_a_panel_for_each_topic_that_was_logged(finished: Path) -> N
     assert "k = 20\n" in text
     assert "k = 200" in text
     assert "epoch 2, seed 0" in text
+
+
+def test_curves_of_a_run_that_diverged_are_drawn_as_far_as_they_go(finished: Path) -> None:
+    with (finished / "metrics.csv").open("a") as file:
+        file.write("4,2,nan,inf\n".replace("\n", "," * (_columns(finished) - 4) + "\r\n"))
+    (run_,) = read_runs([str(finished)])
+    _check_picture(png(draw_curves(run_)))
+    _check_picture(png(draw_comparison([run_, run_])))
+    assert len(run_.rows) == 5
+
+
+def _columns(directory: Path) -> int:
+    return len((directory / "metrics.csv").read_text().splitlines()[0].split(","))
 
 
 # What the pictures say ----------------------------------------------------------------------------
@@ -362,6 +376,9 @@ def test_errors_are_sentences(finished: Path, tmp_path: Path) -> None:
         "cannot be written"
         in run("report", finished, "--curves_only", "--out", finished / "config.yaml").sentence
     )
+    shutil.rmtree(finished / "pictures")
+    (finished / "pictures").write_text("in the way")
+    assert "curves.png cannot be written" in run("report", finished).sentence
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,8 @@ def draw_neighbours(snapshot: Snapshot, images: int = 8, k: int = 6) -> Figure:
             if i is not None:
                 _thumbnail(axis, near[row, i], data)
                 its = int(train.labels[place[row, i]])
-                _mark(axis, float(similarity[row, i]), _name(snapshot.classes, its), its == label)
+                name = "" if label == UNLABELLED else _name(snapshot.classes, its)
+                _mark(axis, float(similarity[row, i]), name, its == label)
     key = "\n\u2713 solid blue: same class, \u2717 dashed red: another" if snapshot.classes else ""
     figure.suptitle(
         f"val images (left) and their nearest train images, by cosine similarity of features\n"

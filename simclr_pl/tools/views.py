@@ -89,7 +89,10 @@ def draw_views(data: ContrastiveDataModule, images: int, epochs: int) -> Figure:
         for row, image in enumerate(displayable(pixels, data)):
             axes[row][column].imshow(image, cmap="gray", vmin=0, vmax=1)
             axes[row][column].set_axis_off()
-    figure.suptitle(f"{data.dataset}: an image a row, two views of it an epoch", fontsize=10)
+    figure.suptitle(
+        f"{data.dataset}, train split, seed {data.seed}: an image a row, two views of it an epoch",
+        fontsize=10,
+    )
     return figure
 
 

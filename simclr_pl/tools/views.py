@@ -90,7 +90,7 @@ def draw_views(data: ContrastiveDataModule, images: int, epochs: int) -> Figure:
             axes[row][column].imshow(image, cmap="gray", vmin=0, vmax=1)
             axes[row][column].set_axis_off()
     figure.suptitle(
-        f"{data.dataset}, train split, seed {data.seed}: an image a row, two views of it an epoch",
+        f"{data.dataset}, train split, seed {data.seed}\nan image a row, two views of it an epoch",
         fontsize=10,
     )
     return figure

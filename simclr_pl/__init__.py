@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from simclr_pl.data.datamodule import ContrastiveDataModule
     from simclr_pl.data.views import SimCLRViews
     from simclr_pl.errors import UserError
+    from simclr_pl.evaluate.linear_callback import LinearEvaluation
     from simclr_pl.evaluate.probe import OnlineProbe
     from simclr_pl.model.checkpoint import load_encoder
     from simclr_pl.model.loss import NTXentLoss
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ContrastiveDataModule": "data.datamodule",
+    "LinearEvaluation": "evaluate.linear_callback",
     "NTXentLoss": "model.loss",
     "OnlineProbe": "evaluate.probe",
     "SimCLR": "model.simclr",
@@ -30,6 +32,7 @@ _HOMES = {
 
 __all__ = [
     "ContrastiveDataModule",
+    "LinearEvaluation",
     "NTXentLoss",
     "OnlineProbe",
     "SimCLR",

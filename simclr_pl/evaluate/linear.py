@@ -9,7 +9,7 @@ Features are standardised by the training split's mean and standard deviation: s
 classifier, and one grid serves any encoder.
 
 Source: Chen et al. 2020, appendix B.6 (SGD with Nesterov momentum, no augmentation where
-features are kept); the L-BFGS variant is appendix B.8's.
+features are kept).
 """
 
 from collections.abc import Callable
@@ -19,16 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simclr_pl.batch import UNLABELLED
-from simclr_pl.data.splits import holdout
 from simclr_pl.errors import UserError
-from simclr_pl.evaluate.features import Features
+from simclr_pl.evaluate.scoring import Rows, Score, accuracies, best_first, choosing_parts
 from simclr_pl.randomness import epoch_order
 
 LEARNING_RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""For a batch of 256, as everywhere; features have unit variance."""
+"""For a batch of 256; features have unit variance."""
 
 WEIGHT_DECAYS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
+
+SCORES_AT_A_TIME = 4_000_000
+"""Logits that exist at a time when a grid is judged: 16 MiB of float32."""
 
 
 class Recipe(NamedTuple):
@@ -38,6 +39,7 @@ class Recipe(NamedTuple):
         learning_rates: of the grid, each for a batch of 256.
         weight_decays: of the grid.
         epochs: passes over the features.
+        steps: at least so many, which takes more epochs of a small data set.
         batch_size: rows a step.
         momentum: Nesterov's.
         seed: of the order, and of the part of train that chooses.
@@ -45,8 +47,9 @@ class Recipe(NamedTuple):
 
     learning_rates: tuple[float, ...] = LEARNING_RATES
     weight_decays: tuple[float, ...] = WEIGHT_DECAYS
-    epochs: int = 90
-    batch_size: int = 1024
+    epochs: int = 30
+    steps: int = 1000
+    batch_size: int = 512
     momentum: float = 0.9
     seed: int = 0
 
@@ -55,13 +58,18 @@ class Recipe(NamedTuple):
         """All pairs of learning rate and weight decay."""
         return [(lr, decay) for lr in self.learning_rates for decay in self.weight_decays]
 
+    def plan(self, rows: int) -> tuple[int, int]:
+        """Epochs, and steps in each, for so many rows."""
+        steps = -(-rows // self.batch_size)
+        return max(self.epochs, -(-self.steps // steps)), steps
+
 
 class Heads(NamedTuple):
     """Linear classifiers, side by side.
 
     Attributes:
-        weight: `[D, H, C]`.
-        bias: `[H, C]`.
+        weight: `[D, C, H]`.
+        bias: `[C, H]`.
         mean: `[D]`, of the features they were trained on.
         std: `[D]`, likewise.
     """
@@ -72,13 +80,56 @@ class Heads(NamedTuple):
     std: Tensor
 
     def logits(self, features: Tensor) -> Tensor:
-        """`[N, D]` to `[N, H, C]`."""
+        """`[N, D]` to `[N, C, H]`."""
         x = (features - self.mean) / self.std
         return (x @ self.weight.flatten(1)).view(len(x), *self.bias.shape) + self.bias
 
 
 Source = Callable[[int], Tensor]
 """Features `[N, D]` of the training split in an epoch: the same in all, unless augmented."""
+
+
+@torch.no_grad()
+def evaluate_linear(
+    source: Source, labels: Tensor, scored: Rows, classes: int, recipe: Recipe
+) -> Score:
+    """The whole protocol: train the grid, choose on a tenth of train, train again, score once.
+
+    Args:
+        source: features of an epoch; work is done on their device.
+        labels: `int64 [N]`, all of them known.
+        scored: rows of the split to score.
+        classes: C.
+        recipe: grid, epochs and seed.
+
+    Raises:
+        UserError: too few labels to choose on, or a grid of which every head diverges.
+    """
+    fits, chooses = choosing_parts(labels.cpu(), recipe.seed)
+    first = source(0)
+    heads = train_heads(_part(source, first, fits), labels[fits], classes, recipe.grid, recipe)
+    order = best_first(*judge(heads, Rows(first, labels).at(chooses)))
+    for pair in (recipe.grid[h] for h in order):
+        head = train_heads(source, labels, classes, [pair], recipe)
+        logits = head.logits(scored.features.to(first))[:, :, 0]
+        if bool(logits.isfinite().all()):
+            top1, top5 = accuracies(logits, scored.labels.to(first.device))
+            return Score(top1, top5, {"learning_rate": pair[0], "weight_decay": pair[1]})
+    raise UserError(
+        f"every head diverged, at learning rates from {min(recipe.learning_rates):g}: "
+        "give smaller ones"
+    )
+
+
+def _part(source: Source, first: Tensor, rows: Tensor) -> Source:
+    """Those rows of each epoch, cut once where all epochs are the same tensor."""
+    part = first[rows]
+
+    def of_epoch(epoch: int) -> Tensor:
+        features = source(epoch) if epoch else first
+        return part if features is first else features[rows]
+
+    return of_epoch
 
 
 @torch.no_grad()
@@ -95,34 +146,47 @@ def train_heads(
         recipe: the rest.
     """
     features = source(0)
+    labels = labels.to(features.device)
     std, mean = torch.std_mean(features, dim=0, correction=0)
-    std = torch.where(std < 1e-8, 1.0, std)
-    count, size = len(labels), min(recipe.batch_size, len(labels))
-    heads = len(grid)
+    # A constant feature says nothing; divided by its rounding error it would say anything.
+    std = torch.where(std > 1e-6 * (1e-2 + mean.abs()), std, torch.inf)
+    epochs, steps = recipe.plan(len(labels))
     pairs = torch.tensor(grid, dtype=features.dtype, device=features.device)
-    rate, decay = pairs[:, 0, None] * size / 256, pairs[:, 1, None]
-    weight = features.new_zeros(features.shape[1], heads, classes)
-    bias = features.new_zeros(heads, classes)
+    rate, decay = pairs[:, 0] * min(recipe.batch_size, len(labels)) / 256, pairs[:, 1]
+    weight = features.new_zeros(features.shape[1], classes, len(grid))
+    bias = features.new_zeros(classes, len(grid))
     moving = [torch.zeros_like(weight), torch.zeros_like(bias)]
-    steps = -(-count // size)
-    for epoch in range(recipe.epochs):
+    for epoch in range(epochs):
         features = source(epoch) if epoch else features
-        order = epoch_order(recipe.seed, epoch, count).to(features.device)
+        order = epoch_order(recipe.seed, epoch, len(labels)).to(features.device)
         for step, rows in enumerate(order.tensor_split(steps)):
             x, y = (features[rows] - mean) / std, labels[rows]
-            logits = (x @ weight.flatten(1)).view(len(x), heads, classes) + bias
+            logits = (x @ weight.flatten(1)).view(len(x), *bias.shape) + bias
             # The gradient of cross-entropy: what is predicted, less what is there.
-            error = logits.softmax(2)
-            error[torch.arange(len(x), device=x.device), :, y] -= 1
+            error = logits.softmax(1)
+            error[torch.arange(len(x), device=x.device), y] -= 1
             error /= len(x)
-            slope = (x.T @ error.flatten(1)).view_as(weight) + decay * weight
-            now = rate * _cosine((epoch * steps + step) / (recipe.epochs * steps))
+            slope = (x.T @ error.flatten(1)).view_as(weight).addcmul_(decay, weight)
+            now = rate * _cosine((epoch * steps + step) / (epochs * steps))
             for value, velocity, gradient in zip(
                 (weight, bias), moving, (slope, error.sum(0)), strict=True
             ):
                 velocity.mul_(recipe.momentum).add_(gradient)
-                value.sub_(now * (gradient + recipe.momentum * velocity))
+                value.sub_(now * gradient.add_(velocity, alpha=recipe.momentum))
     return Heads(weight, bias, mean, std)
+
+
+def judge(heads: Heads, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Top-1 and mean cross-entropy of each head, `float64 [H]`; NaN where one has diverged."""
+    size = max(1, SCORES_AT_A_TIME // heads.bias.numel())
+    right = heads.bias.new_zeros(heads.bias.shape[1], dtype=torch.float64)
+    loss = torch.zeros_like(right)
+    labels = rows.labels.to(right.device)
+    for x, y in zip(rows.features.split(size), labels.split(size), strict=True):
+        logits, target = heads.logits(x), y[:, None].expand(-1, len(right))
+        right += (logits.argmax(1) == target).sum(0)
+        loss += F.cross_entropy(logits, target, reduction="none").sum(0)
+    return right / len(labels), loss / len(labels)
 
 
 def _cosine(share: float) -> float:

@@ -1,10 +1,10 @@
 """Command lines: what is wrong with one in a sentence, and functions as commands."""
 
 import difflib
-import inspect
 import itertools
 import re
-from collections.abc import Callable, Iterable
+import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,18 +45,34 @@ def call(function: Callable[..., Any], args: list[str], several: str | None = No
     parser.add_function_arguments(function, as_positional=False, skip=skip)
     if several is not None:
         parser.add_argument(several, nargs="*", type=str, default=[], metavar=several[:-1].upper())
-    words = _switched_on(args[1:], inspect.signature(function).parameters.values())
-    return function(**parser.parse_args(words).as_dict())
+    chosen = parser.parse_args(_spelled_out(function, args[1:]))
+    return function(**parser.instantiate_classes(chosen).as_dict())
 
 
-def _switched_on(args: list[str], parameters: Iterable[inspect.Parameter]) -> list[str]:
-    """`--switch` alone is `--switch=true`."""
-    switches = {f"--{p.name}" for p in parameters if isinstance(p.default, bool)}
-    alone = [
-        word in switches and after not in ("true", "false")
-        for word, after in itertools.zip_longest(args, args[1:])
-    ]
-    return [f"{word}=true" if on else word for word, on in zip(args, alone, strict=True)]
+def _spelled_out(function: Callable[..., Any], args: list[str]) -> list[str]:
+    """Options as a person writes them, as the parser wants them.
+
+    `--seeds 0 1 2`, or `--seeds 0 --seeds 1`, is `--seeds=[0,1,2]`; `--augment` alone is true.
+    """
+    hints = {f"--{name}": str(hint) for name, hint in typing.get_type_hints(function).items()}
+    found: dict[str, list[str]] = {}
+    rest: list[str] = []
+    name = ""
+    for arg, following in itertools.zip_longest(args, args[1:], fillvalue="--"):
+        option, equals, value = arg.partition("=")
+        if option.startswith("--"):
+            name = option if "list[" in hints.get(option, "") else ""
+            if hints.get(arg) == str(bool) and following not in ("true", "false"):
+                rest.append(f"{arg}=true")
+            elif name:
+                found.setdefault(name, []).extend([value] if equals else [])
+            else:
+                rest.append(arg)
+        else:
+            (found[name] if name else rest).append(arg)
+    for name, values in found.items():
+        rest.append(f"{name}=[{','.join(v.removeprefix('[').removesuffix(']') for v in values)}]")
+    return rest
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -76,20 +92,27 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def data_of(configs: list[Path]) -> ContrastiveDataModule:
-    """The data module of configuration files (later ones win), prepared and set up."""
+def data_of(configs: list[Path], overrides: dict[str, Any] | None = None) -> ContrastiveDataModule:
+    """The data module of configuration files, prepared and set up.
+
+    Args:
+        configs: later ones win.
+        overrides: arguments of the data module, which win over all of them.
+    """
     merged: dict[str, Any] = {}
     for path in configs:
         content = read_config(path)
         merged |= {"seed": content["seed_everything"]} if "seed_everything" in content else {}
         merged |= {k: v for k, v in (content.get("data") or {}).items() if v is not None}
+    merged |= overrides or {}
     for name in ("scale", "mean", "std"):
         if isinstance(merged.get(name), list):
             merged[name] = tuple(merged[name])
     try:
         data = ContrastiveDataModule(**merged)
     except TypeError as error:
-        raise UserError(f"data in {configs[-1]}: {str(error).split('() ')[-1]}") from error
+        where = configs[-1] if configs else "the command line"
+        raise UserError(f"data in {where}: {str(error).split('() ')[-1]}") from error
     data.prepare_data()
     data.setup()
     return data

@@ -1,0 +1,33 @@
+"""Features of crop-and-flip views of the training split, anew in each epoch."""
+
+import torch
+from torch import Tensor, nn
+
+from simclr_pl.data.datamodule import ContrastiveDataModule
+
+
+@torch.no_grad()
+def encode_crops(
+    encoder: nn.Module, data: ContrastiveDataModule, rows: Tensor, epoch: int
+) -> Tensor:
+    """Encodes one view of each of those training images, with a frozen encoder in eval mode.
+
+    Args:
+        encoder: `float [B, C, S, S]` to `[B, D]`.
+        data: a data module that has been set up; what its views do is what is done.
+        rows: `int64 [N]`, places in the training split.
+        epoch: which of the endless views; the same epoch gives the same ones.
+
+    Returns:
+        `[N, D]`, on the encoder's device.
+    """
+    device = next(encoder.parameters()).device
+    source = data.evaluation_loader("train", "views").source
+    was_training = encoder.training
+    encoder.eval()
+    features = []
+    for batch in source.batches(rows.split(data.batch_size), epoch, "views"):
+        moved = batch._replace(images=batch.images.to(device))
+        features.append(encoder(data.make_views(moved).first))
+    encoder.train(was_training)
+    return torch.cat(features)

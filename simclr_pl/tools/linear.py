@@ -1,0 +1,118 @@
+"""`linear`: what a linear classifier makes of a frozen encoder's features."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from simclr_pl.batch import UNLABELLED
+from simclr_pl.data.datamodule import Split
+from simclr_pl.errors import UserError
+from simclr_pl.evaluate.crops import encode_crops
+from simclr_pl.evaluate.linear import (
+    LEARNING_RATES,
+    WEIGHT_DECAYS,
+    Recipe,
+    Source,
+    evaluate_linear,
+)
+from simclr_pl.evaluate.logistic import evaluate_logistic
+from simclr_pl.evaluate.scoring import Rows, Score, check_above_zero
+from simclr_pl.run.arguments import call
+from simclr_pl.tools.frozen import DataChoice, Frozen, check_seeds, open_frozen, report
+
+
+def linear(
+    *,
+    checkpoint: str | None = None,
+    run_dir: str | None = None,
+    config: list[str] | None = None,
+    data: DataChoice = DataChoice(),  # noqa: B008 - frozen
+    split: Literal["val", "test"] = "test",
+    solver: Literal["sgd", "lbfgs"] = "sgd",
+    augment: bool = False,
+    seeds: list[int] | None = None,
+    epochs: int = Recipe().epochs,
+    learning_rates: list[float] | None = None,
+    weight_decays: list[float] | None = None,
+) -> list[Score]:
+    """Linear evaluation: a linear classifier on frozen features, the protocol papers report.
+
+    A grid of learning rates and weight decays is trained on nine tenths of train's labelled
+    images, chosen on the class-balanced tenth left out, trained again on all of them, and the split
+    is scored once. The encoder stays as it is, in eval mode; images are sized and normalised as it
+    was trained. Accuracies are fractions from 0 to 1.
+
+    Args:
+        checkpoint: a training checkpoint, or an exported encoder.
+        run_dir: directory of a run, instead of a checkpoint: its last one.
+        config: configuration files that give the data (default: the run's own config.yaml).
+        data: another data set than the run's (transfer).
+        split: what to score; test is for the end.
+        solver: sgd, or lbfgs (L2-regularised logistic regression, the paper's transfer protocol).
+        augment: train on fresh crops and flips in each epoch, as the paper does on ImageNet; each
+            epoch then is a pass through the encoder, twice (to choose, and to train again).
+        seeds: of the batches' order and of the tenth that chooses (default: the run's seed).
+        epochs: passes over the features (more of a small data set: 1,000 steps at least, unless
+            augmented).
+        learning_rates: to choose from, each for a batch of 256.
+        weight_decays: to choose from.
+
+    Returns:
+        A score for each seed.
+
+    Raises:
+        UserError: for whatever can be put right: a checkpoint that cannot be read, no labels,
+            other channels, an empty grid.
+    """
+    check_seeds(seeds)
+    rates = tuple(LEARNING_RATES if learning_rates is None else learning_rates)
+    decays = tuple(WEIGHT_DECAYS if weight_decays is None else weight_decays)
+    check_above_zero("learning_rates", rates)
+    if not decays or not min(decays) >= 0:
+        raise UserError(f"weight_decays is {list(decays)}, but must be numbers of 0 or more")
+    if epochs < 1:
+        raise UserError(f"epochs is {epochs}, but must be at least 1")
+    if augment and solver == "lbfgs":
+        raise UserError("lbfgs takes the same features in each step: leave out --augment, or use "
+                        "--solver sgd")
+    frozen = open_frozen(checkpoint, run_dir, config, data)
+    scored = frozen.rows(split)
+    recipe = Recipe(rates, decays, epochs, 0 if augment else Recipe().steps)
+    known = frozen.data.splits.train.labels != UNLABELLED
+    train = None if augment else frozen.rows("train")
+
+    def evaluate(seed: int) -> Score:
+        classes = frozen.data.num_classes
+        if train is None:
+            source, labels = _crops(frozen, known, seed)
+            return evaluate_linear(source, labels, scored, classes, recipe._replace(seed=seed))
+        if solver == "lbfgs":
+            cpu = torch.device("cpu")
+            return evaluate_logistic(train.to(cpu), scored.to(cpu), classes, seed)
+        features = train.features
+        return evaluate_linear(
+            lambda _: features, train.labels, scored, classes, recipe._replace(seed=seed)
+        )
+
+    protocol = "linear-augmented" if augment else "linear" if solver == "sgd" else "linear-lbfgs"
+    chosen = [frozen.seed] if seeds is None else seeds
+    return report(frozen, protocol, split, chosen, evaluate, solver=solver)
+
+
+def _crops(frozen: Frozen, known: Tensor, seed: int) -> tuple[Source, Tensor]:
+    """Fresh features of the labelled training images for each epoch, and their labels."""
+    rows = known.nonzero()[:, 0]
+    labels = frozen.data.splits.train.labels[known]
+    frozen.data.teardown()  # workers that decode have the seed from their start
+    frozen.data.views.seed = seed
+
+    def of_epoch(epoch: int) -> Tensor:
+        return encode_crops(frozen.encoder, frozen.data, rows, epoch)
+
+    return of_epoch, labels
+
+
+def run_cli(args: list[str]) -> None:
+    """The command."""
+    call(linear, args)

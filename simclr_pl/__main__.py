@@ -12,7 +12,10 @@ COMMANDS = {
     "validate": ("simclr_pl.cli", "loss and probe accuracy on the validation split of a run"),
     "test": ("simclr_pl.cli", "loss and probe accuracy on the test split of a run"),
     "predict": ("simclr_pl.cli", "write features, labels and indices of a split to one file"),
-    "linear": ("simclr_pl.tools.linear", "linear evaluation: a linear classifier on frozen features"),
+    "linear": (
+        "simclr_pl.tools.linear",
+        "linear evaluation: a linear classifier on frozen features",
+    ),
     "knn": ("simclr_pl.tools.knn", "nearest-neighbour evaluation of frozen features"),
     "compare": (
         "simclr_pl.tools.compare",

@@ -67,6 +67,8 @@ def test_commands_run_in_the_order_of_the_readme(
         "features-val.npz",
         "probe-val-seed0.json",
         "probe-test-seed0.json",
+        "linear-test-seed0.json",
+        "knn-test-seed2.json",
     } <= written
 
 

@@ -107,10 +107,11 @@ def evaluate_linear(
     """
     fits, chooses = choosing_parts(labels.cpu(), recipe.seed)
     first = source(0)
-    heads = train_heads(_part(source, first, fits), labels[fits], classes, recipe.grid, recipe)
+    part = _part(source, first, fits)
+    heads = train_heads(part, labels[fits], classes, recipe.grid, recipe)
     order = best_first(*judge(heads, Rows(first, labels).at(chooses)))
     for pair in (recipe.grid[h] for h in order):
-        head = train_heads(source, labels, classes, [pair], recipe)
+        head = train_heads(lambda e: source(e) if e else first, labels, classes, [pair], recipe)
         logits = head.logits(scored.features.to(first))[:, :, 0]
         if bool(logits.isfinite().all()):
             top1, top5 = accuracies(logits, scored.labels.to(first.device))

@@ -56,9 +56,7 @@ def knn(
         "knn",
         split,
         [frozen.seed] if seeds is None else seeds,
-        lambda seed: evaluate_knn(
-            train, scored, frozen.data.num_classes, seed, ks, temperatures
-        ),
+        lambda seed: evaluate_knn(train, scored, frozen.data.num_classes, seed, ks, temperatures),
     )
 
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from simclr_pl.batch import UNLABELLED
-from simclr_pl.data.datamodule import Split
 from simclr_pl.errors import UserError
 from simclr_pl.evaluate.crops import encode_crops
 from simclr_pl.evaluate.linear import (
@@ -17,7 +16,7 @@ from simclr_pl.evaluate.linear import (
     evaluate_linear,
 )
 from simclr_pl.evaluate.logistic import evaluate_logistic
-from simclr_pl.evaluate.scoring import Rows, Score, check_above_zero
+from simclr_pl.evaluate.scoring import Score, check_above_zero
 from simclr_pl.run.arguments import call
 from simclr_pl.tools.frozen import DataChoice, Frozen, check_seeds, open_frozen, report
 
@@ -74,18 +73,18 @@ def linear(
     if epochs < 1:
         raise UserError(f"epochs is {epochs}, but must be at least 1")
     if augment and solver == "lbfgs":
-        raise UserError("lbfgs takes the same features in each step: leave out --augment, or use "
-                        "--solver sgd")
+        raise UserError(
+            "lbfgs takes the same features in each step: leave out --augment, or use --solver sgd"
+        )
     frozen = open_frozen(checkpoint, run_dir, config, data)
     scored = frozen.rows(split)
     recipe = Recipe(rates, decays, epochs, 0 if augment else Recipe().steps)
-    known = frozen.data.splits.train.labels != UNLABELLED
     train = None if augment else frozen.rows("train")
 
     def evaluate(seed: int) -> Score:
         classes = frozen.data.num_classes
         if train is None:
-            source, labels = _crops(frozen, known, seed)
+            source, labels = _crops(frozen, seed)
             return evaluate_linear(source, labels, scored, classes, recipe._replace(seed=seed))
         if solver == "lbfgs":
             cpu = torch.device("cpu")
@@ -100,17 +99,23 @@ def linear(
     return report(frozen, protocol, split, chosen, evaluate, solver=solver)
 
 
-def _crops(frozen: Frozen, known: Tensor, seed: int) -> tuple[Source, Tensor]:
-    """Fresh features of the labelled training images for each epoch, and their labels."""
-    rows = known.nonzero()[:, 0]
-    labels = frozen.data.splits.train.labels[known]
+def _crops(frozen: Frozen, seed: int) -> tuple[Source, Tensor]:
+    """Fresh features of the labelled training images for each epoch, and their labels.
+
+    Raises:
+        UserError: none is labelled.
+    """
+    labels = frozen.data.splits.train.labels
+    rows = (labels != UNLABELLED).nonzero()[:, 0]
+    if not len(rows):
+        raise UserError("the train split has no labels, which this evaluation needs")
     frozen.data.teardown()  # workers that decode have the seed from their start
     frozen.data.views.seed = seed
 
     def of_epoch(epoch: int) -> Tensor:
-        return encode_crops(frozen.encoder, frozen.data, rows, epoch)
+        return encode_crops(frozen.encoder, frozen.data, rows, epoch).float()
 
-    return of_epoch, labels
+    return of_epoch, labels[rows]
 
 
 def run_cli(args: list[str]) -> None:

@@ -1,0 +1,152 @@
+"""LinearEvaluation: the command's number, on any number of ranks, and training is left alone."""
+
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from commands import checkpoint, fit, rows, run
+from ranks import ranks
+from torch import Tensor, nn
+
+from simclr_pl import ContrastiveDataModule, LinearEvaluation, SimCLR, UserError
+from simclr_pl.evaluate.features import encode
+from simclr_pl.evaluate.linear import Recipe, evaluate_linear
+from simclr_pl.evaluate.scoring import labelled
+
+
+def train(
+    *callbacks: L.Callback, world: int = 1, epochs: int = 3, dataset: str = "digits", root: str = ""
+) -> tuple[L.Trainer, L.LightningModule, list[dict[str, float]]]:
+    """A small run, and what each validation logged."""
+    logged: list[dict[str, float]] = []
+
+    class Recorder(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            logged.append({name: float(v) for name, v in trainer.callback_metrics.items()})
+
+    model = SimCLR(
+        "resnet10t",
+        encoder_args={"channels": [8, 8, 16, 16], "stem_type": "", "stem_width": 8},
+        optimizer="sgd",
+        learning_rate=0.05,
+        warmup_epochs=0,
+        seed=1,
+    )
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        devices=world,
+        strategy="ddp" if world > 1 else "auto",
+        use_distributed_sampler=False,
+        limit_train_batches=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[*callbacks, Recorder()],
+    )
+    data = ContrastiveDataModule(dataset, root=root, batch_size=128, flip=0.0, seed=1)
+    trainer.fit(model, data)
+    return trainer, model, logged
+
+
+def test_it_logs_the_protocol_s_number_when_it_is_due_and_at_the_end() -> None:
+    trainer, model, logged = train(LinearEvaluation(every_n_epochs=2))
+    assert ["linear/val_top1" in numbers for numbers in logged] == [False, True, True]
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    fitted, val = (labelled(encode(model, data, s), s) for s in ("train", "val"))
+    expected = evaluate_linear(
+        lambda _: fitted.features, fitted.labels, val, 10, Recipe(seed=1)
+    ).top1
+    assert logged[-1]["linear/val_top1"] == pytest.approx(expected, abs=0.01)
+    assert 0.2 < expected <= 1
+
+
+def test_training_takes_the_same_course() -> None:
+    _, plain, before = train()
+    _, evaluated, after = train(LinearEvaluation(every_n_epochs=1, epochs=1))
+    assert all("linear/val_top1" in numbers for numbers in after)
+    for mine, other in zip(before, after, strict=True):
+        assert {**other, **mine} == other
+    weights = evaluated.state_dict()
+    assert all(value.equal(weights[name]) for name, value in plain.state_dict().items())
+
+
+def test_off_means_off() -> None:
+    assert all("linear/val_top1" not in n for n in train(LinearEvaluation(), epochs=1)[2])
+
+
+class Pixels(L.LightningModule):
+    """Any module whose `forward` gives features; its steps return nothing of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.layer(images.flatten(1))
+        return features
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(batch.first).square().mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 1e-4)
+
+
+def test_it_works_with_any_module_that_gives_features() -> None:
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[LinearEvaluation(every_n_epochs=1)],
+    )
+    trainer.fit(Pixels(), ContrastiveDataModule("digits", flip=0.0))
+    assert trainer.callback_metrics["linear/val_top1"] > 0.8
+
+
+def _on_a_rank(world: int) -> float:
+    return train(LinearEvaluation(every_n_epochs=1), world=world, epochs=1)[2][-1][
+        "linear/val_top1"
+    ]
+
+
+@pytest.mark.ddp
+def test_two_ranks_log_one_number_and_it_is_one_process_s() -> None:
+    first, second = ranks(2, _on_a_rank, 2)
+    assert first == second
+    assert first == pytest.approx(_on_a_rank(1), abs=0.015)  # two images: sums' order differs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"every_n_epochs": -1}, "linear.every_n_epochs is -1"),
+        ({"epochs": 0}, "linear.epochs is 0"),
+    ],
+)
+def test_a_value_that_cannot_be_is_a_sentence(arguments: dict[str, int], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        LinearEvaluation(**arguments)
+
+
+def test_the_command_line_turns_it_on_and_a_resume_may_change_it(tmp_path: Any) -> None:
+    directory = tmp_path / "run"
+    fit(directory, "--linear.every_n_epochs", 1)
+    assert sum("linear/val_top1" in row for row in rows(directory)) == 2
+    again = run("linear", "--run_dir", directory, "--split", "val")
+    assert again.code == 0
+    config = directory / "config.yaml"
+    assert "every_n_epochs: 1" in config.read_text()
+    more = ("--trainer.max_epochs", "3", "--resume", "--linear.every_n_epochs", 0)
+    fit(directory, *more)
+    assert checkpoint(directory)["epoch"] == 2
+    assert sum("linear/val_top1" in row for row in rows(directory)) == 2

@@ -1,6 +1,7 @@
 """linear and knn as commands: real checkpoints, real files, a sentence for what is wrong."""
 
 import json
+import multiprocessing
 import shutil
 import statistics
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import Outcome, checkpoint, fit, run
+from PIL import Image
 
 from simclr_pl import ContrastiveDataModule, load_encoder
 from simclr_pl.evaluate.crops import encode_crops
@@ -175,6 +177,20 @@ def test_another_data_set_is_seen_as_the_encoder_was_trained(
     assert found["top1"] > 0.25
     assert (made[-1].mean, made[-1].std) == (tuple(about["mean"]), tuple(about["std"]))
     assert made[-1].image_size == about["image_size"]
+
+
+def test_image_files_are_decoded_by_workers_that_end(tmp_path: Path) -> None:
+    for number in range(48):
+        folder = tmp_path / "images" / ("dark", "bright")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 60, (20, 24, 3)) + 150 * (number % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    data = ("--data.dataset", "folder", "--data.root", tmp_path / "images")
+    fit(tmp_path / "run", *data, "--data.batch_size", 8, "--data.num_workers", 1)
+    for command in (["knn"], ["linear", *FAST], ["linear", *FAST, "--augment"]):
+        worked(*command, "--run_dir", tmp_path / "run", "--split", "val", "--seeds", 0, 1)
+    assert len(list((tmp_path / "run" / "results").iterdir())) == 6
+    assert not multiprocessing.active_children()
 
 
 # What goes wrong ----------------------------------------------------------------------------------

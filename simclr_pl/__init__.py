@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from simclr_pl.data.datamodule import ContrastiveDataModule
     from simclr_pl.data.views import SimCLRViews
     from simclr_pl.errors import UserError
+    from simclr_pl.evaluate.health import HealthMonitor
+    from simclr_pl.evaluate.knn import KNNMonitor
     from simclr_pl.evaluate.linear_callback import LinearEvaluation
     from simclr_pl.evaluate.probe import OnlineProbe
     from simclr_pl.model.checkpoint import load_encoder
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ContrastiveDataModule": "data.datamodule",
+    "HealthMonitor": "evaluate.health",
+    "KNNMonitor": "evaluate.knn",
     "LinearEvaluation": "evaluate.linear_callback",
     "NTXentLoss": "model.loss",
     "OnlineProbe": "evaluate.probe",
@@ -32,6 +36,8 @@ _HOMES = {
 
 __all__ = [
     "ContrastiveDataModule",
+    "HealthMonitor",
+    "KNNMonitor",
     "LinearEvaluation",
     "NTXentLoss",
     "OnlineProbe",

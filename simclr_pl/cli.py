@@ -15,6 +15,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.errors import UserError
 from simclr_pl.evaluate.features import FeatureWriter
+from simclr_pl.evaluate.health import HealthMonitor
+from simclr_pl.evaluate.knn import KNNMonitor
 from simclr_pl.evaluate.linear_callback import LinearEvaluation
 from simclr_pl.evaluate.probe import OnlineProbe
 from simclr_pl.model.checkpoint import fit_weights, read_checkpoint
@@ -74,6 +76,8 @@ class SimCLRCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what belongs to a run."""
         parser.add_lightning_class_args(OnlineProbe, "probe")
+        parser.add_lightning_class_args(KNNMonitor, "knn")
+        parser.add_lightning_class_args(HealthMonitor, "health")
         parser.add_lightning_class_args(LinearEvaluation, "linear")
         parser.add_lightning_class_args(SaveCheckpoint, "checkpoint")
         parser.add_argument(

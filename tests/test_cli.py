@@ -32,8 +32,16 @@ from simclr_pl.__main__ import COMMANDS
 
 COLUMNS = {
     *("step", "epoch", "train/loss", "train/contrastive_top1", "train/lr", "train/grad_norm"),
-    *("val/loss", "probe/train_top1", "probe/val_top1", "probe/val_top5"),
+    *("val/loss", "probe/train_top1", "probe/val_top1", "probe/val_top5", "health/rankme"),
 }
+"""At the end of each epoch."""
+
+AT_TIMES = {
+    *("health/loss_over_chance", "health/positive_similarity", "health/negative_similarity"),
+    *("health/alignment", "health/uniformity", "health/feature_std", "health/projection_std"),
+    *("knn/val_top1", "knn200/val_top1"),
+}
+"""At the first step, and at the end of the run."""
 
 
 # Quick answers ------------------------------------------------------------------------------------
@@ -142,7 +150,7 @@ def test_metrics_have_a_row_a_step_with_every_promised_column(finished: Path) ->
     assert [(row["step"], row["epoch"]) for row in table] == [
         ("0", "0"), ("1", "0"), ("2", "1"), ("3", "1"),
     ]  # fmt: skip
-    assert set().union(*table) == COLUMNS
+    assert set().union(*table) == COLUMNS | AT_TIMES
     for row in table:
         assert float(row["train/grad_norm"]) > 0
         # 128 pairs: chance is the log of 255 candidates.

@@ -13,6 +13,9 @@ from simclr_pl.batch import EvaluationOutput
 from simclr_pl.data.datamodule import ContrastiveDataModule, Split
 from simclr_pl.distributed import gather_rows, row_counts
 
+GATHERED = 8192
+"""Rows of a rank that travel at a time: a large split fits a computer's memory, not a device's."""
+
 
 class Features(NamedTuple):
     """An encoded split, in the order of its images.
@@ -38,14 +41,20 @@ def collect(outputs: list[EvaluationOutput], device: torch.device) -> Features:
     Returns:
         The whole split on the CPU, the same on every rank.
     """
-    mine = {
-        name: torch.cat([output[name] for output in outputs]).to(device)
-        for name in ("features", "labels", "index")
-    }
-    counts = row_counts(len(mine["index"]), device)
-    everyone = {name: gather_rows(part, counts).cpu() for name, part in mine.items()}
-    order = everyone["index"].argsort()
-    return Features(*(everyone[name][order] for name in ("features", "labels", "index")))
+    labels, index = (torch.cat([o[k] for o in outputs]).to(device) for k in ("labels", "index"))
+    features = torch.cat([output["features"] for output in outputs])
+    counts = row_counts(len(index), device)
+    everyones = gather_rows(index, counts).cpu()
+    order = everyones.argsort()
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+    whole = features.new_empty(len(order), *features.shape[1:], device="cpu")
+    starts = [sum(counts[:rank]) for rank in range(len(counts))]
+    for begin in range(0, max(counts), GATHERED):
+        parts = [min(max(count - begin, 0), GATHERED) for count in counts]
+        block = gather_rows(features[begin : begin + GATHERED].to(device), parts).cpu()
+        ranks = zip(starts, parts, strict=True)
+        whole[torch.cat([place[start + begin :][:rows] for start, rows in ranks])] = block
+    return Features(whole, gather_rows(labels, counts).cpu()[order], everyones[order])
 
 
 @torch.no_grad()
@@ -59,15 +68,14 @@ def encode(encoder: nn.Module, data: ContrastiveDataModule, split: Split) -> Fea
     """
     device = next(encoder.parameters()).device
     outputs = []
-    was_training = encoder.training
+    modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
     for batch in data.evaluation_loader(split, "clean"):
         moved = batch._replace(images=batch.images.to(device))
-        clean = data.make_clean(moved, views=False).clean
-        outputs.append(
-            EvaluationOutput(features=encoder(clean), labels=batch.labels, index=batch.index)
-        )
-    encoder.train(was_training)
+        features = encoder(data.make_clean(moved, views=False).clean).cpu()
+        outputs.append(EvaluationOutput(features=features, labels=batch.labels, index=batch.index))
+    for module, training in modes:  # one by one: parts may have been frozen on purpose
+        module.training = training
     return collect(outputs, device)
 
 
@@ -76,6 +84,9 @@ _ENCODED: WeakKeyDictionary[L.Trainer, dict[tuple[int, Split], Features]] = Weak
 
 def encode_once(trainer: L.Trainer, module: L.LightningModule, split: Split) -> Features:
     """`encode` by all ranks, once a step: monitors that want the same features share them.
+
+    Who asks in `on_validation_epoch_end` calls `forget` in `on_validation_end`, when all have had
+    them. DDP's wrapper has no part in the forward pass: in eval mode it has nothing to synchronise.
 
     Args:
         trainer: at whose global step, with whose data module and precision.
@@ -90,6 +101,11 @@ def encode_once(trainer: L.Trainer, module: L.LightningModule, split: Split) -> 
         with trainer.precision_plugin.forward_context():
             known[key] = encode(module, trainer.datamodule, split)  # type: ignore[attr-defined]
     return known[key]
+
+
+def forget(trainer: L.Trainer) -> None:
+    """Frees what `encode_once` keeps."""
+    _ENCODED.pop(trainer, None)
 
 
 class FeatureWriter(L.Callback):

@@ -10,39 +10,41 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from simclr_pl.batch import UNLABELLED, EvaluationOutput
 from simclr_pl.distributed import sum_over_ranks
 from simclr_pl.errors import UserError
-from simclr_pl.evaluate.features import encode_once
+from simclr_pl.evaluate.features import encode_once, forget
 
 QUERIES, BANK = 1024, 16384
 """Rows and columns of the similarities that exist at a time: 64 MiB of float32."""
 
 
 @torch.no_grad()
-def neighbours(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def neighbours(queries: Tensor, bank: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The nearest rows of a bank, in blocks: memory doesn't grow with either side.
 
     Args:
         queries: `[Q, D]`; on their device the work is done.
         bank: `[N, D]`, on any device: moved in blocks.
-        k: how many; all of the bank where it has fewer.
+        rows: `int64 [M]`, the bank's rows that may be neighbours.
+        k: how many; all of those rows where they are fewer.
 
     Returns:
         Cosine similarities `[Q, k]`, nearest first, and the rows' places in the bank, `int64
         [Q, k]`.
     """
     best = []
-    for rows in F.normalize(queries, dim=1).split(QUERIES):
-        similarity = rows.new_empty(len(rows), 0)
-        place = torch.empty(len(rows), 0, dtype=torch.int64, device=rows.device)
-        for start in range(0, len(bank), BANK):
-            block = F.normalize(bank[start : start + BANK].to(rows), dim=1)
-            near, where = (rows @ block.T).topk(min(k, len(block)), dim=1)
+    for part in F.normalize(queries, dim=1).split(QUERIES):
+        similarity = part.new_empty(len(part), 0)
+        place = torch.empty(len(part), 0, dtype=torch.int64, device=part.device)
+        for some in rows.split(BANK):
+            block = F.normalize(bank[some].to(part), dim=1)
+            near, where = (part @ block.T).topk(min(k, len(block)), dim=1)
             similarity = torch.cat([similarity, near], 1)
-            place = torch.cat([place, where + start], 1)
+            place = torch.cat([place, some.to(part.device)[where]], 1)
             similarity, order = similarity.topk(min(k, similarity.shape[1]), dim=1)
             place = place.gather(1, order)
         best.append((similarity, place))
@@ -118,21 +120,29 @@ class KNNMonitor(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Classifies them, and logs the accuracies over all ranks."""
         outputs, self._outputs = self._outputs, []
-        if not outputs or not trainer.datamodule.num_classes:  # type: ignore[attr-defined]
+        if not outputs or not getattr(trainer.datamodule, "num_classes", 0):  # type: ignore[attr-defined]
             return
         train = encode_once(trainer, pl_module, "train")
         hits = knn_hits(
-            torch.cat([output["features"] for output in outputs]).float(),
+            torch.cat([output["features"] for output in outputs]),
             torch.cat([output["labels"] for output in outputs]),
-            train.features.float(),
+            train.features,
             train.labels,
             self.k,
             self.temperature,
         )
         *right, total = sum_over_ranks(hits).tolist()
+        if not total or not bool((train.labels != UNLABELLED).any()):
+            return
         for number, k in enumerate(self.k):
             name = f"knn{k}/val_top1" if number else "knn/val_top1"
-            pl_module.log(name, right[number] / max(total, 1), sync_dist=trainer.world_size > 1)
+            # The same number on all ranks, whose maximum has no rounding.
+            many = trainer.world_size > 1
+            pl_module.log(name, right[number] / total, sync_dist=many, reduce_fx="max")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lets go of the training split's features."""
+        forget(trainer)
 
 
 def knn_hits(
@@ -145,28 +155,34 @@ def knn_hits(
 ) -> Tensor:
     """How many labelled queries are classified right with each k, and their number last.
 
+    Args:
+        queries: `[Q, D]`; on their device, in float32 at least, the work is done.
+        labels: `int64 [Q]`, `UNLABELLED` where unknown: those don't count.
+        bank: `[N, D]`, on any device.
+        bank_labels: `int64 [N]`; unlabelled rows are nobody's neighbours.
+        ks: numbers of neighbours, all of the bank where it has fewer.
+        temperature: of the votes' weights.
+
     Returns:
-        `float64 [len(ks) + 1]`, on the queries' device.
+        `[len(ks) + 1]`, counts on the queries' device.
     """
-    known, scored = bank_labels != UNLABELLED, labels != UNLABELLED
-    bank, bank_labels = bank[known], bank_labels[known].to(queries.device)
-    queries, labels = queries[scored], labels[scored]
-    similarity, place = neighbours(queries, bank, max(ks))
-    classes = int(bank_labels.max()) + 1
-    hits = [
-        (
-            vote(similarity[:, :k], bank_labels[place[:, :k]], temperature, classes).argmax(1)
-            == labels
-        )
+    known, scored = (bank_labels != UNLABELLED).nonzero()[:, 0], labels != UNLABELLED
+    wide = torch.promote_types(queries.dtype, torch.float32)
+    queries, labels = queries[scored].to(wide), labels[scored]
+    similarity, place = neighbours(queries, bank, known, max(ks))
+    votes = bank_labels.to(labels.device)[place]
+    classes = int(bank_labels.max()) + 1 if len(known) else 1
+    counts = [
+        (vote(similarity[:, :k], votes[:, :k], temperature, classes).argmax(1) == labels).sum()
         for k in ks
     ]
-    counts = [h.sum() for h in hits] + [scored.sum()]
-    return torch.stack(counts).double()
+    return torch.stack([*counts, scored.sum()])
 
 
 def due(trainer: L.Trainer, every_n_epochs: int) -> bool:
     """Whether a monitor's turn has come: each so many epochs of training, and at its end."""
-    if not every_n_epochs or trainer.state.fn != "fit" or trainer.sanity_checking:
+    if not every_n_epochs or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
         return False
     done = trainer.current_epoch + 1
-    return done % every_n_epochs == 0 or done == trainer.max_epochs
+    last = done == trainer.max_epochs or trainer.global_step == trainer.max_steps
+    return last or done % every_n_epochs == 0

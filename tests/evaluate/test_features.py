@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from simclr_pl import ContrastiveDataModule, SimCLR
 from simclr_pl.batch import EvaluationOutput
 from simclr_pl.data.datamodule import Split
+from simclr_pl.evaluate import features
 from simclr_pl.evaluate.features import Features, FeatureWriter, collect, encode
 
 
@@ -87,7 +88,8 @@ def rows(index: Tensor) -> EvaluationOutput:
     return EvaluationOutput(features=features, labels=index % 5, index=index)
 
 
-def collected(shares: list[list[list[int]]]) -> Features:
+def collected(shares: list[list[list[int]]], at_a_time: int = 8192) -> Features:
+    features.GATHERED = at_a_time
     rank = dist.get_rank() if dist.is_initialized() else 0
     return collect([rows(torch.tensor(part)) for part in shares[rank]], torch.device("cpu"))
 
@@ -100,13 +102,17 @@ def in_order(got: Features) -> bool:
     return all(value.equal(expected[name]) for name, value in got._asdict().items())
 
 
-def test_batches_are_put_in_the_order_of_the_split() -> None:
-    assert in_order(collected([[part for share in reversed(SHARES) for part in share]]))
+def test_batches_are_put_in_the_order_of_the_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "GATHERED", features.GATHERED)  # given back afterwards
+    alone = [[part for share in reversed(SHARES) for part in share]]
+    assert in_order(collected(alone))
+    assert in_order(collected(alone, 3))
 
 
 @pytest.mark.ddp
-def test_uneven_ranks_all_get_the_whole_split_once() -> None:
-    everyone = ranks(3, collected, SHARES)
+@pytest.mark.parametrize("at_a_time", [8192, 1, 2])
+def test_uneven_ranks_all_get_the_whole_split_once(at_a_time: int) -> None:
+    everyone = ranks(3, collected, SHARES, at_a_time)
     assert [in_order(got) for got in everyone] == [True] * 3
 
 

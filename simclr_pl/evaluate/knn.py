@@ -23,19 +23,22 @@ QUERIES, BANK = 1024, 16384
 
 
 @torch.no_grad()
-def neighbours(queries: Tensor, bank: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def neighbours(
+    queries: Tensor, bank: Tensor, k: int, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The nearest rows of a bank, in blocks: memory doesn't grow with either side.
 
     Args:
         queries: `[Q, D]`; on their device the work is done.
         bank: `[N, D]`, on any device: moved in blocks.
-        rows: `int64 [M]`, the bank's rows that may be neighbours.
-        k: how many; all of those rows where they are fewer.
+        k: how many; all where there are fewer.
+        rows: `int64 [M]`, the bank's rows that may be neighbours (default: all).
 
     Returns:
         Cosine similarities `[Q, k]`, nearest first, and the rows' places in the bank, `int64
         [Q, k]`.
     """
+    rows = torch.arange(len(bank)) if rows is None else rows
     best = []
     for part in F.normalize(queries, dim=1).split(QUERIES):
         similarity = part.new_empty(len(part), 0)
@@ -169,7 +172,7 @@ def knn_hits(
     known, scored = (bank_labels != UNLABELLED).nonzero()[:, 0], labels != UNLABELLED
     wide = torch.promote_types(queries.dtype, torch.float32)
     queries, labels = queries[scored].to(wide), labels[scored]
-    similarity, place = neighbours(queries, bank, known, max(ks))
+    similarity, place = neighbours(queries, bank, max(ks), known)
     votes = bank_labels.to(labels.device)[place]
     classes = int(bank_labels.max()) + 1 if len(known) else 1
     counts = [

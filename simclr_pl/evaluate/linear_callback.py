@@ -3,7 +3,7 @@
 import lightning as L
 
 from simclr_pl.errors import UserError
-from simclr_pl.evaluate.features import encode_once
+from simclr_pl.evaluate.features import encode_once, forget
 from simclr_pl.evaluate.knn import due
 from simclr_pl.evaluate.linear import Recipe, evaluate_linear
 from simclr_pl.evaluate.scoring import labelled
@@ -52,3 +52,7 @@ class LinearEvaluation(L.Callback):
             Recipe(epochs=self.epochs, seed=data.seed),
         )
         pl_module.log("linear/val_top1", score.top1, sync_dist=trainer.world_size > 1)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lets go of the features."""
+        forget(trainer)

@@ -240,16 +240,19 @@ class HealthMonitor(L.Callback):
     # Checkpoints ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been seen and said, and the window's loss, summed over ranks."""
-        loss = None if self._loss is None else float(sum_over_ranks(self._loss.clone()))
+        """What has been seen and said, and the window's loss, the mean over ranks."""
+        loss = None
+        if self._loss is not None:
+            loss = float(sum_over_ranks(self._loss.clone())) / rank_and_world()[1]
         return {"trouble": dict(self._trouble.state), "loss": loss, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues from there; the window's loss is kept on one rank."""
+        """Continues from there, on any number of ranks: the first keeps the loss for all."""
         self._trouble.state = dict(state_dict["trouble"])
         self._steps, loss = state_dict["steps"], state_dict["loss"]
-        mine = loss if rank_and_world()[0] == 0 or loss is None else 0.0
-        self._loss = None if mine is None else torch.tensor(mine, dtype=torch.float64)
+        rank, world = rank_and_world()
+        share = world if rank == 0 else 0
+        self._loss = None if loss is None else torch.tensor(loss * share, dtype=torch.float64)
 
 
 def _log(trainer: L.Trainer, pl_module: L.LightningModule, numbers: dict[str, float]) -> None:

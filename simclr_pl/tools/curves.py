@@ -34,7 +34,7 @@ TOP1 = {
 TOPICS: dict[str, dict[str, str]] = {
     "NT-Xent loss": {"train/loss": "train (views)", "val/loss": "val (views, eval mode)"},
     **TOP1,
-    "loss over chance": {"health/loss_over_chance": "train/loss over log(2N - 1)"},
+    "loss less its chance level": {"health/loss_over_chance": "train/loss - log(2N - 1)"},
     "effective rank of features (RankMe)": {"health/rankme": "up to the features' width"},
     "alignment (0: views agree)": {"health/alignment": "mean squared distance of positives"},
     "uniformity (lower: more even)": {"health/uniformity": "log of the mean Gaussian potential"},
@@ -60,7 +60,7 @@ FROM_ZERO = (
 """Here it matters how far from nothing a line is, and small changes don't."""
 
 CHANCE = "NT-Xent loss"
-ONE_IS_CHANCE = "loss over chance"
+ZERO_IS_CHANCE = "loss less its chance level"
 
 
 def draw_curves(run: Run) -> Figure:
@@ -82,8 +82,8 @@ def draw_curves(run: Run) -> Figure:
         if title == CHANCE and isinstance(batch, int):
             chance = math.log(2 * batch - 1)
             _level(axis, chance, f"chance of train, log(2 x {batch} - 1) = {chance:.2f}")
-        if title == ONE_IS_CHANCE:
-            _level(axis, 1, "chance")
+        if title == ZERO_IS_CHANCE:
+            _level(axis, 0, "chance")
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("optimiser step", fontsize=9)
         if title in TOP1:

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from measuring import table, write
+
 HERE = Path(__file__).resolve().parent
 SEEDS = (0, 1, 2)
 COLUMNS = ("raw pixels", "untrained", "pretrained")
@@ -44,13 +46,13 @@ def main() -> None:
     few = {c: [statistics.mean(r["columns"][c]["draws"]) for r in results] for c in COLUMNS}
     draws = len(first["columns"]["pretrained"]["draws"])
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
+    rows = [
+        [f"all {first['labels']} labels", *(cell(every[c]) for c in COLUMNS)],
+        [f"{first['labels_per_class']} labels a class", *(cell(few[c]) for c in COLUMNS)],
+    ]
+    header = ["top-1 on test", "raw pixels", "untrained encoder", "pretrained encoder"]
     lines = [
-        "| top-1 on test | raw pixels | untrained encoder | pretrained encoder |",
-        "|---|---|---|---|",
-        f"| all {first['labels']} labels | " + " | ".join(cell(every[c]) for c in COLUMNS) + " |",
-        f"| {first['labels_per_class']} labels a class | "
-        + " | ".join(cell(few[c]) for c in COLUMNS)
-        + " |",
+        *table(header, rows),
         "",
         "Logistic regression on frozen, standardised features (C = 1, nothing tuned) of "
         "scikit-learn's digits, scored on the 339 test images. Mean ± standard deviation over "
@@ -59,10 +61,7 @@ def main() -> None:
         "",
         f"`python benchmarks/digits.py`; {versions}; CPU.",
     ]
-    target = HERE / "results" / "digits.md"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text("\n".join(["# Is pretraining worth it? Digits", "", *lines]) + "\n")
-    print("\n".join(lines))
+    write("digits", "Is pretraining worth it? Digits", lines)
 
 
 if __name__ == "__main__":

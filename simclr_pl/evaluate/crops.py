@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from simclr_pl.data.datamodule import ContrastiveDataModule
+from simclr_pl.evaluate.features import in_eval_mode
 
 
 @torch.no_grad()
@@ -23,11 +24,9 @@ def encode_crops(
     """
     device = next(encoder.parameters()).device
     source = data.evaluation_loader("train", "views").source
-    was_training = encoder.training
-    encoder.eval()
     features = []
-    for batch in source.batches(rows.split(data.batch_size), epoch, "views"):
-        moved = batch._replace(images=batch.images.to(device))
-        features.append(encoder(data.make_views(moved).first))
-    encoder.train(was_training)
+    with in_eval_mode(encoder):
+        for batch in source.batches(rows.split(data.batch_size), epoch, "views"):
+            moved = batch._replace(images=batch.images.to(device))
+            features.append(encoder(data.make_views(moved).first))
     return torch.cat(features)

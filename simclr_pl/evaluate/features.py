@@ -1,5 +1,7 @@
 """Features of a whole split: each image once, on any number of ranks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -68,15 +70,31 @@ def encode(encoder: nn.Module, data: ContrastiveDataModule, split: Split) -> Fea
     """
     device = next(encoder.parameters()).device
     outputs = []
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
-    for batch in data.evaluation_loader(split, "clean"):
-        moved = batch._replace(images=batch.images.to(device))
-        features = encoder(data.make_clean(moved, views=False).clean).cpu()
-        outputs.append(EvaluationOutput(features=features, labels=batch.labels, index=batch.index))
-    for module, training in modes:  # one by one: parts may have been frozen on purpose
-        module.training = training
+    with in_eval_mode(encoder):
+        for batch in data.evaluation_loader(split, "clean"):
+            moved = batch._replace(images=batch.images.to(device))
+            features = encoder(data.make_clean(moved, views=False).clean).cpu()
+            outputs.append(
+                EvaluationOutput(features=features, labels=batch.labels, index=batch.index)
+            )
     return collect(outputs, device)
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Puts a module into eval mode, and every part of it back into its own afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:  # one by one: parts may have been frozen on purpose
+            part.training = training
+
+
+def accelerator() -> torch.device:
+    """Where commands encode: the GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 _ENCODED: WeakKeyDictionary[L.Trainer, dict[tuple[int, Split], Features]] = WeakKeyDictionary()

@@ -1,144 +1,17 @@
-"""Is pretraining healthy? What the projections do on the sphere, and warnings where it goes wrong.
-
-Alignment and uniformity are those of Wang & Isola 2020 (alpha = 2, t = 2), RankMe that of Garrido
-et al. 2023. All numbers are over the images of all ranks, whatever their number.
-"""
+"""Is pretraining healthy? A monitor of `sphere`'s numbers, and warnings where it goes wrong."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from simclr_pl.batch import EvaluationOutput, StepOutput
-from simclr_pl.distributed import rank_and_world, row_counts, sum_over_ranks
+from simclr_pl.distributed import rank_and_world, sum_over_ranks
 from simclr_pl.errors import UserError
+from simclr_pl.evaluate.sphere import in_float64, rankme, step_health
 from simclr_pl.evaluate.trouble import WINDOW, Trouble, Window
-
-PAIRED = 512
-"""Images whose pairs make up uniformity: the first of the global batch, in the order of ranks.
-
-With larger batches, micro-batches and several ranks, which images these are depends on the ranks.
-"""
-
-
-class StepHealth(NamedTuple):
-    """What one step's outputs say, over all ranks.
-
-    Attributes:
-        positive_similarity: mean cosine of the two views of an image.
-        negative_similarity: mean cosine of views of different images; 0 with one image.
-        alignment: mean squared distance of positives on the unit sphere, 0 to 4; lower is better.
-        uniformity: log of the mean of exp(-2 d^2) over pairs of images; lower is more spread out.
-        feature_std: of features of length one: standard deviation, mean over dimensions, times
-            the square root of their number. 1 is spread over the sphere, 0 is collapsed.
-        projection_std: the same of projections.
-        dimension: effective dimension of the projections, 1 for a line through the origin.
-        images: N, the global batch.
-    """
-
-    positive_similarity: float
-    negative_similarity: float
-    alignment: float
-    uniformity: float
-    feature_std: float
-    projection_std: float
-    dimension: float
-    images: int
-
-
-@torch.no_grad()
-def step_health(features: Tensor, projections: Tensor) -> StepHealth:
-    """Computes it from sums of vectors: linear in the batch, and two small collectives.
-
-    Args:
-        features: `[2B, D]`, this rank's, first views before second ones.
-        projections: `[2B, P]`, likewise.
-    """
-    h, z = _on_sphere(features), _on_sphere(projections)
-    first, second = z.chunk(2)
-    counts = row_counts(len(first), z.device)
-    images, width = sum(counts), z.shape[1]
-    parts = {
-        "positive": (first * second).sum()[None],
-        "distance": (first - second).square().sum()[None],
-        "z": z.sum(0),
-        "z2": z.square().sum(0),
-        "h": h.sum(0),
-        "h2": h.square().sum(0),
-        "rows": _first_rows(first, counts).flatten(),
-    }
-    flat = sum_over_ranks(torch.cat([*parts.values()])).split([p.numel() for p in parts.values()])
-    total = dict(zip(parts, flat, strict=True))
-    # |sum of z|^2 is the sum over all pairs: less each with itself, less the positives.
-    negative = total["z"].square().sum() - total["z2"].sum() - 2 * total["positive"]
-    uniformity, dimension = _of_pairs(total["rows"].view(-1, width))
-    numbers = [
-        total["positive"] / images,
-        negative / max(2 * images * (2 * images - 2), 1),
-        total["distance"] / images,
-        uniformity,
-        _spread(total["h"], total["h2"], 2 * images),
-        _spread(total["z"], total["z2"], 2 * images),
-        dimension,
-    ]
-    return StepHealth._make([*torch.cat([n.reshape(1) for n in numbers]).tolist(), images])
-
-
-def _on_sphere(rows: Tensor) -> Tensor:
-    """In float64: variances of collapsed rows are differences of nearly equal numbers."""
-    return F.normalize(_double(rows), dim=1)
-
-
-def _double(x: Tensor) -> Tensor:
-    return (x.cpu() if x.device.type == "mps" else x).double()  # MPS has no float64
-
-
-def _first_rows(rows: Tensor, counts: list[int]) -> Tensor:
-    """This rank's part of the global batch's first rows, zero elsewhere: the sum is all of them."""
-    table = rows.new_zeros(min(sum(counts), PAIRED), rows.shape[1])
-    start = sum(counts[: rank_and_world()[0]])
-    place = table[start : start + len(rows)]
-    place += rows[: len(place)]
-    return table
-
-
-def _of_pairs(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Uniformity, and the effective dimension: (sum of eigenvalues)^2 / sum of their squares."""
-    cosine = rows @ rows.T
-    # exp(-2 d^2), d^2 = 2 - 2 cosine; without the rows' pairs with themselves.
-    pairs = len(rows) * (len(rows) - 1)
-    close = (4 * cosine - 4).exp()
-    uniformity = ((close.sum() - close.diagonal().sum()) / max(pairs, 1)).log()
-    return uniformity, cosine.diagonal().sum().square() / cosine.square().sum().clamp(min=1e-30)
-
-
-def _spread(total: Tensor, squares: Tensor, rows: int) -> Tensor:
-    variance = squares / rows - (total / rows).square()
-    return variance.clamp(min=0).sqrt().mean() * math.sqrt(len(total))
-
-
-def rankme(gram: Tensor) -> float:
-    """Effective rank: exp of the entropy of the singular values, divided by their sum.
-
-    Source: Garrido et al. 2023, equation 1. Singular values that are zero but for rounding count
-    as zero, instead of the paper's epsilon.
-
-    Args:
-        gram: `float64 [D, D]`, features transposed times features.
-
-    Returns:
-        1 (all features on a line) to D, or to the number of images where those are fewer; NaN of
-        features that are no numbers.
-    """
-    if not bool(gram.isfinite().all()):
-        return math.nan
-    values = torch.linalg.eigvalsh(gram).clamp(min=0)
-    values = values[values > values.max() * len(gram) * torch.finfo(gram.dtype).eps].sqrt()
-    share = values / values.sum()
-    return float((-share * share.log()).sum().exp())
 
 
 class HealthMonitor(L.Callback):
@@ -224,7 +97,7 @@ class HealthMonitor(L.Callback):
     ) -> None:
         """Adds this batch's features to the Gram matrix."""
         if self.every_n_steps and not trainer.sanity_checking:
-            rows = _double(outputs["features"])
+            rows = in_float64(outputs["features"])
             gram = rows.T @ rows
             self._gram = gram if self._gram is None else self._gram + gram
 

@@ -12,6 +12,7 @@ Source: Chen et al. 2020, appendix B.6 (SGD with Nesterov momentum, no augmentat
 features are kept).
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,7 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simclr_pl.errors import UserError
-from simclr_pl.evaluate.scoring import Rows, Score, accuracies, best_first, choosing_parts
+from simclr_pl.evaluate.scoring import (
+    Rows,
+    Score,
+    accuracies,
+    best_first,
+    choosing_parts,
+    standardisation,
+)
 from simclr_pl.randomness import epoch_order
 
 LEARNING_RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -148,9 +156,7 @@ def train_heads(
     """
     features = source(0)
     labels = labels.to(features.device)
-    std, mean = torch.std_mean(features, dim=0, correction=0)
-    # A constant feature says nothing; divided by its rounding error it would say anything.
-    std = torch.where(std > 1e-6 * (1e-2 + mean.abs()), std, torch.inf)
+    mean, std = standardisation(features)
     epochs, steps = recipe.plan(len(labels))
     pairs = torch.tensor(grid, dtype=features.dtype, device=features.device)
     rate, decay = pairs[:, 0] * min(recipe.batch_size, len(labels)) / 256, pairs[:, 1]
@@ -191,4 +197,4 @@ def judge(heads: Heads, rows: Rows) -> tuple[Tensor, Tensor]:
 
 
 def _cosine(share: float) -> float:
-    return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * share, dtype=torch.float64))))
+    return 0.5 * (1 + math.cos(math.pi * share))

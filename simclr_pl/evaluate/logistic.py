@@ -10,9 +10,15 @@ import warnings
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from simclr_pl.evaluate.scoring import Rows, Score, accuracies, best_first, choosing_parts
+from simclr_pl.evaluate.scoring import (
+    Rows,
+    Score,
+    accuracies,
+    best_of,
+    choosing_parts,
+    standardisation,
+)
 
 STRENGTHS = tuple(float(c) for c in np.logspace(-5, 2, 15))
 """scikit-learn's C, the inverse of the L2 penalty on a sum over images; two values a decade."""
@@ -41,13 +47,9 @@ def evaluate_logistic(
         UserError: too few labels to choose on.
     """
     fits, chooses = choosing_parts(train.labels, seed)
-    top1, loss = [], []
     judged = train.at(chooses)
-    for scores in _log_probabilities(train.at(fits), judged, classes, strengths):
-        top1.append(accuracies(scores, judged.labels)[0])
-        right = scores.gather(1, judged.labels[:, None]).clamp(min=-100)  # a class not fitted on
-        loss.append(-float(right.mean()))
-    best = strengths[best_first(torch.tensor(top1), torch.tensor(loss))[0]]
+    candidates = _log_probabilities(train.at(fits), judged, classes, strengths)
+    best = strengths[best_of(candidates, judged.labels, least=-100)]
     (scores,) = _log_probabilities(train, scored, classes, (best,))
     return Score(*accuracies(scores, scored.labels), {"inverse_l2_strength": best})
 
@@ -59,8 +61,8 @@ def _log_probabilities(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression  # late: scipy takes a second
 
-    x, x_scored = (rows.features.double().numpy() for rows in (train, scored))
-    x, x_scored = _standardise(x, x_scored)
+    mean, std = standardisation(train.features.double())
+    x, x_scored = (((rows.features - mean) / std).numpy() for rows in (train, scored))
     model = LogisticRegression(max_iter=ITERATIONS, warm_start=True)
     found = []
     for strength in strengths:
@@ -73,11 +75,3 @@ def _log_probabilities(
         scores[:, model.classes_] = torch.from_numpy(model.predict_log_proba(x_scored))
         found.append(scores)
     return found
-
-
-def _standardise(
-    x: NDArray[np.float64], other: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    mean, std = x.mean(0), x.std(0)
-    std[std <= 1e-6 * (1e-2 + np.abs(mean))] = np.inf
-    return (x - mean) / std, (other - mean) / std

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from simclr_pl.evaluate.knn import neighbours, vote
-from simclr_pl.evaluate.scoring import Rows, Score, accuracies, best_first, choosing_parts
+from simclr_pl.evaluate.scoring import Rows, Score, accuracies, best_of, choosing_parts
 
 KS = (1, 5, 10, 20, 50, 100, 200)
 TEMPERATURES = (0.03, 0.07, 0.2)
@@ -36,13 +35,9 @@ def evaluate_knn(
     fits, chooses = choosing_parts(train.labels.cpu(), seed)
     grid = [(k, temperature) for k in ks for temperature in temperatures]
     judged = train.at(chooses)
-    top1, loss = [], []
-    for scores in _log_shares(train.at(fits), judged, classes, grid):
-        top1.append(accuracies(scores, judged.labels)[0])
-        # A class without a vote isn't impossible: its share counts as one in a thousand.
-        right = scores.gather(1, judged.labels[:, None]).clamp(min=-6.9)
-        loss.append(-float(right.mean()))
-    k, temperature = grid[best_first(torch.tensor(top1), torch.tensor(loss))[0]]
+    candidates = _log_shares(train.at(fits), judged, classes, grid)
+    # A class without a vote: its share counts as one in a thousand.
+    k, temperature = grid[best_of(candidates, judged.labels, least=-6.9)]
     (scores,) = _log_shares(train, scored, classes, [(k, temperature)])
     return Score(*accuracies(scores, scored.labels), {"k": k, "temperature": temperature})
 

@@ -100,6 +100,32 @@ def best_first(top1: Tensor, loss: Tensor) -> list[int]:
     return sorted(loss.isfinite().nonzero()[:, 0].tolist(), key=lambda h: quality[h])
 
 
+def best_of(candidates: Sequence[Tensor], labels: Tensor, least: float) -> int:
+    """The candidate that classifies best.
+
+    Args:
+        candidates: logarithms of probabilities, `[N, C]` each.
+        labels: `int64 [N]`.
+        least: what cross-entropy counts at least for the right class: it isn't impossible.
+    """
+    top1 = [accuracies(scores, labels)[0] for scores in candidates]
+    right = [scores.gather(1, labels[:, None]).clamp(min=least) for scores in candidates]
+    loss = [-float(scores.mean()) for scores in right]
+    return best_first(torch.tensor(top1), torch.tensor(loss))[0]
+
+
+def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each feature; infinite for constant ones.
+
+    Those say nothing; divided by their rounding error they would say anything.
+
+    Args:
+        features: `float [N, D]`.
+    """
+    std, mean = torch.std_mean(features, dim=0, correction=0)
+    return mean, torch.where(std > 1e-6 * (1e-2 + mean.abs()), std, torch.inf)
+
+
 def accuracies(scores: Tensor, labels: Tensor) -> tuple[float, float]:
     """Top-1 and top-5 of scores, where minus infinity and NaN are never right.
 

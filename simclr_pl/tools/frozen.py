@@ -12,7 +12,7 @@ from torch import nn
 
 from simclr_pl.data.datamodule import ContrastiveDataModule, Split
 from simclr_pl.errors import UserError
-from simclr_pl.evaluate.features import encode
+from simclr_pl.evaluate.features import accelerator, encode
 from simclr_pl.evaluate.scoring import Rows, Score, labelled
 from simclr_pl.model.checkpoint import KEY, load_encoder, read_checkpoint
 from simclr_pl.run.arguments import data_of, read_config
@@ -98,7 +98,7 @@ def open_frozen(
     if own and data.dataset != _dataset(own[0]):
         results /= data.dataset  # beside the run's own numbers, not over them
     return Frozen(
-        encoder.to("cuda" if torch.cuda.is_available() else "cpu"),
+        encoder.to(accelerator()),
         data,
         path,
         int(content[KEY]["seed"]),

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from simclr_pl.batch import UNLABELLED
 from simclr_pl.data.datamodule import ContrastiveDataModule, Split
 from simclr_pl.errors import UserError
-from simclr_pl.evaluate.features import Features
+from simclr_pl.evaluate.features import Features, accelerator
 from simclr_pl.model.checkpoint import KEY, fit_weights, read_checkpoint
 from simclr_pl.model.simclr import SimCLR
 from simclr_pl.randomness import epoch_order
@@ -77,7 +77,7 @@ def take_snapshot(run: RunDirectory, data: ContrastiveDataModule) -> Snapshot:
         UserError: a checkpoint that cannot be read; features that are not finite.
     """
     checkpoint = read_checkpoint(run.last_checkpoint)
-    model = _model(checkpoint, run.last_checkpoint).to(_device())
+    model = _model(checkpoint, run.last_checkpoint).to(accelerator())
     train, _ = _encode(model, data, "train", MOST_TRAIN, views=False)
     val, projections = _encode(model, data, "val", MOST_VAL, views=True)
     if not all(part.isfinite().all() for part in (train.features, val.features, projections)):
@@ -110,10 +110,6 @@ def _model(checkpoint: dict[str, Any], path: Path) -> SimCLR:
     model.on_load_checkpoint(checkpoint)
     fit_weights(model, checkpoint["state_dict"], str(path))
     return model.eval()
-
-
-def _device() -> torch.device:
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 @torch.no_grad()

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from simclr_pl import HealthMonitor, UserError
 from simclr_pl.batch import EvaluationOutput
-from simclr_pl.evaluate import health
-from simclr_pl.evaluate.health import StepHealth, rankme, step_health
+from simclr_pl.evaluate import sphere
+from simclr_pl.evaluate.sphere import StepHealth, rankme, step_health
 
 NAMES = {
     "health/loss_over_chance", "health/positive_similarity", "health/negative_similarity",
@@ -98,7 +98,7 @@ def test_numbers_are_those_of_the_definitions(images: int) -> None:
 
 def test_uniformity_is_of_the_first_images_where_there_are_many() -> None:
     views = draw(600)
-    z = F.normalize(views[1][0, : health.PAIRED], dim=1)
+    z = F.normalize(views[1][0, : sphere.PAIRED], dim=1)
     expected = torch.pdist(z).square().mul(-2).exp().mean().log()
     assert measured(views).uniformity == pytest.approx(float(expected), rel=1e-12)
 

@@ -34,7 +34,7 @@ def test_quickstart_shows_what_pretraining_was_worth(tmp_path: Path) -> None:
     assert pretrained > untrained
     errors = float(re.search(r"([\d.]+) standard errors", table)[1])  # type: ignore[index]
     assert errors > 2
-    assert f"run directory: {run} (pictures in {run}/pictures)" in done.stdout
+    assert f"run directory: {run} (its pictures on one page: {run}/report.html)" in done.stdout
     for name in ("views.png", "curves.png"):
         with Image.open(run / "pictures" / name) as picture:
             assert min(picture.size) > 300

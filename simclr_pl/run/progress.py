@@ -16,6 +16,7 @@ _SHOWN = {
     "probe/val_top1": "probe val top-1",
     "train/contrastive_top1": "contrastive top-1",
     "val/loss": "val loss",
+    "finetune/val_top1": "val top-1",
 }
 
 

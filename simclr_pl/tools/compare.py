@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -12,8 +12,7 @@ from simclr_pl.data.sources import ArrayImages
 from simclr_pl.errors import UserError
 from simclr_pl.evaluate.features import Features, encode
 from simclr_pl.evaluate.fewlabels import Score, margin_in_standard_errors, score
-from simclr_pl.model.checkpoint import KEY, load_encoder, read_checkpoint
-from simclr_pl.model.encoder import EncoderSpec, build_encoder
+from simclr_pl.model.checkpoint import KEY, load_backbone, load_encoder, read_checkpoint
 from simclr_pl.run.arguments import call, data_of
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import write_result
@@ -56,7 +55,8 @@ def compare(
     data = data_of([run.config])
     about = checkpoint[KEY]
     encoders = {
-        "untrained": _untrained(about),
+        # The very weights that the run began with: they follow from its seed.
+        "untrained": load_backbone(checkpoint, str(run.path), fresh=about["seed"]).encoder.eval(),
         "pretrained": load_encoder(run.last_checkpoint),
     }
     scores = {}
@@ -91,13 +91,6 @@ def compare(
             "train longer, or look at the curves"
         )
     return scores
-
-
-def _untrained(about: dict[str, Any]) -> nn.Module:
-    """The very weights that the run began with: they follow from its seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(about["seed"])
-        return build_encoder(EncoderSpec(**about["encoder"])).module.eval()
 
 
 def _raw_pixels(data: ContrastiveDataModule, split: Split) -> Features:

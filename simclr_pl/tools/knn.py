@@ -5,7 +5,8 @@ from typing import Literal
 from simclr_pl.evaluate.nearest import KS, TEMPERATURES, evaluate_knn
 from simclr_pl.evaluate.scoring import Score, check_above_zero
 from simclr_pl.run.arguments import call
-from simclr_pl.tools.frozen import DataChoice, check_seeds, open_frozen, report
+from simclr_pl.tools.frozen import freeze, report
+from simclr_pl.tools.pretrained import DataChoice, check_seeds, find_pretrained
 
 
 def knn(
@@ -48,14 +49,15 @@ def knn(
     temperatures = tuple(TEMPERATURES if temperature is None else temperature)
     check_above_zero("k", ks)
     check_above_zero("temperature", temperatures)
-    frozen = open_frozen(checkpoint, run_dir, config, data)
+    pretrained = find_pretrained(checkpoint, run_dir, config, data)
+    frozen = freeze(pretrained)
     scored = frozen.rows(split)
     train = frozen.rows("train")
     return report(
-        frozen,
+        pretrained,
         "knn",
         split,
-        [frozen.seed] if seeds is None else seeds,
+        [pretrained.seed] if seeds is None else seeds,
         lambda seed: evaluate_knn(train, scored, frozen.data.num_classes, seed, ks, temperatures),
     )
 

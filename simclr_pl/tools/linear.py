@@ -18,7 +18,8 @@ from simclr_pl.evaluate.linear import (
 from simclr_pl.evaluate.logistic import evaluate_logistic
 from simclr_pl.evaluate.scoring import Score, check_above_zero
 from simclr_pl.run.arguments import call
-from simclr_pl.tools.frozen import DataChoice, Frozen, check_seeds, open_frozen, report
+from simclr_pl.tools.frozen import Frozen, freeze, report
+from simclr_pl.tools.pretrained import DataChoice, check_seeds, find_pretrained
 
 
 def linear(
@@ -76,7 +77,8 @@ def linear(
         raise UserError(
             "lbfgs takes the same features in each step: leave out --augment, or use --solver sgd"
         )
-    frozen = open_frozen(checkpoint, run_dir, config, data)
+    pretrained = find_pretrained(checkpoint, run_dir, config, data)
+    frozen = freeze(pretrained)
     scored = frozen.rows(split)
     recipe = Recipe(rates, decays, epochs, 0 if augment else Recipe().steps)
     train = None if augment else frozen.rows("train")
@@ -95,8 +97,10 @@ def linear(
         )
 
     protocol = "linear-augmented" if augment else "linear" if solver == "sgd" else "linear-lbfgs"
-    chosen = [frozen.seed] if seeds is None else seeds
-    return report(frozen, protocol, split, chosen, evaluate, solver=solver)
+    chosen = [pretrained.seed] if seeds is None else seeds
+    scores = report(pretrained, protocol, split, chosen, evaluate, solver=solver)
+    frozen.data.teardown()
+    return scores
 
 
 def _crops(frozen: Frozen, seed: int) -> tuple[Source, Tensor]:

@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -103,7 +104,7 @@ class FineTuning(L.LightningModule):
         rows = sum_over_ranks(total.new_tensor(float(len(batch.labels))))
         # DDP averages over ranks, which may hold different numbers of images.
         loss = total * self.trainer.world_size / rows
-        self.log("train/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)
+        self.log("finetune/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 
@@ -156,6 +157,8 @@ class FineTuning(L.LightningModule):
                 "split, or put its images into one folder a class"
             )
         self.accuracies = (top1 / images, top5 / images)
+        if self.trainer.state.fn != TrainerFn.FITTING:  # after the last epoch, not in one more
+            self.log("epoch", float(self.trainer.current_epoch - 1))
         for name, value in zip(("top1", "top5"), self.accuracies, strict=True):
             # The same on every rank; Lightning would rather see it for itself.
             self.log(f"finetune/{split}_{name}", value, sync_dist=self.trainer.world_size > 1)

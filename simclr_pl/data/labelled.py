@@ -5,7 +5,7 @@ from typing import Any
 from simclr_pl.batch import Batch, LabelledImages
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.data.loaders import EvaluationLoader
-from simclr_pl.data.splits import label_fraction
+from simclr_pl.data.splits import draw_fraction
 
 
 class LabelledDataModule(ContrastiveDataModule):
@@ -35,7 +35,7 @@ class LabelledDataModule(ContrastiveDataModule):
             return
         super().setup(stage)
         train = self.splits.train
-        chosen = label_fraction(train.labels, self.label_fraction, self.seed)
+        chosen = draw_fraction(train.labels, self.label_fraction, self.seed)
         self.splits = self.splits._replace(train=self._wire(train.select(chosen)))
         self.batch_size = len(chosen) // -(-len(chosen) // self.batch_size)
 

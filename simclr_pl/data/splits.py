@@ -47,7 +47,7 @@ def holdout(labels: Tensor, seed: int) -> Tensor:
     return _together([of[: max(1, round(len(of) * HOLDOUT))] for of in members.values()])
 
 
-def label_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
+def draw_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """Indices of a share of each class's labelled images: what few labels mean, the same for all.
 
     A smaller fraction is part of a larger one of the same seed. Rounded to whole images, class by
@@ -64,8 +64,10 @@ def label_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """
     if not 0 < fraction <= 1:
         raise UserError(f"label_fraction is {fraction:g}, but must be above 0 and at most 1")
-    # Epoch -2: neither training's orders nor the holdout's.
-    members = _of_each_class(labels, epoch_order(seed, -2, len(labels)))
+    # Whatever is unlabelled has no part in the draw, as if it weren't there. Epoch -2: neither
+    # training's orders nor the holdout's.
+    known = (labels != UNLABELLED).nonzero()[:, 0]
+    members = _of_each_class(labels, known[epoch_order(seed, -2, len(known))])
     if len(members) < 2:
         raise UserError(
             f"the train split has labels of {len(members)} classes, and a classifier needs at "

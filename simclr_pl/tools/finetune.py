@@ -162,7 +162,7 @@ def finetune(
     job = _Job(pretrained, recipe, split, trainer, wandb, folder, resume)
     start = "from fresh weights" if from_scratch else "from pretrained weights"
     chosen = [pretrained.seed] if seeds is None else seeds
-    fields = asdict(recipe) | ({"epoch": 0} if from_scratch else {})
+    fields = asdict(recipe) | {"epoch": 0 if from_scratch else pretrained.epoch}
     return report(pretrained, recipe.protocol, split, chosen, job.evaluate, start, **fields)
 
 

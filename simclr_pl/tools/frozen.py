@@ -3,18 +3,20 @@
 import statistics
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from simclr_pl.data.datamodule import ContrastiveDataModule, Split
 from simclr_pl.evaluate.features import accelerator, encode
 from simclr_pl.evaluate.scoring import Rows, Score, labelled
-from simclr_pl.model.checkpoint import load_encoder
+from simclr_pl.model.checkpoint import load_backbone, load_encoder
 from simclr_pl.run.directory import is_rank_zero
 from simclr_pl.run.results import write_result
 from simclr_pl.tools.pretrained import Pretrained
+
+Baseline = Literal["pixels", "random"]
 
 
 class Frozen(NamedTuple):
@@ -40,14 +42,52 @@ class Frozen(NamedTuple):
         return labelled(encoded, split).to(self.device)
 
 
-def freeze(pretrained: Pretrained) -> Frozen:
-    """The encoder of a checkpoint, and its data.
+class Pixels(nn.Module):
+    """The clean image itself as features: float `[B, C, S, S]` to `[B, C * S * S]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.empty(0))
+        """So that it has a device, as encoders have."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Flattens."""
+        return images.flatten(1)
+
+
+def choose_encoder(pretrained: Pretrained, baseline: Baseline | None) -> nn.Module:
+    """The encoder of a checkpoint, or what it is compared with, in eval mode.
+
+    Args:
+        pretrained: the checkpoint.
+        baseline: raw pixels, or the weights that pretraining began with: they follow from its
+            seed.
 
     Raises:
-        UserError: weights that don't fit; whatever is wrong with the data.
+        UserError: weights that don't fit.
     """
-    encoder = load_encoder(pretrained.checkpoint)
-    return Frozen(encoder.to(accelerator()), pretrained.data())
+    if baseline == "pixels":
+        return Pixels()
+    if baseline == "random":
+        content, source = pretrained.content, str(pretrained.checkpoint)
+        return load_backbone(content, source, fresh=pretrained.seed).encoder.eval()
+    return load_encoder(pretrained.checkpoint)
+
+
+def freeze(pretrained: Pretrained, baseline: Baseline | None = None) -> Frozen:
+    """An encoder on the GPU, where there is one, and its data.
+
+    Raises:
+        UserError: as `choose_encoder`; whatever is wrong with the data.
+    """
+    encoder = choose_encoder(pretrained, baseline).to(accelerator())
+    return Frozen(encoder, pretrained.data())
+
+
+def protocol_name(name: str, baseline: Baseline | None, label_fraction: float) -> str:
+    """`linear`, `knn-pixels`, `linear-random-0.01`: what was evaluated, and how many labels."""
+    parts = [name, baseline, None if label_fraction == 1 else f"{label_fraction:g}"]
+    return "-".join(part for part in parts if part)
 
 
 def report(
@@ -70,7 +110,7 @@ def report(
         seeds: of evaluation.
         evaluate: the score with a seed.
         how: what was done to the encoder, in words.
-        fields: further entries of the results.
+        fields: further entries of the results, `epoch` among them: of pretraining, 0 for none.
     """
     _say(f"{protocol}, {how}, scored on the {split} split of {pretrained.dataset}")
     scores = []
@@ -80,8 +120,8 @@ def report(
         if not is_rank_zero():
             continue
         entries = {
-            "top1": score.top1, "top5": score.top5, **score.chosen, "epoch": pretrained.epoch,
-            **fields, "dataset": pretrained.dataset, "pretraining_seed": pretrained.seed,
+            "top1": score.top1, "top5": score.top5, **score.chosen, **fields,
+            "dataset": pretrained.dataset, "pretraining_seed": pretrained.seed,
             "checkpoint": pretrained.checkpoint,
         }  # fmt: skip
         folder = pretrained.folder("results")

@@ -5,7 +5,7 @@ import torch
 
 from simclr_pl import UserError
 from simclr_pl.batch import UNLABELLED
-from simclr_pl.data.splits import few_labels, label_fraction
+from simclr_pl.data.splits import draw_fraction, few_labels
 
 LABELS = torch.tensor([0] * 30 + [1] * 12 + [7] * 50)[torch.randperm(92)]
 
@@ -50,7 +50,7 @@ HALF_KNOWN = torch.cat([LABELS, torch.full((40,), UNLABELLED)])
 
 
 def test_a_fraction_takes_its_share_of_each_class_and_no_unlabelled_image() -> None:
-    chosen = label_fraction(HALF_KNOWN, 0.1, 0)
+    chosen = draw_fraction(HALF_KNOWN, 0.1, 0)
     assert chosen.unique().equal(chosen)
     values, counts = HALF_KNOWN[chosen].unique(return_counts=True)
     assert values.tolist() == [0, 1, 7]
@@ -58,11 +58,11 @@ def test_a_fraction_takes_its_share_of_each_class_and_no_unlabelled_image() -> N
 
 
 def test_a_fraction_of_one_is_every_labelled_image() -> None:
-    assert label_fraction(HALF_KNOWN, 1.0, 5).equal(torch.arange(len(LABELS)))
+    assert draw_fraction(HALF_KNOWN, 1.0, 5).equal(torch.arange(len(LABELS)))
 
 
 def test_a_smaller_fraction_is_part_of_a_larger_one() -> None:
-    parts = [set(label_fraction(HALF_KNOWN, f, 2).tolist()) for f in (0.1, 0.3, 0.8)]
+    parts = [set(draw_fraction(HALF_KNOWN, f, 2).tolist()) for f in (0.1, 0.3, 0.8)]
     assert parts[0] < parts[1] < parts[2]
 
 
@@ -70,13 +70,13 @@ def test_a_fraction_is_everybody_s() -> None:
     """Pinned: published numbers hang on which images these are."""
     labels = torch.arange(1000) % 10
     torch.manual_seed(3)
-    assert label_fraction(labels, 0.01, 0).tolist() == SEED_0
-    assert label_fraction(labels, 0.01, 1).tolist() == SEED_1
+    assert draw_fraction(labels, 0.01, 0).tolist() == SEED_0
+    assert draw_fraction(labels, 0.01, 1).tolist() == SEED_1
 
 
 def test_every_image_comes_into_a_fraction_now_and_then() -> None:
     labels = torch.arange(20) % 2
-    seen = torch.cat([label_fraction(labels, 0.2, seed) for seed in range(60)]).bincount()
+    seen = torch.cat([draw_fraction(labels, 0.2, seed) for seed in range(60)]).bincount()
     assert int(seen.min()) > 0
     assert int(seen.max()) < 30  # 12 on average
 
@@ -84,7 +84,7 @@ def test_every_image_comes_into_a_fraction_now_and_then() -> None:
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5, float("nan")])
 def test_a_fraction_out_of_range_is_a_sentence(fraction: float) -> None:
     with pytest.raises(UserError, match=r"label_fraction is .* but must be above 0 and at most 1"):
-        label_fraction(LABELS, fraction, 0)
+        draw_fraction(LABELS, fraction, 0)
 
 
 @pytest.mark.parametrize(("fraction", "least"), [(0.04, "0.05"), (0.01, "0.05")])
@@ -92,11 +92,11 @@ def test_a_fraction_that_leaves_a_class_empty_says_which_would_do(
     fraction: float, least: str
 ) -> None:
     with pytest.raises(UserError, match=f"leaves class 1 empty, .* 12 .* give at least {least}"):
-        label_fraction(LABELS, fraction, 0)
-    assert (LABELS[label_fraction(LABELS, float(least), 0)] == 1).sum() == 1
+        draw_fraction(LABELS, fraction, 0)
+    assert (LABELS[draw_fraction(LABELS, float(least), 0)] == 1).sum() == 1
 
 
 @pytest.mark.parametrize("labels", [[-1, -1, -1], [4, 4, -1]])
 def test_a_fraction_of_too_few_classes_is_a_sentence(labels: list[int]) -> None:
     with pytest.raises(UserError, match="a classifier needs at least 2"):
-        label_fraction(torch.tensor(labels), 1.0, 0)
+        draw_fraction(torch.tensor(labels), 1.0, 0)

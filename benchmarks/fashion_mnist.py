@@ -1,4 +1,4 @@
-"""What pretraining is worth on Fashion-MNIST, protocol by protocol, three seeds: the README's table.
+"""What pretraining is worth on Fashion-MNIST: the README's table of protocols, three seeds.
 
     python benchmarks/fashion_mnist.py          # three pretrainings and 48 evaluations
 

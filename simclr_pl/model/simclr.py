@@ -53,8 +53,9 @@ class SimCLR(L.LightningModule):
     Args:
         encoder: a torchvision ResNet's name (resnet18, resnet50, ...) or any timm model's.
         encoder_args: further keyword arguments of the encoder's constructor.
-        stem: `small` is a 3x3 convolution of stride 1 without max-pool, `imagenet` the library's
-            own, `auto` chooses small for ResNets up to 64 px (the paper's appendix B.9).
+        stem: `small` is a 3x3 convolution of stride 1 without max-pool, `medium` the same with
+            stride 2, `imagenet` the library's own, `auto` chooses small for ResNets up to 64 px
+            (the paper's appendix B.9).
         projector_layers: linear layers of the projection head (v1: 2, v2: 3).
         projector_hidden: width of its hidden layers (default: the encoder's feature width).
         projection_dim: width P of its output.

@@ -25,6 +25,7 @@ from simclr_pl.run.progress import Progress
 from simclr_pl.run.recipe import portable, save_config
 from simclr_pl.run.results import write_result
 from simclr_pl.run.session import Session, quieten
+from simclr_pl.run.speed import Throughput
 from simclr_pl.run.table import DerivedTable
 from simclr_pl.run.wandb import Mode
 
@@ -155,7 +156,7 @@ class SimCLRCLI(LightningCLI):
 
     def _callbacks(self, config: Any) -> list[L.Callback]:
         fit = self.subcommand == "fit"
-        extra: list[L.Callback] = [StopOnNaN()]
+        extra: list[L.Callback] = [StopOnNaN(), Throughput()]
         if fit:  # before the bar, which would share its first line
             extra.append(DerivedTable(str(self.run.path) if self.run else "none (fast_dev_run)"))
         if config.trainer.enable_progress_bar is not False:

@@ -129,13 +129,25 @@ def signal_when(
     process.send_signal(number)
 
 
-def rows(directory: Path) -> list[dict[str, str]]:
-    """Rows of a run's metrics.csv, read with nothing but the standard library."""
+def cells(directory: Path) -> list[list[str]]:
+    """A run's metrics.csv without its timings, which no run shares: names, then each row's cells.
+
+    Read with nothing but the standard library.
+    """
     path = directory / "metrics.csv"
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+        table = list(csv.reader(file))
+    head = table[0] if table else []
+    timings = {place for place, name in enumerate(head) if name.startswith("speed/")}
+    return [[cell for place, cell in enumerate(row) if place not in timings] for row in table]
+
+
+def rows(directory: Path) -> list[dict[str, str]]:
+    """Rows of a run's metrics.csv without its timings, each with what it has a value for."""
+    head, *table = cells(directory) or [[]]
+    return [{k: v for k, v in zip(head, row, strict=False) if v} for row in table]
 
 
 def checkpoint(directory: Path, name: str = "last.ckpt") -> dict[str, Any]:

@@ -5,6 +5,7 @@ does not depend on how many there are.
 """
 
 from collections.abc import Callable, Iterator
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -59,6 +60,8 @@ class TrainLoader:
         self.parts = [len(share) for share in shares]
         """How many of this rank's images belong to each micro-batch, in the order of `rows`."""
         self.same_every_epoch = same_every_epoch
+        self.waited = 0.0
+        """Seconds that this process has waited for its source, in all passes together."""
         self._place = {"epoch": 0, "batches": 0}
         self._loaded: dict[str, Any] | None = None
 
@@ -73,8 +76,19 @@ class TrainLoader:
         drawn = 0 if self.same_every_epoch else epoch
         order = epoch_order(self.seed, drawn, len(self.source))
         plan = [batch[self.rows] for batch in order.split(self.batch_size)[start : len(self)]]
-        for done, batch in enumerate(self.source.batches(plan, drawn, "views"), start + 1):
+        batches = self._timed(self.source.batches(plan, drawn, "views"))
+        for done, batch in enumerate(batches, start + 1):
             self._place = {"epoch": epoch, "batches": done}
+            yield batch
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, with the time they take added to `waited`."""
+        while True:
+            asked = perf_counter()
+            batch = next(batches, None)
+            self.waited += perf_counter() - asked
+            if batch is None:
+                return
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

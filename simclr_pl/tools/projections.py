@@ -62,7 +62,8 @@ def _tsne(features: Tensor) -> Flat:
 def _umap(features: Tensor) -> Flat:
     from umap import UMAP  # type: ignore[import-not-found,unused-ignore]
 
-    points = UMAP(n_neighbors=min(15, len(features) - 1), random_state=0, n_jobs=1).fit_transform(
-        features.numpy()
-    )
-    return Flat("UMAP (15 neighbours)", torch.as_tensor(points))
+    neighbours = min(15, len(features) - 1)
+    # More than one job could not keep to a seed.
+    umap = UMAP(n_neighbors=neighbours, random_state=0, n_jobs=1)
+    points = torch.from_numpy(umap.fit_transform(features.numpy()))
+    return Flat(f"UMAP ({neighbours} neighbours)", points)

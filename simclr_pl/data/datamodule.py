@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from simclr_pl.batch import Batch, EvaluationBatch, MicroBatches, Views
+from simclr_pl.batch import UNLABELLED, Batch, EvaluationBatch, MicroBatches, Views
 from simclr_pl.data.datasets import load, prepare, statistics
 from simclr_pl.data.loaders import EvaluationLoader, TrainLoader
 from simclr_pl.data.sources import AnySource, ArrayImages, Cut, ImageFiles
@@ -208,8 +208,15 @@ class ContrastiveDataModule(L.LightningDataModule):
         """Number of classes, 0 where nothing is labelled."""
         return len(self.splits.classes)
 
-    def evaluation_loader(self, split: Split, cut: Cut) -> EvaluationLoader:
+    def evaluation_loader(
+        self, split: Split, cut: Cut, *, labelled_only: bool = False
+    ) -> EvaluationLoader:
         """Each image of a split once, over all ranks.
+
+        Args:
+            split: train, val or test.
+            cut: whether clean images, views or both are wanted.
+            labelled_only: leave out unlabelled images, if there are labelled ones for all ranks.
 
         Raises:
             UserError: no such split in the data set, or fewer than 2 images a rank in it.
@@ -227,7 +234,10 @@ class ContrastiveDataModule(L.LightningDataModule):
                 f"device{'s' if world > 1 else ''}, which need 2 each: "
                 "give more images, or use fewer devices"
             )
-        return EvaluationLoader(self._place(source), self.batch_size, rank, world, cut)
+        rows = (source.labels != UNLABELLED).nonzero()[:, 0]
+        if not labelled_only or len(rows) < 2 * world:
+            rows = torch.arange(len(source))
+        return EvaluationLoader(self._place(source), self.batch_size, rank, world, cut, rows)
 
     def make_views(self, batch: Batch) -> Views:
         """Two views of each image of a batch."""

@@ -101,7 +101,7 @@ class TrainLoader:
 
 
 class EvaluationLoader:
-    """Each image of a split once, in global batches that differ by one image at most.
+    """Each image of a split once, or of a part of it, in global batches that differ by one at most.
 
     The batches are those of one process whatever the number of ranks, which share each of them
     without padding: an evaluation on any hardware sees each image once, with the same negatives.
@@ -113,14 +113,24 @@ class EvaluationLoader:
         rank: this process.
         world: number of processes.
         cut: whether clean images, views or both are wanted.
+        rows: `int64 [N]`, places of the images that are wanted (default: all).
     """
 
-    def __init__(self, source: AnySource, batch_size: int, rank: int, world: int, cut: Cut) -> None:
+    def __init__(
+        self,
+        source: AnySource,
+        batch_size: int,
+        rank: int,
+        world: int,
+        cut: Cut,
+        rows: Tensor | None = None,
+    ) -> None:
         self.source, self.cut = source, cut
-        count = -(-len(source) // batch_size)
+        rows = torch.arange(len(source)) if rows is None else rows
+        count = -(-len(rows) // batch_size)
         if batch_size > 1:
-            count = max(1, min(count, len(source) // 2))
-        batches = torch.arange(len(source)).tensor_split(count)
+            count = max(1, min(count, len(rows) // 2))
+        batches = rows.tensor_split(count)
         self.plan: list[Tensor] = [batch[shard(len(batch), rank, world)] for batch in batches]
 
     def __len__(self) -> int:

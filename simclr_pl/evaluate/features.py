@@ -20,12 +20,12 @@ GATHERED = 8192
 
 
 class Features(NamedTuple):
-    """An encoded split, in the order of its images.
+    """An encoded split, or its labelled images, in the order of the split.
 
     Attributes:
         features: `float [N, D]`.
         labels: `int64 [N]`, `UNLABELLED` where unknown.
-        index: `int64 [N]`, 0 to N - 1.
+        index: `int64 [N]`, places in the split, rising: 0 to N - 1 of a whole one.
     """
 
     features: Tensor
@@ -60,18 +60,25 @@ def collect(outputs: list[EvaluationOutput], device: torch.device) -> Features:
 
 
 @torch.no_grad()
-def encode(encoder: nn.Module, data: ContrastiveDataModule, split: Split) -> Features:
+def encode(
+    encoder: nn.Module,
+    data: ContrastiveDataModule,
+    split: Split,
+    *,
+    labelled_only: bool = False,
+) -> Features:
     """Encodes a split's clean images in this process, with a frozen encoder in eval mode.
 
     Args:
         encoder: `float [B, C, S, S]` to `[B, D]`.
         data: a data module that has been set up.
         split: train, val or test.
+        labelled_only: leave out unlabelled images (of too few labelled ones, all are encoded).
     """
     device = next(encoder.parameters()).device
     outputs = []
     with in_eval_mode(encoder):
-        for batch in data.evaluation_loader(split, "clean"):
+        for batch in data.evaluation_loader(split, "clean", labelled_only=labelled_only):
             moved = batch._replace(images=batch.images.to(device))
             features = encoder(data.make_clean(moved, views=False).clean).cpu()
             outputs.append(
@@ -101,7 +108,7 @@ _ENCODED: WeakKeyDictionary[L.Trainer, dict[tuple[int, Split], Features]] = Weak
 
 
 def encode_once(trainer: L.Trainer, module: L.LightningModule, split: Split) -> Features:
-    """`encode` by all ranks, once a step: monitors that want the same features share them.
+    """`encode` of labelled images by all ranks, once a step: monitors share the same features.
 
     Who asks in `on_validation_epoch_end` calls `forget` in `on_validation_end`, when all have had
     them. DDP's wrapper has no part in the forward pass: in eval mode it has nothing to synchronise.
@@ -117,7 +124,8 @@ def encode_once(trainer: L.Trainer, module: L.LightningModule, split: Split) -> 
         for old in [k for k in known if k[0] != trainer.global_step]:
             del known[old]
         with trainer.precision_plugin.forward_context():
-            known[key] = encode(module, trainer.datamodule, split)  # type: ignore[attr-defined]
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            known[key] = encode(module, data, split, labelled_only=True)
     return known[key]
 
 

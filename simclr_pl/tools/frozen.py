@@ -37,7 +37,7 @@ class Frozen(NamedTuple):
 
     def rows(self, split: Split) -> Rows:
         """Labelled features of a split's clean images, on the encoder's device."""
-        encoded = encode(self.encoder, self.data, split)
+        encoded = encode(self.encoder, self.data, split, labelled_only=True)
         self.data.teardown()  # processes that have decoded it
         return labelled(encoded, split).to(self.device)
 

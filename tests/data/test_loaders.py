@@ -291,6 +291,17 @@ def test_ranks_share_each_evaluation_batch_without_padding(
         assert max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_a_part_of_a_split_is_shared_likewise(source: ArrayImages, world: int) -> None:
+    rows = torch.arange(3, SIZE, 2)
+    ranks = [
+        indices(EvaluationLoader(source, 10, rank, world, "clean", rows)) for rank in range(world)
+    ]
+    assert [len(batches) for batches in ranks] == [3] * world
+    assert flat(flat(slices) for slices in zip(*ranks, strict=True)) == rows.tolist()
+    assert min(len(piece) for batches in ranks for piece in batches) >= 1
+
+
 def test_evaluation_is_the_same_every_time_and_in_epoch_0(source: ArrayImages) -> None:
     evaluation = EvaluationLoader(source, BATCH, 0, 1, "both")
     first, second = list(evaluation), list(evaluation)

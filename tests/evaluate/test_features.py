@@ -12,7 +12,7 @@ from ranks import ranks
 from torch import Tensor, nn
 
 from simclr_pl import ContrastiveDataModule, SimCLR
-from simclr_pl.batch import EvaluationOutput
+from simclr_pl.batch import UNLABELLED, EvaluationOutput
 from simclr_pl.data.datamodule import Split
 from simclr_pl.evaluate import features
 from simclr_pl.evaluate.features import Features, FeatureWriter, collect, encode
@@ -48,6 +48,34 @@ def test_encode_is_a_forward_pass_over_the_split_in_order(
     assert got.labels.equal(source.labels)
     assert not got.features.requires_grad
     torch.testing.assert_close(got.features, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_labelled_images_alone_have_the_features_that_they_have_among_all(
+    data: ContrastiveDataModule,
+) -> None:
+    """The validation holdout is unlabelled in train."""
+    encoder = small_encoder()
+    passed: list[int] = []
+    handle = encoder.register_forward_hook(lambda _, x, __: passed.append(len(x[0])))
+    some = encode(encoder, data, "train", labelled_only=True)
+    handle.remove()
+    whole = encode(encoder, data, "train")
+    known = whole.labels != UNLABELLED
+    assert 0 < int(known.sum()) < len(known)
+    assert sum(passed) == int(known.sum())
+    assert some.index.equal(whole.index[known])
+    assert some.labels.equal(whole.labels[known])
+    torch.testing.assert_close(some.features, whole.features[known], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_of_too_few_labelled_images_all_are_encoded(count: int) -> None:
+    data = ContrastiveDataModule(batch_size=100)
+    data.setup()
+    labels = torch.full((len(data.splits.val),), UNLABELLED)
+    labels[:count] = 3
+    data.splits = data.splits._replace(val=data.splits.val.relabel(labels))
+    assert encode(small_encoder(), data, "val", labelled_only=True).labels.equal(labels)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -97,7 +97,24 @@ Source = Callable[[int], Tensor]
 """Features `[N, D]` of the training split in an epoch: the same in all, unless augmented."""
 
 
-@torch.no_grad()
+class Fitted(NamedTuple):
+    """The head that was chosen, trained on all of train.
+
+    Attributes:
+        head: one of them, H = 1.
+        chosen: its learning rate and weight decay.
+    """
+
+    head: Heads
+    chosen: dict[str, float]
+
+    def score(self, rows: Rows) -> Score:
+        """Accuracies on the rows of a split, which had no part in the choice."""
+        device = self.head.bias.device
+        logits = self.head.logits(rows.features.to(device))[:, :, 0]
+        return Score(*accuracies(logits, rows.labels.to(device)), self.chosen)
+
+
 def evaluate_linear(
     source: Source, labels: Tensor, scored: Rows, classes: int, recipe: Recipe
 ) -> Score:
@@ -113,6 +130,22 @@ def evaluate_linear(
     Raises:
         UserError: too few labels to choose on, or a grid of which every head diverges.
     """
+    return fit_linear(source, labels, classes, recipe).score(scored)
+
+
+@torch.no_grad()
+def fit_linear(source: Source, labels: Tensor, classes: int, recipe: Recipe) -> Fitted:
+    """The protocol but for its last step: several splits may be scored with one head.
+
+    Args:
+        source: features of an epoch; work is done on their device.
+        labels: `int64 [N]`, all of them known.
+        classes: C.
+        recipe: grid, epochs and seed.
+
+    Raises:
+        UserError: too few labels to choose on, or a grid of which every head diverges.
+    """
     fits, chooses = choosing_parts(labels.cpu(), recipe.seed)
     first = source(0)
     part = _part(source, first, fits)
@@ -120,10 +153,8 @@ def evaluate_linear(
     order = best_first(*judge(heads, Rows(first, labels).at(chooses)))
     for pair in (recipe.grid[h] for h in order):
         head = train_heads(lambda e: source(e) if e else first, labels, classes, [pair], recipe)
-        logits = head.logits(scored.features.to(first))[:, :, 0]
-        if bool(logits.isfinite().all()):
-            top1, top5 = accuracies(logits, scored.labels.to(first.device))
-            return Score(top1, top5, {"learning_rate": pair[0], "weight_decay": pair[1]})
+        if bool(head.weight.isfinite().all()):
+            return Fitted(head, {"learning_rate": pair[0], "weight_decay": pair[1]})
     raise UserError(
         f"every head diverged, at learning rates from {min(recipe.learning_rates):g}: "
         "give smaller ones"

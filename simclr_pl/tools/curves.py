@@ -28,7 +28,10 @@ TOP1 = {
         "probe/train_top1": "train (augmented views)",
     },
     "kNN, top-1 on val": {},  # one line a k, see `_topics`
-    "linear evaluation, top-1": {"linear/val_top1": "val (clean images), frozen encoder"},
+    "linear evaluation, top-1": {
+        "linear/val_top1": "val (clean images), frozen encoder",
+        "linear/test_top1": "test, the last step's alone",
+    },
     "fine-tuning, top-1": {"finetune/val_top1": "val (clean images)"},
 }
 

@@ -1,5 +1,6 @@
 """LinearEvaluation: the command's number, on any number of ranks, and training is left alone."""
 
+import json
 from typing import Any
 
 import lightning as L
@@ -10,13 +11,18 @@ from ranks import ranks
 from torch import Tensor, nn
 
 from simclr_pl import ContrastiveDataModule, LinearEvaluation, SimCLR, UserError
+from simclr_pl.batch import UNLABELLED
 from simclr_pl.evaluate.features import encode
-from simclr_pl.evaluate.linear import Recipe, evaluate_linear
+from simclr_pl.evaluate.linear import Fitted, Recipe, evaluate_linear
 from simclr_pl.evaluate.scoring import labelled
 
 
 def train(
-    *callbacks: L.Callback, world: int = 1, epochs: int = 3, dataset: str = "digits", root: str = ""
+    *callbacks: L.Callback,
+    world: int = 1,
+    epochs: int = 3,
+    data: ContrastiveDataModule | None = None,
+    **options: Any,
 ) -> tuple[L.Trainer, L.LightningModule, list[dict[str, float]]]:
     """A small run, and what each validation logged."""
     logged: list[dict[str, float]] = []
@@ -46,9 +52,9 @@ def train(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         callbacks=[*callbacks, Recorder()],
+        **options,
     )
-    data = ContrastiveDataModule(dataset, root=root, batch_size=128, flip=0.0, seed=1)
-    trainer.fit(model, data)
+    trainer.fit(model, data or ContrastiveDataModule(batch_size=128, flip=0.0, seed=1))
     return trainer, model, logged
 
 
@@ -62,6 +68,39 @@ def test_it_logs_the_protocol_s_number_when_it_is_due_and_at_the_end() -> None:
     ).top1
     assert logged[-1]["linear/val_top1"] == pytest.approx(expected, abs=0.01)
     assert 0.2 < expected <= 1
+
+
+def test_the_test_split_is_scored_behind_the_last_step_alone() -> None:
+    *_, logged = train(LinearEvaluation(every_n_epochs=1, epochs=1), epochs=2)
+    assert ["linear/test_top1" in numbers for numbers in logged] == [False, True]
+    *_, logged = train(LinearEvaluation(every_n_epochs=1, epochs=1, test_at_end=False), epochs=1)
+    assert ["linear/val_top1" in numbers for numbers in logged] == [True]
+    assert "linear/test_top1" not in logged[0]
+
+
+def test_of_several_validations_in_the_last_epoch_only_the_last_scores_test(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scored: list[int] = []
+    score = Fitted.score
+    monkeypatch.setattr(
+        Fitted, "score", lambda s, rows: scored.append(len(rows.labels)) or score(s, rows)
+    )
+    *_, logged = train(LinearEvaluation(1, epochs=1), epochs=1, val_check_interval=1)
+    assert "linear/test_top1" in logged[-1]
+    assert scored == [146, 146, 339]  # val, val and test
+
+
+@pytest.mark.parametrize("labels", [None, UNLABELLED])
+def test_without_a_labelled_test_split_there_is_no_number_for_it(labels: int | None) -> None:
+    data = ContrastiveDataModule("digits", batch_size=128, flip=0.0, seed=1)
+    data.setup()
+    test: Any = data.splits.test
+    other = None if labels is None else test.relabel(torch.full((len(test),), labels))
+    data.splits = data.splits._replace(test=other)
+    *_, logged = train(LinearEvaluation(1, epochs=1), epochs=1, data=data)
+    assert "linear/val_top1" in logged[-1]
+    assert "linear/test_top1" not in logged[-1]
 
 
 def test_training_takes_the_same_course() -> None:
@@ -113,10 +152,9 @@ def test_it_works_with_any_module_that_gives_features() -> None:
     assert trainer.callback_metrics["linear/val_top1"] > 0.8
 
 
-def _on_a_rank(world: int) -> float:
-    return train(LinearEvaluation(every_n_epochs=1), world=world, epochs=1)[2][-1][
-        "linear/val_top1"
-    ]
+def _on_a_rank(world: int) -> list[float]:
+    logged = train(LinearEvaluation(every_n_epochs=1), world=world, epochs=1)[2][-1]
+    return [logged[f"linear/{split}_top1"] for split in ("val", "test")]
 
 
 @pytest.mark.ddp
@@ -124,6 +162,15 @@ def test_two_ranks_log_one_number_and_it_is_one_process_s() -> None:
     first, second = ranks(2, _on_a_rank, 2)
     assert first == second
     assert first == pytest.approx(_on_a_rank(1), abs=0.015)  # two images: sums' order differs
+
+
+def test_a_test_split_too_small_for_the_devices_is_said_before_the_first_step() -> None:
+    data = ContrastiveDataModule("digits", batch_size=128, seed=1)
+    data.setup()
+    test: Any = data.splits.test
+    data.splits = data.splits._replace(test=test.select(torch.arange(1)))
+    with pytest.raises(UserError, match="the test split has 1 images, too few for 1 device"):
+        train(LinearEvaluation(1), data=data, limit_val_batches=0)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +189,13 @@ def test_the_command_line_turns_it_on_and_a_resume_may_change_it(tmp_path: Any) 
     directory = tmp_path / "run"
     fit(directory, "--linear.every_n_epochs", 1)
     assert sum("linear/val_top1" in row for row in rows(directory)) == 2
-    again = run("linear", "--run_dir", directory, "--split", "val")
-    assert again.code == 0
+    for split in ("val", "test"):
+        assert run("linear", "--run_dir", directory, "--split", split).code == 0
+        found = json.loads((directory / f"results/linear-{split}-seed0.json").read_text())
+        assert found["epoch"] == 2
+        # Another memory layout of the same weights rounds differently: an image at most.
+        logged = float(rows(directory)[-1][f"linear/{split}_top1"])
+        assert found["top1"] == pytest.approx(logged, abs=0.007)
     config = directory / "config.yaml"
     assert "every_n_epochs: 1" in config.read_text()
     more = ("--trainer.max_epochs", "3", "--resume", "--linear.every_n_epochs", 0)

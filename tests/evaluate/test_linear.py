@@ -1,9 +1,12 @@
 """Linear evaluation: the heads against scikit-learn, the protocol, what must never be chosen."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
@@ -12,7 +15,7 @@ from simclr_pl.batch import UNLABELLED
 from simclr_pl.data.readers import FASHION_DEBIAN
 from simclr_pl.data.splits import holdout
 from simclr_pl.evaluate import linear
-from simclr_pl.evaluate.features import Features
+from simclr_pl.evaluate.features import Features, encode
 from simclr_pl.evaluate.linear import Heads, Recipe, evaluate_linear, judge, train_heads
 from simclr_pl.evaluate.logistic import evaluate_logistic
 from simclr_pl.evaluate.scoring import (
@@ -22,6 +25,7 @@ from simclr_pl.evaluate.scoring import (
     choosing_parts,
     labelled,
 )
+from simclr_pl.model.encoder import EncoderSpec, build_encoder
 
 QUICK = Recipe(learning_rates=(0.03, 0.3), weight_decays=(0.0, 1e-2), epochs=5, steps=100)
 
@@ -285,6 +289,58 @@ def test_both_solvers_agree_on_fashion_mnist_to_a_third_of_a_point() -> None:
     theirs = evaluate_logistic(train, test, 10, 0, strengths=(3e-3, 1e-2))
     assert ours.top1 == pytest.approx(theirs.top1, abs=0.003)
     assert ours.top1 > 0.8
+
+
+def of_pixels(data: ContrastiveDataModule) -> tuple[Rows, Rows]:
+    """Their 50 principal components."""
+    train, test = (part.at(torch.arange(10_000)) for part in _pixels(data))
+    mean = train.features.mean(0)
+    axes = torch.linalg.svd(train.features - mean, full_matrices=False).Vh[:50].T
+    return tuple(Rows((part.features - mean) @ axes, part.labels) for part in (train, test))  # type: ignore[return-value]
+
+
+def of_an_untrained_encoder(data: ContrastiveDataModule) -> tuple[Rows, Rows]:
+    """A small ResNet's 128 features: they overlap, and hardly vary from image to image."""
+    torch.manual_seed(0)
+    spec = EncoderSpec("resnet10t", 1, 28, "auto", {"channels": [16, 32, 64, 128]})
+    encoder = build_encoder(spec).module
+    encoded = (encode(encoder, data, s, labelled_only=True) for s in ("train", "test"))
+    train, test = (labelled(features, "Fashion-MNIST") for features in encoded)
+    return train.at(torch.arange(10_000)), test
+
+
+def scikit_learn(train: Rows, test: Rows, seed: int) -> float:
+    """The protocol once more, by scikit-learn alone but for the tenth that chooses."""
+    x, y = train.features.double().numpy(), train.labels.numpy()
+    fits, chooses = (part.numpy() for part in choosing_parts(train.labels, seed))
+
+    def fitted(rows: np.ndarray, strength: float) -> Pipeline:
+        model = LogisticRegression(C=strength, max_iter=3000)
+        return make_pipeline(StandardScaler(), model).fit(x[rows], y[rows])
+
+    strengths = np.logspace(-4, 2, 13)
+    top1 = [fitted(fits, c).score(x[chooses], y[chooses]) for c in strengths]
+    best = fitted(np.arange(len(y)), strengths[int(np.argmax(top1))])
+    return float(best.score(test.features.double().numpy(), test.labels.numpy()))
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("features", [of_pixels, of_an_untrained_encoder])
+def test_the_protocol_agrees_with_scikit_learn_s_to_a_third_of_a_point(
+    features: Callable[[ContrastiveDataModule], tuple[Rows, Rows]],
+) -> None:
+    """The mean of three seeds: each chooses on a thousand images, which say it to a point."""
+    data = ContrastiveDataModule("fashion_mnist", root=str(FASHION_DEBIAN), batch_size=500, seed=0)
+    data.prepare_data()
+    data.setup()
+    train, test = features(data)
+    ours = [evaluate(train, test, Recipe(seed=seed), classes=10).top1 for seed in range(3)]
+    theirs = [scikit_learn(train, test, seed) for seed in range(3)]
+    print(f"ours {ours}, scikit-learn's {theirs}")
+    assert np.mean(ours) == pytest.approx(np.mean(theirs), abs=0.003)
+    assert np.mean(ours) > 0.75
 
 
 def test_l_bfgs_chooses_its_strength_on_the_same_tenth() -> None:

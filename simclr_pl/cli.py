@@ -30,6 +30,7 @@ from simclr_pl.run.recipe import check_same_recipe, portable
 from simclr_pl.run.results import write_result
 from simclr_pl.run.table import DerivedTable
 from simclr_pl.run.wandb import Mode, build_logger, resolve_mode
+from simclr_pl.tools.gallery import Gallery
 
 
 class Parser(OneSentence, LightningArgumentParser):
@@ -79,6 +80,7 @@ class SimCLRCLI(LightningCLI):
         parser.add_lightning_class_args(KNNMonitor, "knn")
         parser.add_lightning_class_args(HealthMonitor, "health")
         parser.add_lightning_class_args(LinearEvaluation, "linear")
+        parser.add_lightning_class_args(Gallery, "pictures")
         parser.add_lightning_class_args(SaveCheckpoint, "checkpoint")
         parser.add_argument(
             "--run_dir",

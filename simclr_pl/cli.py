@@ -29,7 +29,7 @@ from simclr_pl.run.progress import Progress
 from simclr_pl.run.recipe import check_same_recipe, portable
 from simclr_pl.run.results import write_result
 from simclr_pl.run.table import DerivedTable
-from simclr_pl.run.wandb import Mode, build_logger, resolve_mode
+from simclr_pl.run.wandb import Mode, append_to_summary, build_logger, resolve_mode
 from simclr_pl.tools.gallery import Gallery
 
 
@@ -244,6 +244,8 @@ class SimCLRCLI(LightningCLI):
                 checkpoint=checkpoint,
             )
             out(f"(online probe on frozen features of {checkpoint}) written to {path}\n")
+            if self.config[str(self.subcommand)].wandb != "off":
+                append_to_summary(_home(checkpoint, self.run), numbers)
 
     def predict(self, **kwargs: Any) -> None:
         """Writes features, labels and indices of `data.predict_split`."""

@@ -17,6 +17,7 @@ from simclr_pl.model.encoder import EncoderSpec, build_encoder
 from simclr_pl.run.arguments import call, data_of
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import write_result
+from simclr_pl.run.wandb import append_to_summary
 
 COLUMNS = ("raw pixels", "untrained", "pretrained")
 
@@ -84,6 +85,7 @@ def compare(
         checkpoint=run.last_checkpoint,
     )
     sys.stdout.write(f"written to {path}\n")
+    append_to_summary(run, {f"logistic/{split}_top1": scores["pretrained"].all_labels})
     if require is not None and margin < require:
         raise UserError(
             f"pretraining is {margin:.1f} standard errors better than no training with "

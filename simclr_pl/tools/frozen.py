@@ -18,6 +18,7 @@ from simclr_pl.model.checkpoint import KEY, load_encoder, read_checkpoint
 from simclr_pl.run.arguments import data_of, read_config
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import write_result
+from simclr_pl.run.wandb import append_to_summary
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ def report(
 ) -> list[Score]:
     """Evaluates with each seed, writes a result for each, and prints them with mean and spread.
 
+    Mean and spread go into the summary of the run's W&B run as well.
+
     Args:
         frozen: what is evaluated.
         protocol: its name, which starts the results' names.
@@ -148,12 +151,23 @@ def report(
         out(f"seed {seed}: top1 {score.top1:.4f}, top5 {score.top5:.4f} ({chosen}) in {path}\n")
         scores.append(score)
     frozen.data.teardown()
-    if len(scores) > 1:
-        for name in ("top1", "top5"):
-            values = [getattr(score, name) for score in scores]
-            mean, spread = statistics.mean(values), statistics.stdev(values)
+    numbers: dict[str, float] = {}
+    for name in ("top1", "top5"):
+        values = [getattr(score, name) for score in scores]
+        numbers[f"{protocol}/{split}_{name}"] = mean = statistics.mean(values)
+        if len(scores) > 1:
+            numbers[f"{protocol}/{split}_{name}_std"] = spread = statistics.stdev(values)
             out(f"{name} {mean:.4f} ± {spread:.4f} (standard deviation of {len(seeds)} seeds)\n")
+    _append(frozen, numbers)
     return scores
+
+
+def _append(frozen: Frozen, numbers: dict[str, float]) -> None:
+    """Tells the run's W&B run, where there is one; another data set's numbers say which it is."""
+    home = _home(frozen.checkpoint)
+    if home is not None:
+        other = f"{frozen.data.dataset}/" if frozen.results != home.results else ""
+        append_to_summary(home, {f"{other}{name}": value for name, value in numbers.items()})
 
 
 def check_seeds(seeds: list[int] | None) -> None:

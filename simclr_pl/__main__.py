@@ -17,6 +17,10 @@ COMMANDS = {
         "linear evaluation: a linear classifier on frozen features",
     ),
     "knn": ("simclr_pl.tools.knn", "nearest-neighbour evaluation of frozen features"),
+    "finetune": (
+        "simclr_pl.tools.finetune",
+        "train the network on with a share of the labels, or from scratch",
+    ),
     "compare": (
         "simclr_pl.tools.compare",
         "is pretraining worth it? raw pixels, untrained and pretrained encoder, one protocol",

@@ -1,15 +1,12 @@
 """`fit`, `validate`, `test`, `predict`: LightningCLI, wired to a run directory."""
 
 import itertools
-import os
 import re
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from simclr_pl.data.datamodule import ContrastiveDataModule
@@ -23,13 +20,13 @@ from simclr_pl.model.checkpoint import fit_weights, read_checkpoint
 from simclr_pl.model.simclr import SimCLR
 from simclr_pl.run.arguments import OneSentence, read_config
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint, StopOnNaN
-from simclr_pl.run.directory import RunDirectory, choose_directory, is_rank_zero
-from simclr_pl.run.metrics import MetricsFile
+from simclr_pl.run.directory import RunDirectory, choose_directory
 from simclr_pl.run.progress import Progress
-from simclr_pl.run.recipe import check_same_recipe, portable
+from simclr_pl.run.recipe import portable, save_config
 from simclr_pl.run.results import write_result
+from simclr_pl.run.session import Session, quieten
 from simclr_pl.run.table import DerivedTable
-from simclr_pl.run.wandb import Mode, append_to_summary, build_logger, resolve_mode
+from simclr_pl.run.wandb import Mode, append_to_summary
 from simclr_pl.tools.gallery import Gallery
 
 
@@ -40,15 +37,12 @@ class Parser(OneSentence, LightningArgumentParser):
 class _SaveConfig(SaveConfigCallback):
     """Writes the resolved configuration, without what belongs to this machine alone."""
 
-    def __init__(self, parser: Any, config: Any, path: Path) -> None:
+    def __init__(self, parser: Any, config: Any, run: RunDirectory) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
-        self.path = path
+        self.run = run
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        text = yaml.safe_dump(portable(self.parser, self.config), sort_keys=False)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.replace(self.path)
+        save_config(self.run, portable(self.parser, self.config))
 
 
 class _InitFrom(L.Callback):
@@ -65,8 +59,7 @@ class SimCLRCLI(LightningCLI):
     """LightningCLI with a run directory, and loggers and callbacks that write into it."""
 
     run: RunDirectory | None = None
-    began = False
-    resume_from: Path | None = None
+    session: Session | None = None
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -136,80 +129,55 @@ class SimCLRCLI(LightningCLI):
         if config.trainer.fast_dev_run:
             self.run = None
         elif self.subcommand == "fit":
-            self._claim(self.run, config)
-
-    def _claim(self, run: RunDirectory, config: Any) -> None:
-        if config.resume and config.run_dir is None:
-            raise UserError("--resume needs --run_dir, the directory of the run to continue")
-        if config.init_from:
-            read_checkpoint(config.init_from)
-        if config.resume and run.last_checkpoint.exists():
-            read_checkpoint(run.last_checkpoint)
-            check_same_recipe(run, portable(self._parser("fit"), config))
-            self.resume_from = run.last_checkpoint
-        run.claim(resume=config.resume)
+            if config.resume and config.run_dir is None:
+                raise UserError("--resume needs --run_dir, the directory of the run to continue")
+            if config.init_from:
+                read_checkpoint(config.init_from)
+            again = f"--resume --run_dir {self.run.path}"
+            self.session = Session(self.run, again, "--trainer.max_epochs")
+            self.session.claim(portable(self._parser("fit"), config), resume=config.resume)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds loggers, callbacks and the way checkpoints are written."""
         config = self.config_init[str(self.subcommand)]
-        fast = bool(config.trainer.fast_dev_run)
-        extra: list[L.Callback] = [StopOnNaN()]
         config.checkpoint.path = self.run.last_checkpoint if self.run else None
-        if self.subcommand == "fit":  # before the bar, which would share its first line
-            extra.append(DerivedTable(str(self.run.path) if self.run else "none (fast_dev_run)"))
-        if config.trainer.enable_progress_bar is not False:
-            extra.append(Progress())
-        if self.subcommand == "fit":
-            extra.append(_Began(self))
-            if config.init_from and self.resume_from is None:
-                extra.append(_InitFrom(config.init_from))
-        if self.subcommand == "predict" and self.run is not None:
-            extra.append(FeatureWriter(self._features_path()))
-        self.trainer_defaults["callbacks"] = extra
-        if fast or self.subcommand != "fit" or self.run is None:
+        self.trainer_defaults["callbacks"] = self._callbacks(config)
+        if self.session is None:
             self.save_config_callback = None
             return super().instantiate_trainer(logger=False, **kwargs)
-        self.save_config_callback, self.save_config_kwargs = _SaveConfig, {"path": self.run.config}
-        plugins = [*_as_list(config.trainer.plugins), AtomicCheckpointIO()]
+        run, given = self.session.run, config.trainer.logger
+        self.save_config_callback, self.save_config_kwargs = _SaveConfig, {"run": run}
+        own = self.session.loggers(config.wandb)
         return super().instantiate_trainer(
-            logger=self._loggers(self.run, config),
-            default_root_dir=str(self.run.path),
-            plugins=plugins,
+            logger=[*own, *([] if isinstance(given, bool) else _as_list(given))],
+            default_root_dir=str(run.path),
+            plugins=[*_as_list(config.trainer.plugins), AtomicCheckpointIO()],
             **kwargs,
         )
 
-    def _loggers(self, run: RunDirectory, config: Any) -> list[Any]:
-        step = None
-        if self.resume_from is not None:
-            step = int(read_checkpoint(self.resume_from)["global_step"])
-        loggers: list[Any] = [MetricsFile(run.metrics, step)]
-        given = config.trainer.logger
-        loggers += [] if isinstance(given, bool) else _as_list(given)
-        if is_rank_zero():
-            mode = resolve_mode(config.wandb)
-            logger = build_logger(mode, run, "simclr_pl", f"{run.path.parent.name}/{run.path.name}")
-            loggers += [] if logger is None else [logger]
-        return loggers
+    def _callbacks(self, config: Any) -> list[L.Callback]:
+        fit = self.subcommand == "fit"
+        extra: list[L.Callback] = [StopOnNaN()]
+        if fit:  # before the bar, which would share its first line
+            extra.append(DerivedTable(str(self.run.path) if self.run else "none (fast_dev_run)"))
+        if config.trainer.enable_progress_bar is not False:
+            extra.append(Progress())
+        if self.session is not None:
+            extra.append(self.session.callback())
+        if fit and config.init_from and not (self.session and self.session.resume_from):
+            extra.append(_InitFrom(config.init_from))
+        if self.subcommand == "predict" and self.run is not None:
+            extra.append(FeatureWriter(self._features_path()))
+        return extra
 
     # The four commands ----------------------------------------------------------------------------
 
-    def fit(self, **kwargs: Any) -> None:
+    def fit(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
         """Trains; resumes where that was asked for and there is something to resume."""
-        path = str(self.resume_from) if self.resume_from else None
-        try:
-            self.trainer.fit(ckpt_path=path, weights_only=True, **kwargs)
-            if path and not self.began and self.trainer.is_global_zero:
-                sys.stdout.write(
-                    f"nothing left to train: {path} is at step {self.trainer.global_step}, the end "
-                    "of this recipe; a larger --trainer.max_epochs goes on\n"
-                )
-        except SystemExit:  # Lightning's answer to Ctrl-C
-            if not self.trainer.interrupted or self.run is None:
-                raise
-            raise KeyboardInterrupt(
-                f"at step {self.trainer.global_step}: the same command with --resume --run_dir "
-                f"{self.run.path} continues"
-            ) from None
+        if self.session is None:
+            self.trainer.fit(model, datamodule)
+        else:
+            self.session.train(self.trainer, model, datamodule)
 
     def validate(self, **kwargs: Any) -> None:
         """Scores the validation split."""
@@ -258,16 +226,6 @@ class SimCLRCLI(LightningCLI):
         assert self.run is not None
         folder = _home(Path(config.ckpt_path), self.run).path
         return folder / f"features-{config.data.predict_split}.npz"
-
-
-class _Began(L.Callback):
-    """Notes that step 0 was reached: from here on the run directory stays."""
-
-    def __init__(self, cli: SimCLRCLI) -> None:
-        self.cli = cli
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        self.cli.began = True
 
 
 def _home(checkpoint: Path, chosen: RunDirectory) -> RunDirectory:
@@ -343,7 +301,7 @@ def run_cli(args: list[str]) -> None:
     Raises:
         UserError: for whatever the user can put right.
     """
-    _quieten()
+    quieten()
     args = _with_run(args)
     for flag, value in itertools.pairwise(args):
         if flag in ("-c", "--config"):
@@ -365,19 +323,6 @@ def run_cli(args: list[str]) -> None:
             parser_kwargs={"allow_abbrev": False, "prog": "python -m simclr_pl"},
         )
     except BaseException:
-        if cli.run is not None and not cli.began and cli.subcommand == "fit":
-            cli.run.discard()
+        if cli.session is not None:
+            cli.session.discard()
         raise
-
-
-def _quieten() -> None:
-    """Drops lines that say nothing to a user of this package, and no others."""
-    import logging
-
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Lightning's use of a renamed torch class.
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    # Steps are counted over epochs: short epochs are logged all the same.
-    warnings.filterwarnings("ignore", message="The number of training batches")
-    os.environ.setdefault("TQDM_MININTERVAL", "0.5")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 # Ranks, workers and runs in processes of their own share the cores: with more threads than cores,
 # they mostly wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell that runs the tests in the background has SIGINT ignored, which processes inherit: tests
+# that send it to one would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,5 +1,6 @@
-"""Splits of a data set, and the validation split where it brings none."""
+"""Splits of a data set: the validation split where it brings none, and draws of few labels."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from simclr_pl.batch import UNLABELLED
 from simclr_pl.data.sources import AnySource
+from simclr_pl.errors import UserError
 from simclr_pl.randomness import epoch_order
 
 HOLDOUT = 0.1
@@ -40,12 +42,77 @@ def holdout(labels: Tensor, seed: int) -> Tensor:
     """
     # Epoch -1: the order of no epoch of training, whose first batches would be this holdout.
     order = epoch_order(seed, -1, len(labels))
+    known = bool((labels != UNLABELLED).any())
+    members = _of_each_class(labels, order, with_unlabelled=not known)
+    return _together([of[: max(1, round(len(of) * HOLDOUT))] for of in members.values()])
+
+
+def draw_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Indices of a share of each class's labelled images: what few labels mean, the same for all.
+
+    A smaller fraction is part of a larger one of the same seed. Rounded to whole images, class by
+    class, as the paper's class-balanced 1 % and 10 % of ImageNet are (appendix B.5).
+
+    Args:
+        labels: `int64 [N]`, `UNLABELLED` where unknown.
+        fraction: above 0, at most 1.
+        seed: of the draw.
+
+    Raises:
+        UserError: no labels, fewer than 2 classes, a fraction out of its range, or one that leaves
+            a class empty.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"label_fraction is {fraction:g}, but must be above 0 and at most 1")
+    # Whatever is unlabelled has no part in the draw, as if it weren't there. Epoch -2: neither
+    # training's orders nor the holdout's.
+    known = (labels != UNLABELLED).nonzero()[:, 0]
+    members = _of_each_class(labels, known[epoch_order(seed, -2, len(known))])
+    if len(members) < 2:
+        raise UserError(
+            f"the train split has labels of {len(members)} classes, and a classifier needs at "
+            "least 2: put the images into one folder a class"
+        )
+    counts = {label: round(len(of) * fraction) for label, of in members.items()}
+    scarce = min(members, key=lambda label: len(members[label]))
+    if not counts[scarce]:
+        size = len(members[scarce])
+        raise UserError(
+            f"label_fraction {fraction:g} leaves class {scarce} empty, which has {size} labelled "
+            f"images: give at least {math.floor(50 / size + 1) / 100:g}"
+        )
+    return _together([of[: counts[label]] for label, of in members.items()])
+
+
+def few_labels(labels: Tensor, per_class: int, seed: int) -> Tensor:
+    """Indices of so many labelled images of each class: the same for everybody with that seed.
+
+    Args:
+        labels: `int64 [N]`, all of them known.
+        per_class: images of each class.
+        seed: of the draw.
+
+    Raises:
+        UserError: a class with fewer images than that.
+    """
+    members = _of_each_class(labels, epoch_order(seed, 0, len(labels)))
+    for label, of in members.items():
+        if len(of) < per_class:
+            raise UserError(
+                f"class {label} has {len(of)} labelled images, fewer than {per_class}: "
+                "ask for fewer labels a class"
+            )
+    return _together([of[:per_class] for of in members.values()])
+
+
+def _of_each_class(
+    labels: Tensor, order: Tensor, *, with_unlabelled: bool = False
+) -> dict[int, Tensor]:
+    """Places of each class's images, in that order."""
     shuffled = labels[order]
-    classes = shuffled.unique()
-    known = classes[classes != UNLABELLED]
-    chosen = [
-        members[: max(1, round(len(members) * HOLDOUT))]
-        for label in (known if len(known) else classes)
-        if len(members := order[shuffled == label])
-    ]
-    return torch.cat(chosen).sort().values
+    classes = [c for c in shuffled.unique().tolist() if with_unlabelled or c != UNLABELLED]
+    return {label: order[shuffled == label] for label in classes}
+
+
+def _together(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts).sort().values

@@ -106,9 +106,13 @@ class SimCLRViews(nn.Module):
         Returns:
             Two tensors `float32 [B, C, S, S]`, normalised.
         """
+        return self.one(images, index, epoch, 0), self.one(images, index, epoch, 1)
+
+    @torch.no_grad()
+    def one(self, images: Tensor, index: Tensor, epoch: int, view: int = 0) -> Tensor:
+        """Makes the first of the two views, or the second: `float32 [B, C, S, S]`."""
         with torch.autocast(images.device.type, enabled=False):
-            first, second = (self._view(images, self.draw(index, epoch, v), v) for v in (0, 1))
-        return first, second
+            return self._view(images, self.draw(index, epoch, view), view)
 
     @torch.no_grad()
     def clean(self, images: Tensor) -> Tensor:

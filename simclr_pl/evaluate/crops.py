@@ -28,5 +28,5 @@ def encode_crops(
     with in_eval_mode(encoder):
         for batch in source.batches(rows.split(data.batch_size), epoch, "views"):
             moved = batch._replace(images=batch.images.to(device))
-            features.append(encoder(data.make_views(moved).first))
+            features.append(encoder(data.views.one(moved.images, moved.index, epoch)))
     return torch.cat(features)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simclr_pl.batch import UNLABELLED
+from simclr_pl.data.splits import few_labels
 from simclr_pl.errors import UserError
 from simclr_pl.evaluate.features import Features
-from simclr_pl.randomness import epoch_order
 
 Floats = NDArray[np.float64]
 
@@ -82,31 +82,6 @@ def score(train: Features, test: Features, labels_per_class: int, draws: int) ->
         for chosen in [few_labels(torch.from_numpy(y), labels_per_class, draw).numpy()]
     ]
     return Score(_accuracy(x, y, x_test, y_test), few, labels_per_class)
-
-
-def few_labels(labels: Tensor, per_class: int, seed: int) -> Tensor:
-    """Indices of a class-balanced draw: the same for everybody with the same seed.
-
-    Args:
-        labels: `int64 [N]`, all of them known.
-        per_class: images of each class.
-        seed: of the draw.
-
-    Raises:
-        UserError: a class with fewer images than that.
-    """
-    order = epoch_order(seed, 0, len(labels))
-    shuffled = labels[order]
-    chosen = []
-    for label in labels.unique().tolist():
-        members = order[shuffled == label]
-        if len(members) < per_class:
-            raise UserError(
-                f"class {label} has {len(members)} labelled images, fewer than {per_class}: "
-                "ask for fewer labels a class"
-            )
-        chosen.append(members[:per_class])
-    return torch.cat(chosen).sort().values
 
 
 def _numpy(features: Tensor) -> Floats:

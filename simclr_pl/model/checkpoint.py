@@ -1,13 +1,14 @@
 """Reading checkpoints: what this package writes into one, and the encoder in it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from simclr_pl.errors import UserError
 from simclr_pl.model.encoder import EncoderSpec, build_encoder
+from simclr_pl.model.projector import build_projector
 
 KEY = "simclr_pl"
 """Where a checkpoint keeps what is ours: format, the encoder's spec, the data's statistics."""
@@ -80,16 +81,80 @@ def load_encoder(path: str | Path) -> nn.Module:
     checkpoint = read_checkpoint(path)
     about = checkpoint[KEY]
     encoder = build_encoder(EncoderSpec(**about["encoder"])).module
-    prefix = "encoder."
-    weights = {
-        name.removeprefix(prefix): value
-        for name, value in checkpoint["state_dict"].items()
-        if name.startswith(prefix)
-    }
-    fit_weights(encoder, weights, str(path))
+    fit_weights(encoder, _below("encoder.", checkpoint), str(path))
     for name in ("mean", "std", "image_size"):
         setattr(encoder, name, about[name])
     return encoder.eval()
+
+
+class Backbone(NamedTuple):
+    """What a classifier can be put on.
+
+    Attributes:
+        encoder: images `[B, C, S, S]` to features.
+        projector: the first layers of the projection head, or none of them.
+        width: of what comes out behind both.
+    """
+
+    encoder: nn.Module
+    projector: nn.Sequential
+    width: int
+
+
+def load_backbone(
+    checkpoint: dict[str, Any], source: str, projector_layers: int = 0, fresh: int | None = None
+) -> Backbone:
+    """The encoder of a checkpoint, with layers of the projection head that was trained on it.
+
+    Source: SimCLR v2 (Chen et al. 2020), section 2: fine-tuning from a middle layer of the head.
+
+    Args:
+        checkpoint: from `read_checkpoint`.
+        source: what to call it in errors.
+        projector_layers: of the head, each with its batch norm (and ReLU, where it has one).
+        fresh: a seed: the same architecture with weights from this seed, instead of the trained.
+
+    Raises:
+        UserError: weights that don't fit or are no numbers; no such layer of the head.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0 if fresh is None else fresh)
+        encoder, width, _ = build_encoder(EncoderSpec(**checkpoint[KEY]["encoder"]))
+        projector = _projector(checkpoint, source, width, projector_layers)
+    if fresh is None:
+        trained = _below("encoder.", checkpoint)
+        if not all(bool(w.isfinite().all()) for w in trained.values()):
+            raise UserError(
+                f"{source} has weights that are not finite (NaN or infinity): use an earlier one"
+            )
+        fit_weights(encoder, trained, source)
+        if projector_layers:
+            fit_weights(projector, _below("projector.", checkpoint), source)
+    kept = projector[:projector_layers]
+    if projector_layers:
+        width = len(kept[-1].get_parameter("0.weight"))
+    return Backbone(encoder, kept, width)
+
+
+def _projector(checkpoint: dict[str, Any], source: str, width: int, wanted: int) -> nn.Sequential:
+    """The whole head with fresh weights, where a part of it is wanted."""
+    if wanted == 0:
+        return nn.Sequential()
+    hparams = checkpoint.get("hyper_parameters") or {}
+    names = ("projector_layers", "projector_hidden", "projection_dim")
+    layers = hparams.get("projector_layers", 0)
+    if not 0 < wanted <= layers:
+        raise UserError(
+            f"from_projector_layer is {wanted}, but the projection head in {source} has {layers} "
+            "layers: give one of them, or 0 for the encoder alone"
+        )
+    return build_projector(width, *(hparams[name] for name in names))
+
+
+def _below(prefix: str, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Weights of a part of the model."""
+    weights = checkpoint["state_dict"]
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
 def fit_weights(module: nn.Module, weights: dict[str, Any], source: str) -> None:

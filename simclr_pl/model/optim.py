@@ -1,10 +1,10 @@
 """Optimisers, parameter groups and the learning rate's schedule."""
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -24,6 +24,7 @@ class OptimizerRecipe(NamedTuple):
         weight_decay: on weights; biases and norms have none, and no LARS adaptation either.
         momentum: of SGD and LARS; AdamW's first beta.
         warmup_epochs: epochs of linear warm-up, a step at a time.
+        nesterov: whether SGD looks ahead.
     """
 
     name: OptimizerName
@@ -32,29 +33,30 @@ class OptimizerRecipe(NamedTuple):
     weight_decay: float
     momentum: float
     warmup_epochs: float
+    nesterov: bool = False
 
-    def check(self) -> None:
-        """Raises `UserError` for values that no run could mean."""
+    def check(self, group: str = "model.") -> None:
+        """Raises `UserError` for values that no run could mean; keys are named with `group`."""
         for key, value, known in (
             ("optimizer", self.name, get_args(OptimizerName)),
             ("lr_scaling", self.scaling, get_args(Scaling)),
         ):
             if value not in known:
-                raise UserError(f"model.{key} is '{value}', but must be one of {', '.join(known)}")
+                raise UserError(f"{group}{key} is '{value}', but must be one of {', '.join(known)}")
         if not self.learning_rate > 0:
-            raise UserError(f"model.learning_rate is {self.learning_rate}, but must be above 0")
+            raise UserError(f"{group}learning_rate is {self.learning_rate}, but must be above 0")
         if not self.weight_decay >= 0:
-            raise UserError(f"model.weight_decay is {self.weight_decay}, but must be 0 or more")
+            raise UserError(f"{group}weight_decay is {self.weight_decay}, but must be 0 or more")
         if not 0 <= self.momentum < 1:
             raise UserError(
-                f"model.momentum is {self.momentum}, but must be at least 0 and below 1"
+                f"{group}momentum is {self.momentum}, but must be at least 0 and below 1"
             )
         if not self.warmup_epochs >= 0:
-            raise UserError(f"model.warmup_epochs is {self.warmup_epochs}, but must be 0 or more")
+            raise UserError(f"{group}warmup_epochs is {self.warmup_epochs}, but must be 0 or more")
         if self.name == "lars" and self.weight_decay == 0:
             raise UserError(
-                "model.weight_decay 0 would turn LARS off: it adapts only weights that decay. "
-                "Use the paper's 1e-6, or model.optimizer sgd"
+                f"{group}weight_decay 0 would turn LARS off: it adapts only weights that decay. "
+                f"Use the paper's 1e-6, or {group}optimizer sgd"
             )
 
 
@@ -85,7 +87,9 @@ def build_optimizer(modules: nn.Module, recipe: OptimizerRecipe, learning_rate: 
     if recipe.name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(recipe.momentum, 0.999))
     if recipe.name == "sgd":
-        return torch.optim.SGD(groups, lr=learning_rate, momentum=recipe.momentum)
+        return torch.optim.SGD(
+            groups, lr=learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov
+        )
     from timm.optim.lars import Lars  # late: timm takes seconds to import
 
     # Groups without decay are not adapted, which is what the authors do.
@@ -107,3 +111,19 @@ def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> 
         return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
     return LambdaLR(optimizer, factor)
+
+
+def catch_up(schedule: Any) -> None:
+    """Sets the rates of the schedule's own present step.
+
+    A resume has the rates that the checkpoint's schedule had chosen, which may have had another
+    end.
+    """
+    groups = schedule.optimizer.param_groups
+    for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = base * factor(schedule.last_epoch)
+
+
+def gradient_norm(module: nn.Module) -> Tensor:
+    """The norm of all gradients together, a scalar."""
+    return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])

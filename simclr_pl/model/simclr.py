@@ -19,6 +19,8 @@ from simclr_pl.model.optim import (
     OptimizerRecipe,
     Scaling,
     build_optimizer,
+    catch_up,
+    gradient_norm,
     peak_learning_rate,
     warmup_cosine,
 )
@@ -207,10 +209,7 @@ class SimCLR(L.LightningModule):
 
     def on_train_start(self) -> None:
         """A resume with another end is on its own cosine from the first step, not the second."""
-        schedule: Any = self.lr_schedulers()
-        groups = schedule.optimizer.param_groups
-        for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-            group["lr"] = base * factor(schedule.last_epoch)
+        catch_up(self.lr_schedulers())
 
     def training_step(self, batch: Views | MicroBatches, batch_idx: int) -> StepOutput:
         """The loss of both views of all images.
@@ -262,8 +261,7 @@ class SimCLR(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the global gradient's norm, before any clipping."""
-        grads = [p.grad for p in self.parameters() if p.grad is not None]
-        self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+        self.log("train/grad_norm", gradient_norm(self))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser and per-step schedule; steps and global batch come from the trainer."""

@@ -92,12 +92,17 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def data_of(configs: list[Path], overrides: dict[str, Any] | None = None) -> ContrastiveDataModule:
+def data_of(
+    configs: list[Path],
+    overrides: dict[str, Any] | None = None,
+    kind: type[ContrastiveDataModule] = ContrastiveDataModule,
+) -> ContrastiveDataModule:
     """The data module of configuration files, prepared and set up.
 
     Args:
         configs: later ones win.
         overrides: arguments of the data module, which win over all of them.
+        kind: of data module.
     """
     merged: dict[str, Any] = {}
     for path in configs:
@@ -109,7 +114,7 @@ def data_of(configs: list[Path], overrides: dict[str, Any] | None = None) -> Con
         if isinstance(merged.get(name), list):
             merged[name] = tuple(merged[name])
     try:
-        data = ContrastiveDataModule(**merged)
+        data = kind(**merged)
     except TypeError as error:
         where = configs[-1] if configs else "the command line"
         raise UserError(f"data in {where}: {str(error).split('() ')[-1]}") from error

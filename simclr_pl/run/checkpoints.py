@@ -132,14 +132,25 @@ def _log_now(trainer: L.Trainer) -> None:
         file.log_metrics(numbers | {"epoch": trainer.current_epoch}, trainer.global_step - 1)
 
 
+REMEDY = (
+    "lower --model.learning_rate, raise --model.warmup_epochs, or train with --trainer.precision "
+    "32-true"
+)
+"""What to do about a pretraining whose loss is no longer a number."""
+
+
 class StopOnNaN(L.Callback):
     """Ends a run whose loss is no longer a number, before that gets into a checkpoint.
 
     On a CPU each step is looked at; on an accelerator, where looking costs a synchronisation, the
     steps that are logged and those before a checkpoint.
+
+    Args:
+        remedy: what the error advises.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, remedy: str = REMEDY) -> None:
+        self.remedy = remedy
         self._bad: Tensor | None = None
 
     def on_train_batch_end(
@@ -164,16 +175,14 @@ class StopOnNaN(L.Callback):
         self._look(trainer)
         weights = checkpoint["state_dict"].values()
         if not all(bool(torch.isfinite(w).all()) for w in weights if w.is_floating_point()):
-            raise UserError(_explain("the weights are", trainer))
+            raise UserError(self._explain("the weights are", trainer))
 
     def _look(self, trainer: L.Trainer) -> None:
         if self._bad is not None and bool(self._bad):
-            raise UserError(_explain("the loss is", trainer))
+            raise UserError(self._explain("the loss is", trainer))
 
-
-def _explain(what: str, trainer: L.Trainer) -> str:
-    return (
-        f"{what} no longer a number (NaN or infinite) at step {trainer.global_step}: lower "
-        "--model.learning_rate, raise --model.warmup_epochs, or train with --trainer.precision "
-        "32-true. Checkpoints saved before are untouched"
-    )
+    def _explain(self, what: str, trainer: L.Trainer) -> str:
+        return (
+            f"{what} no longer a number (NaN or infinite) at step {trainer.global_step}: "
+            f"{self.remedy}. Checkpoints saved before are untouched"
+        )

@@ -23,10 +23,11 @@ class RunDirectory:
 
     Args:
         path: the directory; need not exist.
+        option: what a command line says where it is with.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, option: str = "--run_dir") -> None:
+        self.path, self.option = path, option
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.csv"
         self.last_checkpoint = path / "checkpoints" / "last.ckpt"
@@ -54,7 +55,7 @@ class RunDirectory:
         if self.holds_run and not resume:
             raise UserError(
                 f"{self.path} already holds a run: add --resume to continue it, "
-                "or give another --run_dir"
+                f"or give another {self.option}"
             )
         self._new_folders = [p for p in (self.path, *self.path.parents) if not p.exists()]
         try:
@@ -62,7 +63,7 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"{self.path} cannot be made a run directory: {error}") from error
         if not os.access(self.path, os.W_OK | os.X_OK):
-            raise UserError(f"{self.path} cannot be written: give another --run_dir")
+            raise UserError(f"{self.path} cannot be written: give another {self.option}")
         self._found = set(self.path.iterdir())
         self._claimed = True
 

@@ -13,9 +13,11 @@ LINE_EVERY = 10.0
 
 _SHOWN = {
     "train/loss": "loss",
+    "finetune/loss": "loss",
     "probe/val_top1": "probe val top-1",
     "train/contrastive_top1": "contrastive top-1",
     "val/loss": "val loss",
+    "finetune/val_top1": "val top-1",
 }
 
 

@@ -25,6 +25,13 @@ def portable(parser: Any, config: Any) -> dict[str, Any]:
     return {k: v for k, v in whole.items() if k not in ("run_dir", "resume", "config")}
 
 
+def save_config(run: RunDirectory, config: dict[str, Any]) -> None:
+    """Writes `config.yaml`, in one rename."""
+    temporary = run.config.with_suffix(".tmp")
+    temporary.write_text(yaml.safe_dump(config, sort_keys=False))
+    temporary.replace(run.config)
+
+
 def check_same_recipe(run: RunDirectory, now: dict[str, Any]) -> None:
     """Refuses to continue a run as something else.
 
@@ -43,13 +50,14 @@ def check_same_recipe(run: RunDirectory, now: dict[str, Any]) -> None:
         if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE):
             raise UserError(
                 f"{key} was {before.get(key)} in {run.path} and is {after.get(key)} now: a resume "
-                "continues the same recipe; give it as it was, or start a new run with --init_from"
+                "continues the same recipe; give it as it was, or start a new run in another "
+                f"{run.option}"
             )
     epochs = [int(flat.get("trainer.max_epochs") or -1) for flat in (before, after)]
     if 0 < epochs[1] < epochs[0]:
         raise UserError(
             f"trainer.max_epochs was {epochs[0]} in {run.path} and is {epochs[1]} now: a resume "
-            "can move the schedule's end out, not in; start a new run with --init_from"
+            f"can move the schedule's end out, not in; start a new run in another {run.option}"
         )
     if epochs[0] != epochs[1] and is_rank_zero():
         sys.stdout.write(

@@ -1,25 +1,21 @@
 """`compare`: raw pixels, the untrained encoder and the pretrained one, under one protocol."""
 
 import sys
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import nn
-
-from simclr_pl.data.datamodule import ContrastiveDataModule, Split
-from simclr_pl.data.sources import ArrayImages
 from simclr_pl.errors import UserError
-from simclr_pl.evaluate.features import Features, encode
+from simclr_pl.evaluate.features import encode
 from simclr_pl.evaluate.fewlabels import Score, margin_in_standard_errors, score
-from simclr_pl.model.checkpoint import KEY, load_encoder, read_checkpoint
-from simclr_pl.model.encoder import EncoderSpec, build_encoder
-from simclr_pl.run.arguments import call, data_of
-from simclr_pl.run.directory import RunDirectory
+from simclr_pl.run.arguments import call
 from simclr_pl.run.results import write_result
-from simclr_pl.run.wandb import append_to_summary
+from simclr_pl.tools.frozen import Baseline, choose_encoder, tell_wandb
+from simclr_pl.tools.pretrained import DataChoice, find_pretrained
 
-COLUMNS = ("raw pixels", "untrained", "pretrained")
+COLUMNS: dict[str, Baseline | None] = {
+    "raw pixels": "pixels",
+    "untrained": "random",
+    "pretrained": None,
+}
 
 
 def compare(
@@ -52,40 +48,32 @@ def compare(
     """
     if labels_per_class < 1 or draws < 2:
         raise UserError("compare needs at least 1 label a class and 2 draws")
-    run = RunDirectory(Path(run_dir))
-    checkpoint = read_checkpoint(run.last_checkpoint)
-    data = data_of([run.config])
-    about = checkpoint[KEY]
-    encoders = {
-        "untrained": _untrained(about),
-        "pretrained": load_encoder(run.last_checkpoint),
-    }
+    pretrained = find_pretrained(None, run_dir, None, DataChoice())
+    data = pretrained.data()
     scores = {}
-    for column in COLUMNS:
-        train, test = (
-            _raw_pixels(data, s) if column == "raw pixels" else encode(encoders[column], data, s)
-            for s in ("train", split)
-        )
-        scores[column] = score(train, test, labels_per_class, draws)
+    for column, baseline in COLUMNS.items():
+        encoder = choose_encoder(pretrained, baseline)
+        train, scored = (encode(encoder, data, s) for s in ("train", split))
+        scores[column] = score(train, scored, labels_per_class, draws)
     margin = margin_in_standard_errors(scores["pretrained"], scores["untrained"])
     labels = int((data.splits.train.labels >= 0).sum())
     sys.stdout.write(_table(scores, margin, f"the {split} split of {data.dataset}", labels) + "\n")
     path = write_result(
-        run.results,
+        pretrained.folder("results"),
         protocol="logistic",
         split=split,
-        seed=about["seed"],
+        seed=pretrained.seed,
         top1=scores["pretrained"].all_labels,
         top5=None,
-        epoch=int(checkpoint["epoch"]) + 1,
+        epoch=pretrained.epoch,
         dataset=data.dataset,
         labels=labels,
         labels_per_class=labels_per_class,
         columns={name: s._asdict() for name, s in scores.items()},
-        checkpoint=run.last_checkpoint,
+        checkpoint=pretrained.checkpoint,
     )
     sys.stdout.write(f"written to {path}\n")
-    append_to_summary(run, {f"logistic/{split}_top1": scores["pretrained"].all_labels})
+    tell_wandb(pretrained, {f"logistic/{split}_top1": scores["pretrained"].all_labels})
     if require is not None and margin < require:
         raise UserError(
             f"pretraining is {margin:.1f} standard errors better than no training with "
@@ -93,24 +81,6 @@ def compare(
             "train longer, or look at the curves"
         )
     return scores
-
-
-def _untrained(about: dict[str, Any]) -> nn.Module:
-    """The very weights that the run began with: they follow from its seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(about["seed"])
-        return build_encoder(EncoderSpec(**about["encoder"])).module.eval()
-
-
-def _raw_pixels(data: ContrastiveDataModule, split: Split) -> Features:
-    """Pixels as they are in memory; of image files, those of the clean view."""
-    source = getattr(data.splits, split)
-    if isinstance(source, ArrayImages):
-        pixels = source.images.flatten(1).float() / 255
-        return Features(pixels, source.labels, torch.arange(len(source)))
-    flatten = nn.Sequential(nn.Flatten(), nn.Identity())
-    flatten.register_parameter("device", nn.Parameter(torch.empty(0)))
-    return encode(flatten, data, split)
 
 
 def _table(scores: dict[str, Score], margin: float, where: str, labels: int) -> str:

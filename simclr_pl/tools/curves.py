@@ -29,10 +29,12 @@ TOP1 = {
     },
     "kNN, top-1 on val": {},  # one line a k, see `_topics`
     "linear evaluation, top-1": {"linear/val_top1": "val (clean images), frozen encoder"},
+    "fine-tuning, top-1": {"finetune/val_top1": "val (clean images)"},
 }
 
 TOPICS: dict[str, dict[str, str]] = {
     "NT-Xent loss": {"train/loss": "train (views)", "val/loss": "val (views, eval mode)"},
+    "cross-entropy of fine-tuning": {"finetune/loss": "train (crops and flips)"},
     **TOP1,
     "loss less its chance level": {"health/loss_over_chance": "train/loss - log(2N - 1)"},
     "effective rank of features (RankMe)": {"health/rankme": "up to the features' width"},

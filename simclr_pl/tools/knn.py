@@ -2,10 +2,12 @@
 
 from typing import Literal
 
+from simclr_pl.data.splits import draw_fraction
 from simclr_pl.evaluate.nearest import KS, TEMPERATURES, evaluate_knn
 from simclr_pl.evaluate.scoring import Score, check_above_zero
 from simclr_pl.run.arguments import call
-from simclr_pl.tools.frozen import DataChoice, check_seeds, open_frozen, report
+from simclr_pl.tools.frozen import Baseline, freeze, protocol_name, report
+from simclr_pl.tools.pretrained import DataChoice, check_seeds, find_pretrained
 
 
 def knn(
@@ -15,6 +17,8 @@ def knn(
     config: list[str] | None = None,
     data: DataChoice = DataChoice(),  # noqa: B008 - frozen
     split: Literal["val", "test"] = "test",
+    label_fraction: float = 1.0,
+    baseline: Baseline | None = None,
     seeds: list[int] | None = None,
     k: list[int] | None = None,
     temperature: list[float] | None = None,
@@ -32,6 +36,9 @@ def knn(
         config: configuration files that give the data (default: the run's own config.yaml).
         data: another data set than the run's (transfer).
         split: what to score; test is for the end.
+        label_fraction: share of each class's labelled training images, above 0 and at most 1; the
+            same images as `finetune` takes with that seed.
+        baseline: evaluate raw pixels instead, or the weights that pretraining began with.
         seeds: of the tenth that chooses (default: the run's seed).
         k: numbers of neighbours to choose from (default: 1, 5, 10, 20, 50, 100, 200).
         temperature: temperatures to choose from (default: 0.03, 0.07, 0.2).
@@ -48,16 +55,21 @@ def knn(
     temperatures = tuple(TEMPERATURES if temperature is None else temperature)
     check_above_zero("k", ks)
     check_above_zero("temperature", temperatures)
-    frozen = open_frozen(checkpoint, run_dir, config, data)
+    pretrained = find_pretrained(checkpoint, run_dir, config, data)
+    frozen = freeze(pretrained, baseline)
     scored = frozen.rows(split)
     train = frozen.rows("train")
+
+    def evaluate(seed: int) -> Score:
+        part = train.at(draw_fraction(train.labels, label_fraction, seed))
+        return evaluate_knn(part, scored, frozen.data.num_classes, seed, ks, temperatures)
+
+    protocol = protocol_name("knn", baseline, label_fraction)
+    chosen = [pretrained.seed] if seeds is None else seeds
     return report(
-        frozen,
-        "knn",
-        split,
-        [frozen.seed] if seeds is None else seeds,
-        lambda seed: evaluate_knn(train, scored, frozen.data.num_classes, seed, ks, temperatures),
-    )
+        pretrained, protocol, split, chosen, evaluate, baseline=baseline,
+        label_fraction=label_fraction, epoch=0 if baseline else pretrained.epoch,
+    )  # fmt: skip
 
 
 def run_cli(args: list[str]) -> None:

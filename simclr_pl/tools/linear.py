@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from simclr_pl.batch import UNLABELLED
+from simclr_pl.data.splits import draw_fraction
 from simclr_pl.errors import UserError
 from simclr_pl.evaluate.crops import encode_crops
 from simclr_pl.evaluate.linear import (
@@ -18,7 +18,8 @@ from simclr_pl.evaluate.linear import (
 from simclr_pl.evaluate.logistic import evaluate_logistic
 from simclr_pl.evaluate.scoring import Score, check_above_zero
 from simclr_pl.run.arguments import call
-from simclr_pl.tools.frozen import DataChoice, Frozen, check_seeds, open_frozen, report
+from simclr_pl.tools.frozen import Baseline, Frozen, freeze, protocol_name, report
+from simclr_pl.tools.pretrained import DataChoice, check_seeds, find_pretrained
 
 
 def linear(
@@ -28,6 +29,8 @@ def linear(
     config: list[str] | None = None,
     data: DataChoice = DataChoice(),  # noqa: B008 - frozen
     split: Literal["val", "test"] = "test",
+    label_fraction: float = 1.0,
+    baseline: Baseline | None = None,
     solver: Literal["sgd", "lbfgs"] = "sgd",
     augment: bool = False,
     seeds: list[int] | None = None,
@@ -48,6 +51,9 @@ def linear(
         config: configuration files that give the data (default: the run's own config.yaml).
         data: another data set than the run's (transfer).
         split: what to score; test is for the end.
+        label_fraction: share of each class's labelled training images, above 0 and at most 1; the
+            same images as `finetune` takes with that seed.
+        baseline: evaluate raw pixels instead, or the weights that pretraining began with.
         solver: sgd, or lbfgs (L2-regularised logistic regression, the paper's transfer protocol).
         augment: train on fresh crops and flips in each epoch, as the paper does on ImageNet; each
             epoch then is a pass through the encoder, twice (to choose, and to train again).
@@ -76,39 +82,38 @@ def linear(
         raise UserError(
             "lbfgs takes the same features in each step: leave out --augment, or use --solver sgd"
         )
-    frozen = open_frozen(checkpoint, run_dir, config, data)
+    pretrained = find_pretrained(checkpoint, run_dir, config, data)
+    frozen = freeze(pretrained, baseline)
     scored = frozen.rows(split)
     recipe = Recipe(rates, decays, epochs, 0 if augment else Recipe().steps)
     train = None if augment else frozen.rows("train")
 
     def evaluate(seed: int) -> Score:
-        classes = frozen.data.num_classes
+        classes, of_seed = frozen.data.num_classes, recipe._replace(seed=seed)
         if train is None:
-            source, labels = _crops(frozen, seed)
-            return evaluate_linear(source, labels, scored, classes, recipe._replace(seed=seed))
+            source, labels = _crops(frozen, label_fraction, seed)
+            return evaluate_linear(source, labels, scored, classes, of_seed)
+        part = train.at(draw_fraction(train.labels, label_fraction, seed))
         if solver == "lbfgs":
             cpu = torch.device("cpu")
-            return evaluate_logistic(train.to(cpu), scored.to(cpu), classes, seed)
-        features = train.features
-        return evaluate_linear(
-            lambda _: features, train.labels, scored, classes, recipe._replace(seed=seed)
-        )
+            return evaluate_logistic(part.to(cpu), scored.to(cpu), classes, seed)
+        return evaluate_linear(lambda _: part.features, part.labels, scored, classes, of_seed)
 
-    protocol = "linear-augmented" if augment else "linear" if solver == "sgd" else "linear-lbfgs"
-    chosen = [frozen.seed] if seeds is None else seeds
-    return report(frozen, protocol, split, chosen, evaluate, solver=solver)
+    name = "linear-augmented" if augment else "linear" if solver == "sgd" else "linear-lbfgs"
+    protocol = protocol_name(name, baseline, label_fraction)
+    chosen = [pretrained.seed] if seeds is None else seeds
+    scores = report(
+        pretrained, protocol, split, chosen, evaluate, baseline=baseline, solver=solver,
+        label_fraction=label_fraction, epoch=0 if baseline else pretrained.epoch,
+    )  # fmt: skip
+    frozen.data.teardown()
+    return scores
 
 
-def _crops(frozen: Frozen, seed: int) -> tuple[Source, Tensor]:
-    """Fresh features of the labelled training images for each epoch, and their labels.
-
-    Raises:
-        UserError: none is labelled.
-    """
+def _crops(frozen: Frozen, fraction: float, seed: int) -> tuple[Source, Tensor]:
+    """Fresh features of that share of the labelled training images for each epoch; their labels."""
     labels = frozen.data.splits.train.labels
-    rows = (labels != UNLABELLED).nonzero()[:, 0]
-    if not len(rows):
-        raise UserError("the train split has no labels, which this evaluation needs")
+    rows = draw_fraction(labels, fraction, seed)
     frozen.data.teardown()  # workers that decode have the seed from their start
     frozen.data.views.seed = seed
 

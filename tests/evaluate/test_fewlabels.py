@@ -12,8 +12,9 @@ from torch import Tensor
 
 from simclr_pl import UserError
 from simclr_pl.batch import UNLABELLED
+from simclr_pl.data.splits import few_labels
 from simclr_pl.evaluate.features import Features
-from simclr_pl.evaluate.fewlabels import Score, few_labels, margin_in_standard_errors, score
+from simclr_pl.evaluate.fewlabels import Score, margin_in_standard_errors, score
 
 
 def split(features: Tensor, labels: Tensor) -> Features:
@@ -26,43 +27,6 @@ def noise(rows: int, seed: int, width: int = 5) -> Tensor:
 
 def column(draws: list[float]) -> Score:
     return Score(all_labels=0.5, draws=draws, labels_per_class=5)
-
-
-# Draws -------------------------------------------------------------------------------------------
-
-
-LABELS = torch.tensor([0] * 30 + [1] * 12 + [7] * 50)[torch.randperm(92)]
-
-
-@pytest.mark.parametrize("per_class", [1, 5, 12])
-def test_a_draw_has_as_many_of_each_class_and_nobody_twice(per_class: int) -> None:
-    chosen = few_labels(LABELS, per_class, 3)
-    assert chosen.unique().equal(chosen)
-    values, counts = LABELS[chosen].unique(return_counts=True)
-    assert values.tolist() == [0, 1, 7]
-    assert counts.tolist() == [per_class] * 3
-
-
-def test_a_draw_is_the_same_for_the_same_seed_and_another_for_another() -> None:
-    torch.manual_seed(1)
-    first = few_labels(LABELS, 5, 3)
-    torch.manual_seed(2)
-    assert few_labels(LABELS, 5, 3).equal(first)
-    assert not few_labels(LABELS, 5, 4).equal(first)
-    assert set(first.tolist()) <= set(few_labels(LABELS, 6, 3).tolist())  # more is a superset
-
-
-def test_every_image_is_drawn_now_and_then() -> None:
-    labels = torch.arange(20) % 2
-    seen = torch.cat([few_labels(labels, 2, seed) for seed in range(60)])
-    counts = seen.bincount(minlength=20)
-    assert int(counts.min()) > 0
-    assert int(counts.max()) < 30  # 12 on average
-
-
-def test_a_class_with_too_few_images_is_a_sentence() -> None:
-    with pytest.raises(UserError, match="class 1 has 12 labelled images, fewer than 13: ask for"):
-        few_labels(LABELS, 13, 0)
 
 
 # Scores ------------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ def test_resuming_another_recipe_is_refused_by_its_key(
     before = files(finished)
     outcome = run("fit", *QUICK, f"--{key}", value, "--resume", "--run_dir", finished)
     assert f"{key} was {was} in {finished} and is {value} now" in outcome.sentence
-    assert "--init_from" in outcome.sentence
+    assert "another --run_dir" in outcome.sentence
     assert files(finished) == before
 
 

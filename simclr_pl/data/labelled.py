@@ -1,0 +1,83 @@
+"""The data of supervised training: few labelled images, one crop of each an epoch."""
+
+from typing import Any
+
+from simclr_pl.batch import Batch, LabelledImages
+from simclr_pl.data.datamodule import ContrastiveDataModule
+from simclr_pl.data.loaders import EvaluationLoader
+from simclr_pl.data.splits import draw_fraction
+
+
+class LabelledDataModule(ContrastiveDataModule):
+    """A share of train's labels, the same images for everybody with the same seed.
+
+    Training images are cropped and flipped, as the first of two views is; colours stay as they are,
+    and evaluation sees clean images (Chen et al. 2020, appendix B.5). Order and crops are a pure
+    function of seed, epoch and image, as in pretraining.
+
+    Args:
+        label_fraction: of each class's labelled images in train, above 0 and at most 1.
+        data: arguments of `ContrastiveDataModule`; what changes colours is left out. `batch_size`
+            is the most that a batch holds: each epoch is cut into equal batches, so that at most a
+            few images wait for the next one.
+
+    Raises:
+        UserError: as `ContrastiveDataModule`; from `setup`, a fraction that leaves a class empty.
+    """
+
+    def __init__(self, label_fraction: float, **data: Any) -> None:
+        super().__init__(**{**data, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0})
+        self.label_fraction = label_fraction
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the data, and keeps of train what is labelled and drawn."""
+        if self.channels is not None:
+            return
+        super().setup(stage)
+        train = self.splits.train
+        chosen = draw_fraction(train.labels, self.label_fraction, self.seed)
+        self.splits = self.splits._replace(train=self._wire(train.select(chosen)))
+        self.batch_size = len(chosen) // -(-len(chosen) // self.batch_size)
+
+    @property
+    def labels(self) -> int:
+        """How many images are trained on."""
+        return len(self.splits.train)
+
+    @property
+    def steps(self) -> int:
+        """How many batches an epoch has."""
+        return self.labels // self.batch_size
+
+    def arguments(self) -> dict[str, Any]:
+        """What makes the same images again, as plain values: of `ContrastiveDataModule`."""
+        return {
+            "dataset": self.dataset,
+            "root": self.root,
+            "batch_size": self.batch_size,
+            "image_size": self.image_size,
+            **self._augmentation,
+            "scale": list(self._augmentation["scale"]),
+            "mean": list(self.mean or ()),
+            "std": list(self.std or ()),
+            "num_workers": self.num_workers,
+            "split_seed": self.split_seed,
+        }
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> LabelledImages:  # type: ignore[override]
+        """Crops and flips in training, the clean image otherwise, on the batch's device."""
+        trainer = self.trainer
+        assert trainer is not None
+        if trainer.training:
+            images = self.views.one(batch.images, batch.index, batch.epoch)
+        else:
+            images = self.make_clean(batch, views=False).clean
+        return LabelledImages(images, batch.labels)
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """Clean images of the validation split."""
+        return self.evaluation_loader("val", "clean")
+
+    def test_dataloader(self) -> EvaluationLoader:
+        """Clean images of the test split."""
+        return self.evaluation_loader("test", "clean")

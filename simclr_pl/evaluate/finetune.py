@@ -1,0 +1,164 @@
+"""Fine-tuning: a classifier on the pretrained network, trained with few labels or with all."""
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from simclr_pl.batch import UNLABELLED, LabelledImages
+from simclr_pl.distributed import globalise_batch_norm, sum_over_ranks
+from simclr_pl.errors import UserError
+from simclr_pl.model.checkpoint import KEY, Backbone
+from simclr_pl.model.optim import (
+    OptimizerRecipe,
+    build_optimizer,
+    catch_up,
+    gradient_norm,
+    peak_learning_rate,
+    warmup_cosine,
+)
+from simclr_pl.randomness import step_seed
+
+EPOCHS = 60
+"""The paper's for 1 % of ImageNet's labels (appendix B.5)."""
+
+STEPS = 1000
+"""Of few images at least, which takes more epochs: 540 images make 3 steps in each."""
+
+
+class FineTuning(L.LightningModule):
+    """Cross-entropy on labelled images, through the whole network or its new last layer alone.
+
+    The classifier starts at zero. The defaults follow Chen et al. 2020, appendix B.5: SGD with
+    Nesterov momentum, no weight decay, no warm-up; the learning rate falls to zero on a cosine. As
+    in pretraining the batch is global, and so are batch norm and the loss's mean: the number of
+    devices changes nothing but the order of sums.
+
+    Args:
+        backbone: encoder and layers of the projection head, from `load_backbone`.
+        classes: C.
+        recipe: of the optimiser.
+        about: what the backbone's checkpoint says of itself: copied into this one's.
+        head_only: leave the backbone as it is, in eval mode (a linear evaluation on crops).
+        seed: of masks that layers draw (dropout, stochastic depth).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        recipe: OptimizerRecipe,
+        about: dict[str, Any],
+        *,
+        head_only: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        recipe.check("")
+        self.encoder = backbone.encoder.to(memory_format=torch.channels_last)
+        self.projector = backbone.projector
+        self.head = nn.Linear(backbone.width, classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        if head_only:
+            # Lightning trains in the modes that it finds.
+            self.encoder.eval().requires_grad_(False)
+            self.projector.eval().requires_grad_(False)
+        self.recipe, self.about, self.seed = recipe, about, seed
+        self._counts = torch.zeros(3, dtype=torch.int64)
+        self.accuracies = (0.0, 0.0)
+        """Top-1 and top-5 of the last evaluation: fractions."""
+
+    def configure_model(self) -> None:
+        """Lightning's hook: in the run's precision before a checkpoint's weights come in."""
+        self.to(torch.get_default_dtype())
+        if self.trainer.world_size > 1:
+            globalise_batch_norm(self, self.trainer.strategy.root_device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Makes it one that `load_encoder` reads."""
+        checkpoint[KEY] = {**self.about, "seed": self.seed}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[B, C]` of images: float `[B, C, S, S]`, normalised."""
+        images = images.to(self.dtype, memory_format=torch.channels_last)
+        logits: Tensor = self.head(self.projector(self.encoder(images)))
+        return logits
+
+    # Training ---------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """A resume with another end is on its own cosine from the first step."""
+        catch_up(self.lr_schedulers())
+
+    def training_step(self, batch: LabelledImages, batch_idx: int) -> Tensor:
+        """Mean cross-entropy over the global batch."""
+        torch.manual_seed(step_seed(self.seed, self.trainer.global_step, self.trainer.global_rank))
+        logits = self(batch.images)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        total = F.cross_entropy(logits, batch.labels, reduction="sum")
+        rows = sum_over_ranks(total.new_tensor(float(len(batch.labels))))
+        # DDP averages over ranks, which may hold different numbers of images.
+        loss = total * self.trainer.world_size / rows
+        self.log("finetune/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs the global gradient's norm, before any clipping."""
+        self.log("train/grad_norm", gradient_norm(self))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimiser and per-step schedule; steps and global batch come from the trainer."""
+        batch = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        optimizer = build_optimizer(self, self.recipe, peak_learning_rate(self.recipe, batch))
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = round(self.recipe.warmup_epochs * int(self.trainer.num_training_batches))
+        schedule = warmup_cosine(optimizer, warmup, total)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    # Evaluation -------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Begins to count."""
+        self._counts = torch.zeros(3, dtype=torch.int64, device=self.device)
+
+    def validation_step(self, batch: LabelledImages, batch_idx: int) -> None:
+        """Counts labelled images, and those classified right."""
+        logits = self(batch.images)
+        known = batch.labels != UNLABELLED
+        likeliest = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        right = (likeliest == batch.labels[:, None]) & logits.isfinite().all(1, keepdim=True)
+        self._counts += torch.stack([known.sum(), right[:, 0].sum(), right.any(1).sum()])
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `finetune/val_top1` and `finetune/val_top5`: each image once, over all ranks."""
+        self._log_accuracies("val")
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `finetune/test_top1` and `finetune/test_top5`."""
+        self._log_accuracies("test")
+
+    def _log_accuracies(self, split: str) -> None:
+        images, top1, top5 = sum_over_ranks(self._counts).tolist()
+        if not images:
+            raise UserError(
+                f"the {split} split has no labels, which this evaluation needs: score another "
+                "split, or put its images into one folder a class"
+            )
+        self.accuracies = (top1 / images, top5 / images)
+        if self.trainer.state.fn != TrainerFn.FITTING:  # after the last epoch, not in one more
+            self.log("epoch", float(self.trainer.current_epoch - 1))
+        for name, value in zip(("top1", "top5"), self.accuracies, strict=True):
+            # The same on every rank; Lightning would rather see it for itself.
+            self.log(f"finetune/{split}_{name}", value, sync_dist=self.trainer.world_size > 1)

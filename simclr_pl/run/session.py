@@ -1,0 +1,117 @@
+"""One training in its run directory: begun or resumed, logged, and ended in words."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+
+from simclr_pl.model.checkpoint import read_checkpoint
+from simclr_pl.run.directory import RunDirectory, is_rank_zero
+from simclr_pl.run.metrics import MetricsFile
+from simclr_pl.run.recipe import check_same_recipe
+from simclr_pl.run.wandb import Mode, build_logger, resolve_mode
+
+
+class Session:
+    """A training, from the claim on its directory to its last step.
+
+    Args:
+        run: where everything of it goes.
+        again: the options that, added to the same command, continue it.
+        longer: the option that moves its end.
+    """
+
+    def __init__(self, run: RunDirectory, again: str, longer: str) -> None:
+        self.run, self.again, self.longer = run, again, longer
+        self.resume_from: Path | None = None
+        """The checkpoint to go on from, where there is one and that was asked for."""
+        self._began = False
+
+    def claim(self, recipe: dict[str, Any], *, resume: bool) -> None:
+        """Takes the directory, for a new run or for the one that is in it.
+
+        Args:
+            recipe: the run's, as its config.yaml is to hold it.
+            resume: whether to continue what is there.
+
+        Raises:
+            UserError: it holds a run and `resume` wasn't asked for, a broken one, or one of
+                another recipe.
+        """
+        if resume and self.run.last_checkpoint.exists():
+            read_checkpoint(self.run.last_checkpoint)
+            check_same_recipe(self.run, recipe)
+            self.resume_from = self.run.last_checkpoint
+        self.run.claim(resume=resume)
+
+    def loggers(self, wandb: Mode, project: str = "simclr_pl") -> list[Logger]:
+        """`metrics.csv`, and Weights & Biases on rank 0 unless it is off."""
+        step = None
+        if self.resume_from is not None:
+            step = int(read_checkpoint(self.resume_from)["global_step"])
+        loggers: list[Logger] = [MetricsFile(self.run.metrics, step)]
+        if is_rank_zero():
+            name = f"{self.run.path.parent.name}/{self.run.path.name}"
+            logger = build_logger(resolve_mode(wandb), self.run, project, name)
+            loggers += [] if logger is None else [logger]
+        return loggers
+
+    def callback(self) -> L.Callback:
+        """Notes that step 0 was reached: from there on the directory stays."""
+        return _Began(self)
+
+    def train(self, trainer: L.Trainer, model: L.LightningModule, data: Any) -> None:
+        """`Trainer.fit`, from the start or from the checkpoint to go on from.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, with the step and how to go on.
+        """
+        path = str(self.resume_from) if self.resume_from else None
+        try:
+            trainer.fit(model, data, ckpt_path=path, weights_only=True)
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            if not trainer.interrupted:
+                raise
+            raise KeyboardInterrupt(
+                f"at step {trainer.global_step}: the same command with {self.again} continues"
+            ) from None
+        if path and not self._began and trainer.is_global_zero:
+            sys.stdout.write(
+                f"nothing left to train: {path} is at step {trainer.global_step}, the end "
+                f"of this recipe; a larger {self.longer} goes on\n"
+            )
+
+    def end(self) -> None:
+        """Closes the run of Weights & Biases: the next training of this process has its own."""
+        experiment = getattr(sys.modules.get("wandb"), "run", None)
+        if experiment is not None:
+            experiment.finish()
+
+    def discard(self) -> None:
+        """Leaves nothing behind of a training that never reached its first step."""
+        if not self._began:
+            self.run.discard()
+
+
+class _Began(L.Callback):
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.session._began = True
+
+
+def quieten() -> None:
+    """Drops lines that say nothing to a user of this package, and no others."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning's use of a renamed torch class.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # Steps are counted over epochs: short epochs are logged all the same.
+    warnings.filterwarnings("ignore", message="The number of training batches")
+    os.environ.setdefault("TQDM_MININTERVAL", "0.5")

@@ -1,0 +1,272 @@
+"""`finetune`: what the pretrained network is worth as a start, with few labels or with all."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+
+from simclr_pl.data.labelled import LabelledDataModule
+from simclr_pl.errors import UserError
+from simclr_pl.evaluate.finetune import EPOCHS, STEPS, FineTuning
+from simclr_pl.evaluate.scoring import Score
+from simclr_pl.model.checkpoint import load_backbone
+from simclr_pl.model.optim import OptimizerRecipe
+from simclr_pl.run.arguments import call
+from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint, StopOnNaN
+from simclr_pl.run.directory import RunDirectory, is_rank_zero
+from simclr_pl.run.progress import Progress
+from simclr_pl.run.recipe import save_config
+from simclr_pl.run.results import sha256
+from simclr_pl.run.session import Session, quieten
+from simclr_pl.run.wandb import Mode
+from simclr_pl.tools.frozen import report
+from simclr_pl.tools.pretrained import DataChoice, Pretrained, check_seeds, find_pretrained
+
+
+@dataclass(frozen=True)
+class TrainerChoice:
+    """Lightning's Trainer, as far as it has a say here.
+
+    Args:
+        accelerator: cpu, gpu, or auto.
+        devices: how many of them, or which; the recipe stays the same.
+        num_nodes: machines.
+        strategy: Lightning's name; auto is DDP where there are several devices.
+        precision: 32-true, bf16-mixed, 64-true, ...
+        gradient_clip_val: largest norm of the gradient (default: no clipping).
+        deterministic: forbid algorithms whose sums have no fixed order.
+        log_every_n_steps: how often numbers are logged, in optimiser steps.
+        enable_progress_bar: show steps, numbers and the time left.
+    """
+
+    accelerator: str = "auto"
+    devices: int | str | list[int] = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str | int = "32-true"
+    gradient_clip_val: float | None = None
+    deterministic: bool = False
+    log_every_n_steps: int = 10
+    enable_progress_bar: bool = True
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What decides the result, beside the checkpoint and the data; config.yaml holds it."""
+
+    label_fraction: float
+    from_projector_layer: int
+    from_scratch: bool
+    head_only: bool
+    epochs: int | None
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+
+    @property
+    def optimizer(self) -> OptimizerRecipe:
+        return OptimizerRecipe(
+            "sgd", self.learning_rate, "linear", self.weight_decay, 0.9, 0, nesterov=True
+        )
+
+    @property
+    def protocol(self) -> str:
+        """Its name, as in `finetune-projector1-0.01`."""
+        parts = ["supervised" if self.from_scratch else "finetune"]
+        parts += [f"projector{self.from_projector_layer}"] if self.from_projector_layer else []
+        parts += ["head"] if self.head_only else []
+        return "-".join([*parts, f"{self.label_fraction:g}"])
+
+    def check(self) -> None:
+        """Raises `UserError` for values that no run could mean."""
+        self.optimizer.check("")
+        for name, least in (("epochs", 1), ("batch_size", 2), ("from_projector_layer", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name} is {value}, but must be at least {least}")
+        if self.from_scratch and self.head_only:
+            raise UserError(
+                "--from_scratch trains the whole network, and --head_only its last layer alone: "
+                "give one of them"
+            )
+
+
+def finetune(
+    *,
+    label_fraction: float,
+    checkpoint: str | None = None,
+    run_dir: str | None = None,
+    config: list[str] | None = None,
+    data: DataChoice = DataChoice(),  # noqa: B008 - frozen
+    split: Literal["val", "test"] = "test",
+    from_projector_layer: int = 0,
+    from_scratch: bool = False,
+    head_only: bool = False,
+    seeds: list[int] | None = None,
+    epochs: int | None = None,
+    batch_size: int = 256,
+    learning_rate: float = 0.05,
+    weight_decay: float = 0.0,
+    trainer: TrainerChoice = TrainerChoice(),
+    wandb: Mode = "auto",
+    out: str | None = None,
+    resume: bool = False,
+) -> list[Score]:
+    """Fine-tuning: the pretrained network, trained on with a share of train's labels.
+
+    A classifier that starts at zero is put on the encoder, and all of it is trained on crops and
+    flips (SGD with Nesterov momentum, a cosine to zero, no weight decay: the paper's appendix B.5).
+    Nothing is chosen on the way: the last epoch's network is scored once. `val`'s labels are never
+    trained on. Accuracies are fractions from 0 to 1.
+
+    Each seed is a run of its own, in RUN/finetune/<protocol>-seed<seed>.
+
+    Args:
+        label_fraction: share of each class's labelled training images, above 0 and at most 1; the
+            same images for everybody with the same seed and data.
+        checkpoint: a training checkpoint, or an exported encoder.
+        run_dir: directory of a run, instead of a checkpoint: its last one.
+        config: configuration files that give the data (default: the run's own config.yaml).
+        data: another data set than the run's (transfer).
+        split: what to score; test is for the end.
+        from_projector_layer: keep so many layers of the projection head below the classifier
+            (SimCLR v2 keeps 1; 0 is the encoder alone).
+        from_scratch: the supervised baseline: the same network from fresh weights.
+        head_only: train the classifier alone.
+        seeds: of the draw of labels, order, crops and fresh weights (default: the run's seed).
+        epochs: passes over the labelled images (default: 60, more of few images: 1,000 steps).
+        batch_size: images a step at most, global: over all devices together.
+        learning_rate: the peak for a batch of 256 images; it follows the batch.
+        weight_decay: on weights; biases and norms have none.
+        trainer: where and how it is computed.
+        wandb: Weights & Biases; auto is online when logged in, else offline.
+        out: folder for the runs, instead of RUN/finetune.
+        resume: go on with what was broken off, or begin where nothing is there yet.
+
+    Returns:
+        A score for each seed.
+
+    Raises:
+        UserError: for whatever can be put right: a checkpoint that cannot be read, no labels, a
+            fraction that leaves a class empty, other channels, a value out of its range.
+    """
+    check_seeds(seeds)
+    recipe = _Recipe(
+        label_fraction, from_projector_layer, from_scratch, head_only,
+        epochs, batch_size, learning_rate, weight_decay,
+    )  # fmt: skip
+    recipe.check()
+    pretrained = find_pretrained(checkpoint, run_dir, config, data)
+    folder = Path(out) if out else pretrained.folder("finetune")
+    job = _Job(pretrained, recipe, split, trainer, wandb, folder, resume)
+    start = "from fresh weights" if from_scratch else "from pretrained weights"
+    chosen = [pretrained.seed] if seeds is None else seeds
+    fields = asdict(recipe) | {"epoch": 0 if from_scratch else pretrained.epoch}
+    return report(pretrained, recipe.protocol, split, chosen, job.evaluate, start, **fields)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Trainings that differ by their seed alone."""
+
+    pretrained: Pretrained
+    recipe: _Recipe
+    split: Literal["val", "test"]
+    choice: TrainerChoice
+    wandb: Mode
+    folder: Path
+    resume: bool
+
+    def evaluate(self, seed: int) -> Score:
+        """Trains, and scores the network of the last epoch."""
+        recipe, data = self.recipe, self._data(seed)
+        epochs = recipe.epochs or max(EPOCHS, -(-STEPS // data.steps))
+        run = RunDirectory(self.folder / f"{recipe.protocol}-seed{seed}", "--out")
+        session = Session(run, "--resume", "--epochs")
+        config = self._config(seed, epochs, data)
+        session.claim(config, resume=self.resume)
+        try:
+            model = self._model(seed, data)
+            trainer = self._trainer(session, epochs)
+            trainer.print(
+                f"{run.path}: {data.labels} labelled images, {epochs} epochs of {data.steps} x "
+                f"{data.batch_size} images"
+            )
+            if is_rank_zero():
+                save_config(run, config)
+            session.train(trainer, model, data)
+        except BaseException:
+            session.discard()
+            raise
+        score = trainer.validate if self.split == "val" else trainer.test
+        score(model, data, verbose=False)
+        session.end()
+        return Score(*model.accuracies, {"labels": data.labels, "epochs": epochs})
+
+    def _data(self, seed: int) -> LabelledDataModule:
+        data = self.pretrained.data(
+            LabelledDataModule,
+            label_fraction=self.recipe.label_fraction,
+            batch_size=self.recipe.batch_size,
+            seed=seed,
+        )
+        assert isinstance(data, LabelledDataModule)
+        return data
+
+    def _model(self, seed: int, data: LabelledDataModule) -> FineTuning:
+        pretrained, recipe = self.pretrained, self.recipe
+        backbone = load_backbone(
+            pretrained.content,
+            str(pretrained.checkpoint),
+            recipe.from_projector_layer,
+            seed if recipe.from_scratch else None,
+        )
+        return FineTuning(
+            backbone,
+            data.num_classes,
+            recipe.optimizer,
+            pretrained.about,
+            head_only=recipe.head_only,
+            seed=seed,
+        )
+
+    def _trainer(self, session: Session, epochs: int) -> L.Trainer:
+        choice = asdict(self.choice)
+        # As often as makes ten validations or a few more, the last epoch's among them.
+        often = next(n for n in range(max(1, epochs // 10), 0, -1) if epochs % n == 0)
+        callbacks = [StopOnNaN("lower --learning_rate"), session.callback(), SaveCheckpoint(often)]
+        if choice["enable_progress_bar"]:
+            callbacks.append(Progress())
+        return L.Trainer(
+            **choice,
+            max_epochs=epochs,
+            check_val_every_n_epoch=often,
+            num_sanity_val_steps=0,
+            logger=session.loggers(self.wandb),
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=str(session.run.path),
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+        )
+
+    def _config(self, seed: int, epochs: int, data: LabelledDataModule) -> dict[str, Any]:
+        """What the run's config.yaml holds."""
+        recipe = asdict(self.recipe)
+        del recipe["epochs"]
+        return {
+            "seed_everything": seed,
+            "checkpoint": str(self.pretrained.checkpoint.absolute()),
+            "checkpoint_sha256": sha256(self.pretrained.checkpoint),
+            **recipe,
+            "data": data.arguments(),
+            "trainer": {**asdict(self.choice), "max_epochs": epochs},
+            "wandb": self.wandb,
+        }
+
+
+def run_cli(args: list[str]) -> None:
+    """The command."""
+    quieten()
+    call(finetune, args)

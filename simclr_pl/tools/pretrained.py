@@ -1,0 +1,156 @@
+"""What commands that evaluate share: a checkpoint, its run, and data as it was trained on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from simclr_pl.data.datamodule import ContrastiveDataModule
+from simclr_pl.errors import UserError
+from simclr_pl.model.checkpoint import KEY, read_checkpoint
+from simclr_pl.run.arguments import data_of, read_config
+from simclr_pl.run.directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """Another data set than the run's own (transfer).
+
+    Args:
+        dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, or npz.
+        root: folder of the data; for `npz` the file.
+    """
+
+    dataset: str | None = None
+    root: str | None = None
+
+
+class Pretrained(NamedTuple):
+    """A checkpoint, and where it comes from.
+
+    Attributes:
+        checkpoint: the file.
+        content: what is in it.
+        run: whose it is; `None` for a file that lies alone.
+        configs: files that give the data, later ones winning.
+        chosen: another data set.
+    """
+
+    checkpoint: Path
+    content: dict[str, Any]
+    run: RunDirectory | None
+    configs: list[Path]
+    chosen: DataChoice
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the checkpoint says of itself: architecture, image size and statistics, seed."""
+        about: dict[str, Any] = self.content[KEY]
+        return about
+
+    @property
+    def seed(self) -> int:
+        """Of pretraining."""
+        return int(self.about["seed"])
+
+    @property
+    def epoch(self) -> int | None:
+        """After how many the checkpoint was written; `None` for an exported file."""
+        epoch = self.content.get("epoch")
+        return None if epoch is None else int(epoch) + 1
+
+    @property
+    def dataset(self) -> str:
+        """What is evaluated on."""
+        named = [self.chosen.dataset, *map(_dataset, reversed(self.configs))]
+        return next(filter(None, named), ContrastiveDataModule().dataset)
+
+    def folder(self, name: str) -> Path:
+        """Where things of that name go: with the run, apart for data that are not the run's own."""
+        folder = (self.run.path if self.run else self.checkpoint.parent) / name
+        transfer = self.run is not None and _dataset(self.run.config) != self.dataset
+        return folder / self.dataset if transfer else folder
+
+    def data(
+        self, kind: type[ContrastiveDataModule] = ContrastiveDataModule, **arguments: Any
+    ) -> ContrastiveDataModule:
+        """The data, with size and statistics of the images that the encoder was trained on.
+
+        Args:
+            kind: of data module.
+            arguments: of it, which win over the configuration's.
+
+        Raises:
+            UserError: whatever is wrong with the data; images with other channels.
+        """
+        # Colours are left alone: the protocols know clean images, and crops with flips.
+        overrides: dict[str, Any] = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0, **arguments}
+        if self.chosen.dataset is not None:
+            overrides |= {"dataset": self.chosen.dataset, "mean": None, "std": None}
+        if self.chosen.root is not None:
+            overrides |= {"root": self.chosen.root}
+        overrides |= {"image_size": self.about["image_size"]}
+        data = data_of(self.configs, overrides, kind)
+        channels = self.about["encoder"]["channels"]
+        if data.channels != channels:
+            raise UserError(
+                f"{data.dataset} has images of {data.channels} channel{'s'[: data.channels != 1]}, "
+                f"but the encoder was trained on {channels}: use data like the encoder's, or an "
+                "encoder trained on such images"
+            )
+        trained = {name: tuple(self.about[name]) for name in ("mean", "std")}
+        if any(getattr(data, name) != value for name, value in trained.items()):
+            data = data_of(self.configs, overrides | trained, kind)
+        return data
+
+
+def find_pretrained(
+    checkpoint: str | None, run_dir: str | None, config: list[str] | None, chosen: DataChoice
+) -> Pretrained:
+    """Reads a checkpoint, and finds its run and what says what the data is.
+
+    Args:
+        checkpoint: a training checkpoint or an exported encoder.
+        run_dir: a run, instead: its last checkpoint.
+        config: files that give the data, later ones winning (default: the run's own).
+        chosen: another data set.
+
+    Raises:
+        UserError: not one of checkpoint and run directory; no such file; a broken one; nothing
+            that says what the data is.
+    """
+    if (checkpoint is None) == (run_dir is None):
+        raise UserError("give --checkpoint FILE or --run_dir RUN, one of them")
+    path = Path(checkpoint) if checkpoint else RunDirectory(Path(str(run_dir))).last_checkpoint
+    content = read_checkpoint(path)
+    run = _home(path)
+    own = [run.config] if run else []
+    configs = [Path(file) for file in config] if config else own
+    if not configs and chosen.dataset is None:
+        raise UserError(
+            f"there is no config.yaml with {path} that says what data to evaluate on: "
+            "give --config FILE, or --data.dataset NAME"
+        )
+    return Pretrained(path, content, run, configs, chosen)
+
+
+def check_seeds(seeds: list[int] | None) -> None:
+    """`--seeds` without a number behind it.
+
+    Raises:
+        UserError: an empty list.
+    """
+    if seeds is not None and not seeds:
+        raise UserError("seeds is empty: give one or more, as in --seeds 0 1 2, or leave it out")
+
+
+def _home(checkpoint: Path) -> RunDirectory | None:
+    """The run that a checkpoint lies in: in its folder for checkpoints, or beside config.yaml."""
+    for folder in (checkpoint.absolute().parent.parent, checkpoint.absolute().parent):
+        if RunDirectory(folder).config.is_file():
+            return RunDirectory(folder)
+    return None
+
+
+def _dataset(config: Path) -> str | None:
+    name = (read_config(config).get("data") or {}).get("dataset")
+    return None if name is None else str(name)

@@ -27,7 +27,8 @@ from simclr_pl.run.results import write_result
 from simclr_pl.run.session import Session, quieten
 from simclr_pl.run.speed import Throughput
 from simclr_pl.run.table import DerivedTable
-from simclr_pl.run.wandb import Mode
+from simclr_pl.run.wandb import Mode, append_to_summary
+from simclr_pl.tools.gallery import Gallery
 
 
 class Parser(OneSentence, LightningArgumentParser):
@@ -73,6 +74,7 @@ class SimCLRCLI(LightningCLI):
         parser.add_lightning_class_args(KNNMonitor, "knn")
         parser.add_lightning_class_args(HealthMonitor, "health")
         parser.add_lightning_class_args(LinearEvaluation, "linear")
+        parser.add_lightning_class_args(Gallery, "pictures")
         parser.add_lightning_class_args(SaveCheckpoint, "checkpoint")
         parser.add_argument(
             "--run_dir",
@@ -211,6 +213,8 @@ class SimCLRCLI(LightningCLI):
                 checkpoint=checkpoint,
             )
             out(f"(online probe on frozen features of {checkpoint}) written to {path}\n")
+            if self.config[str(self.subcommand)].wandb != "off":
+                append_to_summary(_home(checkpoint, self.run), numbers)
 
     def predict(self, **kwargs: Any) -> None:
         """Writes features, labels and indices of `data.predict_split`."""

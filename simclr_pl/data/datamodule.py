@@ -1,5 +1,6 @@
 """The LightningDataModule: a data set, its loaders, and views made on the device."""
 
+import copy
 from typing import Any, Literal
 
 import lightning as L
@@ -238,6 +239,17 @@ class ContrastiveDataModule(L.LightningDataModule):
         if not labelled_only or len(rows) < 2 * world:
             rows = torch.arange(len(source))
         return EvaluationLoader(self._place(source), self.batch_size, rank, world, cut, rows)
+
+    def apart(self) -> "ContrastiveDataModule":
+        """The same data without a trainer, and with worker processes of its own.
+
+        What is asked of it disturbs no loader of this one; `teardown` ends its workers alone.
+        """
+        twin = copy.copy(self)
+        twin.trainer = None
+        train, val, test, classes = self.splits
+        twin.splits = Splits(self._wire(train), self._wire(val), self._wire(test), classes)
+        return twin
 
     def make_views(self, batch: Batch) -> Views:
         """Two views of each image of a batch."""

@@ -34,6 +34,7 @@ class RunDirectory:
         self.pictures = path / "pictures"
         self.results = path / "results"
         self.wandb_id = path / "wandb_id.txt"
+        self.wandb_summary = path / "wandb_summary.json"
         self._claimed = False
         self._found: set[Path] = set()
         self._new_folders: list[Path] = []

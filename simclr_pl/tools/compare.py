@@ -8,7 +8,7 @@ from simclr_pl.evaluate.features import encode
 from simclr_pl.evaluate.fewlabels import Score, margin_in_standard_errors, score
 from simclr_pl.run.arguments import call
 from simclr_pl.run.results import write_result
-from simclr_pl.tools.frozen import Baseline, choose_encoder
+from simclr_pl.tools.frozen import Baseline, choose_encoder, tell_wandb
 from simclr_pl.tools.pretrained import DataChoice, find_pretrained
 
 COLUMNS: dict[str, Baseline | None] = {
@@ -73,6 +73,7 @@ def compare(
         checkpoint=pretrained.checkpoint,
     )
     sys.stdout.write(f"written to {path}\n")
+    tell_wandb(pretrained, {f"logistic/{split}_top1": scores["pretrained"].all_labels})
     if require is not None and margin < require:
         raise UserError(
             f"pretraining is {margin:.1f} standard errors better than no training with "

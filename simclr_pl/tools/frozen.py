@@ -14,6 +14,7 @@ from simclr_pl.evaluate.scoring import Rows, Score, labelled
 from simclr_pl.model.checkpoint import load_backbone, load_encoder
 from simclr_pl.run.directory import is_rank_zero
 from simclr_pl.run.results import write_result
+from simclr_pl.run.wandb import append_to_summary
 from simclr_pl.tools.pretrained import Pretrained
 
 Baseline = Literal["pixels", "random"]
@@ -101,7 +102,8 @@ def report(
 ) -> list[Score]:
     """Evaluates with each seed, writes a result for each, and prints them with mean and spread.
 
-    Of several ranks that evaluate together, rank 0 alone writes and prints.
+    Mean and spread go into the summary of the run's W&B run as well. Of several ranks that evaluate
+    together, rank 0 alone writes and prints.
 
     Args:
         pretrained: what is evaluated.
@@ -128,11 +130,30 @@ def report(
         path = write_result(folder, protocol=protocol, split=split, seed=seed, **entries)
         chosen = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in score.chosen.items())
         _say(f"seed {seed}: top1 {score.top1:.4f}, top5 {score.top5:.4f} ({chosen}) in {path}")
-    for name in ("top1", "top5") if len(scores) > 1 else ():
+    numbers: dict[str, float] = {}
+    for name in ("top1", "top5"):
         values = [getattr(score, name) for score in scores]
-        mean, spread = statistics.mean(values), statistics.stdev(values)
-        _say(f"{name} {mean:.4f} \u00b1 {spread:.4f} (standard deviation of {len(seeds)} seeds)")
+        numbers[f"{protocol}/{split}_{name}"] = mean = statistics.mean(values)
+        if len(scores) > 1:
+            numbers[f"{protocol}/{split}_{name}_std"] = spread = statistics.stdev(values)
+            _say(
+                f"{name} {mean:.4f} \u00b1 {spread:.4f} (standard deviation of {len(seeds)} seeds)"
+            )
+    tell_wandb(pretrained, numbers)
     return scores
+
+
+def tell_wandb(pretrained: Pretrained, numbers: dict[str, float]) -> None:
+    """Puts numbers into the summary of the W&B run that pretraining was, if it was one.
+
+    Args:
+        pretrained: what was evaluated.
+        numbers: by name; those of another data set than the run's own get its name in front.
+    """
+    run = pretrained.run
+    if run is not None and is_rank_zero():
+        other = "" if pretrained.folder("results") == run.results else f"{pretrained.dataset}/"
+        append_to_summary(run, {f"{other}{name}": value for name, value in numbers.items()})
 
 
 def _say(line: str) -> None:

@@ -43,13 +43,15 @@ def draw_all(snapshot: Snapshot) -> dict[str, Figure]:
     """Every picture that the data allows, by file name.
 
     Args:
-        snapshot: unlabelled images are drawn without what needs a class.
+        snapshot: unlabelled images are drawn without what needs a class, and features without
+            projections without what needs these.
     """
     figures = {"neighbours": draw_neighbours(snapshot)}
     if snapshot.classes:
         figures["confusion"] = draw_confusion(snapshot)
     if len(snapshot.val.index) > 2:
         figures["map"] = draw_map(snapshot)
+    if len(snapshot.projections) and len(snapshot.val.index) > 2:
         figures["similarities"] = draw_similarities(snapshot)
     return figures
 

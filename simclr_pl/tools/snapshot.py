@@ -1,17 +1,19 @@
-"""A run's last checkpoint at work on a sample of its data: what the pictures are drawn from."""
+"""An encoder at work on a sample of its data: what the pictures are drawn from."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from simclr_pl.batch import UNLABELLED
 from simclr_pl.data.datamodule import ContrastiveDataModule, Split
 from simclr_pl.errors import UserError
-from simclr_pl.evaluate.features import Features, accelerator
+from simclr_pl.evaluate.features import Features, accelerator, in_eval_mode
 from simclr_pl.model.checkpoint import KEY, fit_weights, read_checkpoint
 from simclr_pl.model.simclr import SimCLR
 from simclr_pl.randomness import epoch_order
@@ -35,7 +37,8 @@ class Snapshot(NamedTuple):
         data: the data module, set up.
         train: clean images of the training split: the labelled ones, where there are any.
         val: clean images of the validation split.
-        projections: `float [2, N, P]`, normalised, of both views of the images of `val`.
+        projections: `float [2, N, P]`, normalised, of both views of the images of `val`; empty
+            without a projector.
         when: epoch, step and seed, for titles.
     """
 
@@ -78,17 +81,50 @@ def take_snapshot(run: RunDirectory, data: ContrastiveDataModule) -> Snapshot:
     """
     checkpoint = read_checkpoint(run.last_checkpoint)
     model = _model(checkpoint, run.last_checkpoint).to(accelerator())
-    train, _ = _encode(model, data, "train", MOST_TRAIN, views=False)
-    val, projections = _encode(model, data, "val", MOST_VAL, views=True)
-    if not all(part.isfinite().all() for part in (train.features, val.features, projections)):
+    when = moment(int(checkpoint["epoch"]), int(checkpoint["global_step"]), checkpoint[KEY]["seed"])
+    snapshot = snap(model, data, when, (MOST_TRAIN, MOST_VAL), quiet=False)
+    if snapshot is None:
         raise UserError(
             f"{run.last_checkpoint} gives features that are not finite: the run has diverged"
         )
-    when = (
-        f"epoch {int(checkpoint['epoch']) + 1} (step {int(checkpoint['global_step']):,}), "
-        f"seed {checkpoint[KEY]['seed']}"
-    )
+    return snapshot
+
+
+def snap(
+    module: nn.Module,
+    data: ContrastiveDataModule,
+    when: str,
+    most: tuple[int, int],
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    *,
+    quiet: bool,
+) -> Snapshot | None:
+    """Encodes a sample of the data in this process alone; the module is left as it was.
+
+    Args:
+        module: its `forward` gives features `[B, D]`; a `projector` of these, where it has one,
+            projections.
+        data: set up.
+        when: for titles, from `moment`.
+        most: images of train and of val that are encoded at most.
+        context: what the network runs in: a trainer's precision.
+        quiet: no progress bar.
+
+    Returns:
+        `None` where what is encoded is not finite.
+    """
+    network = _Network(module, context, next(module.parameters()).device)
+    with in_eval_mode(module):
+        train, _ = _encode(network, data, "train", most[0], views=False, quiet=quiet)
+        val, projections = _encode(network, data, "val", most[1], views=True, quiet=quiet)
+    if not all(part.isfinite().all() for part in (train.features, val.features, projections)):
+        return None
     return Snapshot(data, train, val, projections, when)
+
+
+def moment(epoch: int, step: int, seed: int) -> str:
+    """When a snapshot was taken, in words; epochs, counted from 0, are said from 1."""
+    return f"epoch {epoch + 1} (step {step:,}), seed {seed}"
 
 
 def candidates(labels: Tensor) -> Tensor:
@@ -109,12 +145,38 @@ def _model(checkpoint: dict[str, Any], path: Path) -> SimCLR:
     model = SimCLR(**{k: v for k, v in hparams.items() if not k.startswith("_")})
     model.on_load_checkpoint(checkpoint)
     fit_weights(model, checkpoint["state_dict"], str(path))
-    return model.eval()
+    return model
+
+
+class _Network(NamedTuple):
+    module: nn.Module
+    context: Callable[[], AbstractContextManager[Any]]
+    device: torch.device
+
+    def features(self, images: Tensor) -> Tensor:
+        with self.context():
+            features: Tensor = self.module(images)
+        return features
+
+    def projections(self, views: Tensor) -> Tensor | None:
+        """`float [B, P]`, normalised."""
+        projector = getattr(self.module, "projector", None)
+        if projector is None:
+            return None
+        with self.context():
+            projections: Tensor = projector(self.module(views))
+        return F.normalize(projections.float(), dim=1)
 
 
 @torch.no_grad()
 def _encode(
-    model: SimCLR, data: ContrastiveDataModule, split: Split, most: int, *, views: bool
+    network: _Network,
+    data: ContrastiveDataModule,
+    split: Split,
+    most: int,
+    *,
+    views: bool,
+    quiet: bool,
 ) -> tuple[Features, Tensor]:
     """Features of the clean images of a random sample, and their views' projections."""
     source = getattr(data.splits, split)
@@ -124,14 +186,15 @@ def _encode(
     features, projections = [], []
     plan = places.split(ROWS)
     batches = source.batches(plan, 0, "both" if views else "clean")
-    for batch in tqdm(batches, f"encoding {split}", len(plan), leave=False, disable=None):
+    bar = tqdm(batches, f"encoding {split}", len(plan), leave=False, disable=quiet or None)
+    for batch in bar:
         there = batch._replace(
-            images=batch.images.to(model.device), index=batch.index.to(model.device)
+            images=batch.images.to(network.device), index=batch.index.to(network.device)
         )
         clean = data.make_clean(there, views=views)
-        features.append(model(clean.clean).float().cpu())
-        if clean.views is not None:
-            z = model.projector(model(clean.views.both))
-            projections.append(F.normalize(z.float(), dim=1).cpu().unflatten(0, (2, -1)))
+        features.append(network.features(clean.clean).float().cpu())
+        z = None if clean.views is None else network.projections(clean.views.both)
+        if z is not None:
+            projections.append(z.cpu().unflatten(0, (2, -1)))
     encoded = Features(torch.cat(features), source.labels[places], places)
-    return encoded, torch.cat(projections, 1) if views else torch.empty(0)
+    return encoded, torch.cat(projections, 1) if projections else torch.empty(0)

@@ -1,5 +1,6 @@
 """The data module: what it derives, what it refuses, and what Lightning gets from it."""
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -467,6 +468,22 @@ def test_tools_work_without_a_trainer() -> None:
     assert torch.equal(made.views.second, second)
     assert torch.equal(made.labels, batch.labels)
     assert data.make_clean(batch, views=False).views is None
+
+
+def test_data_apart_is_the_same_and_ends_without_disturbing_what_goes_on(folder: Path) -> None:
+    data = ready(dataset="folder", root=str(folder), image_size=16, batch_size=4, num_workers=1)
+    loader = data.evaluation_loader("train", "both")
+    begun = iter(loader)
+    first = next(begun)
+    twin = data.apart()
+    whole = next(iter(twin.evaluation_loader("train", "both")))
+    assert torch.equal(whole.images, first.images)
+    twin.teardown()
+    rest = [batch.index.tolist() for batch in begun]
+    assert sum(rest, first.index.tolist()) == list(range(len(data.splits.train)))
+    assert len(multiprocessing.active_children()) == 1
+    data.teardown()
+    assert not multiprocessing.active_children()
 
 
 def test_files_go_through_the_same_steps(folder: Path) -> None:

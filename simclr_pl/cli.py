@@ -213,8 +213,8 @@ class SimCLRCLI(LightningCLI):
                 checkpoint=checkpoint,
             )
             out(f"(online probe on frozen features of {checkpoint}) written to {path}\n")
-            if self.config[str(self.subcommand)].wandb != "off":
-                append_to_summary(_home(checkpoint, self.run), numbers)
+            asked = self.config[str(self.subcommand)].wandb
+            append_to_summary(_home(checkpoint, self.run), numbers, asked)
 
     def predict(self, **kwargs: Any) -> None:
         """Writes features, labels and indices of `data.predict_split`."""

@@ -17,6 +17,7 @@ from simclr_pl.batch import UNLABELLED
 from simclr_pl.data.splits import few_labels
 from simclr_pl.errors import UserError
 from simclr_pl.evaluate.features import Features
+from simclr_pl.evaluate.logistic import fit_quietly
 
 Floats = NDArray[np.float64]
 
@@ -91,5 +92,6 @@ def _numpy(features: Tensor) -> Floats:
 def _accuracy(x: Floats, y: NDArray[np.int64], x_test: Floats, y_test: NDArray[np.int64]) -> float:
     from sklearn.linear_model import LogisticRegression  # late: scipy takes a second
 
-    model = LogisticRegression(C=1.0, max_iter=1000).fit(x, y)
+    model = LogisticRegression(C=1.0, max_iter=1000)
+    fit_quietly(model, x, y)
     return float(model.score(x_test, y_test))

@@ -7,6 +7,7 @@ longest and overfit, are left out.
 """
 
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,6 @@ def _log_probabilities(
     train: Rows, scored: Rows, classes: int, strengths: tuple[float, ...]
 ) -> list[torch.Tensor]:
     """`[N, C]` of the scored rows for each strength; minus infinity for classes never seen."""
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression  # late: scipy takes a second
 
     mean, std = standardisation(train.features.double())
@@ -67,11 +67,20 @@ def _log_probabilities(
     found = []
     for strength in strengths:
         model.set_params(C=strength)
-        with warnings.catch_warnings():
-            # A weak penalty's last digits take thousands of iterations and change no accuracy.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(x, train.labels.numpy())
+        fit_quietly(model, x, train.labels.numpy())
         scores = torch.full((len(x_scored), classes), -torch.inf, dtype=torch.float64)
         scores[:, model.classes_] = torch.from_numpy(model.predict_log_proba(x_scored))
         found.append(scores)
     return found
+
+
+def fit_quietly(model: Any, x: Any, y: Any) -> None:
+    """Fits scikit-learn's model, which is not to warn that its last digits are open.
+
+    A weak penalty's take thousands of iterations, and change no accuracy.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(x, y)

@@ -85,7 +85,7 @@ def build_logger(mode: Mode, run: RunDirectory, project: str, name: str) -> Any:
     return WandbLogger(experiment=experiment, save_dir=run.path)
 
 
-def append_to_summary(run: RunDirectory, numbers: dict[str, float]) -> None:
+def append_to_summary(run: RunDirectory, numbers: dict[str, float], asked: Mode = "auto") -> None:
     """Puts numbers into the summary of a run's W&B run, if it has one and W&B isn't off.
 
     Online where somebody is logged in and the run is there; else as one more offline part of it,
@@ -95,8 +95,9 @@ def append_to_summary(run: RunDirectory, numbers: dict[str, float]) -> None:
     Args:
         run: the run directory.
         numbers: by name, as in `linear/test_top1`.
+        asked: online, offline, off, or auto.
     """
-    mode = resolve_mode("auto")
+    mode = resolve_mode(asked)
     if mode == "off" or not run.wandb_id.is_file():
         return
     try:

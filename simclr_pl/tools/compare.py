@@ -53,7 +53,7 @@ def compare(
     scores = {}
     for column, baseline in COLUMNS.items():
         encoder = choose_encoder(pretrained, baseline)
-        train, scored = (encode(encoder, data, s) for s in ("train", split))
+        train, scored = (encode(encoder, data, s, labelled_only=True) for s in ("train", split))
         scores[column] = score(train, scored, labels_per_class, draws)
     margin = margin_in_standard_errors(scores["pretrained"], scores["untrained"])
     labels = int((data.splits.train.labels >= 0).sum())

@@ -19,6 +19,7 @@ from simclr_pl.run.progress import Progress
 from simclr_pl.run.recipe import save_config
 from simclr_pl.run.results import sha256
 from simclr_pl.run.session import Session, quieten
+from simclr_pl.run.speed import Throughput
 from simclr_pl.run.wandb import Mode
 from simclr_pl.tools.frozen import report
 from simclr_pl.tools.pretrained import DataChoice, Pretrained, check_seeds, find_pretrained
@@ -163,7 +164,7 @@ def finetune(
     start = "from fresh weights" if from_scratch else "from pretrained weights"
     chosen = [pretrained.seed] if seeds is None else seeds
     fields = asdict(recipe) | {"epoch": 0 if from_scratch else pretrained.epoch}
-    return report(pretrained, recipe.protocol, split, chosen, job.evaluate, start, **fields)
+    return report(pretrained, recipe.protocol, split, chosen, job.evaluate, start, wandb, **fields)
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,10 @@ class _Job:
         choice = asdict(self.choice)
         # As often as makes ten validations or a few more, the last epoch's among them.
         often = next(n for n in range(max(1, epochs // 10), 0, -1) if epochs % n == 0)
-        callbacks = [StopOnNaN("lower --learning_rate"), session.callback(), SaveCheckpoint(often)]
+        callbacks = [
+            StopOnNaN("lower --learning_rate"), Throughput(), session.callback(),
+            SaveCheckpoint(often),
+        ]  # fmt: skip
         if choice["enable_progress_bar"]:
             callbacks.append(Progress())
         return L.Trainer(

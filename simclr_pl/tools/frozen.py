@@ -14,10 +14,13 @@ from simclr_pl.evaluate.scoring import Rows, Score, labelled
 from simclr_pl.model.checkpoint import load_backbone, load_encoder
 from simclr_pl.run.directory import is_rank_zero
 from simclr_pl.run.results import write_result
-from simclr_pl.run.wandb import append_to_summary
+from simclr_pl.run.wandb import Mode, append_to_summary
 from simclr_pl.tools.pretrained import Pretrained
 
 Baseline = Literal["pixels", "random"]
+
+IN_SUMMARY = {"knn": "knn_chosen"}
+"""Names in W&B where a protocol's own is taken: `knn/val_top1` is the monitor's, of k = 20."""
 
 
 class Frozen(NamedTuple):
@@ -98,6 +101,7 @@ def report(
     seeds: list[int],
     evaluate: Callable[[int], Score],
     how: str = "on frozen features",
+    wandb: Mode = "auto",
     **fields: Any,
 ) -> list[Score]:
     """Evaluates with each seed, writes a result for each, and prints them with mean and spread.
@@ -112,6 +116,7 @@ def report(
         seeds: of evaluation.
         evaluate: the score with a seed.
         how: what was done to the encoder, in words.
+        wandb: where W&B's summary is to be reached.
         fields: further entries of the results, `epoch` among them: of pretraining, 0 for none.
     """
     _say(f"{protocol}, {how}, scored on the {split} split of {pretrained.dataset}")
@@ -133,27 +138,31 @@ def report(
     numbers: dict[str, float] = {}
     for name in ("top1", "top5"):
         values = [getattr(score, name) for score in scores]
-        numbers[f"{protocol}/{split}_{name}"] = mean = statistics.mean(values)
+        key = f"{IN_SUMMARY.get(protocol, protocol)}/{split}_{name}"
+        numbers[key] = mean = statistics.mean(values)
         if len(scores) > 1:
-            numbers[f"{protocol}/{split}_{name}_std"] = spread = statistics.stdev(values)
+            numbers[f"{key}_std"] = spread = statistics.stdev(values)
             _say(
                 f"{name} {mean:.4f} \u00b1 {spread:.4f} (standard deviation of {len(seeds)} seeds)"
             )
-    tell_wandb(pretrained, numbers)
+    tell_wandb(pretrained, numbers, wandb)
     return scores
 
 
-def tell_wandb(pretrained: Pretrained, numbers: dict[str, float]) -> None:
+def tell_wandb(pretrained: Pretrained, numbers: dict[str, float], asked: Mode = "auto") -> None:
     """Puts numbers into the summary of the W&B run that pretraining was, if it was one.
 
     Args:
         pretrained: what was evaluated.
         numbers: by name; those of another data set than the run's own get its name in front.
+        asked: online, offline, off, or auto.
     """
     run = pretrained.run
     if run is not None and is_rank_zero():
-        other = "" if pretrained.folder("results") == run.results else f"{pretrained.dataset}/"
-        append_to_summary(run, {f"{other}{name}": value for name, value in numbers.items()})
+        folder = pretrained.folder("results")
+        other = "" if folder == run.results else f"{folder.name}/"
+        named = {f"{other}{name}": value for name, value in numbers.items()}
+        append_to_summary(run, named, asked)
 
 
 def _say(line: str) -> None:

@@ -61,14 +61,22 @@ class Pretrained(NamedTuple):
     @property
     def dataset(self) -> str:
         """What is evaluated on."""
-        named = [self.chosen.dataset, *map(_dataset, reversed(self.configs))]
+        named = [self.chosen.dataset, *(_of_data(c, "dataset") for c in reversed(self.configs))]
         return next(filter(None, named), ContrastiveDataModule().dataset)
 
     def folder(self, name: str) -> Path:
         """Where things of that name go: with the run, apart for data that are not the run's own."""
-        folder = (self.run.path if self.run else self.checkpoint.parent) / name
-        transfer = self.run is not None and _dataset(self.run.config) != self.dataset
-        return folder / self.dataset if transfer else folder
+        if self.run is None:
+            return self.checkpoint.parent / name
+        own, root = (_of_data(self.run.config, key) for key in ("dataset", "root"))
+        if self.dataset != own:
+            return self.run.path / name / self.dataset
+        elsewhere = (
+            self.chosen.root and Path(self.chosen.root).resolve() != Path(str(root)).resolve()
+        )
+        if elsewhere and own in ("folder", "npz"):  # of others, root is where they were put
+            return self.run.path / name / Path(str(self.chosen.root)).stem
+        return self.run.path / name
 
     def data(
         self, kind: type[ContrastiveDataModule] = ContrastiveDataModule, **arguments: Any
@@ -151,6 +159,6 @@ def _home(checkpoint: Path) -> RunDirectory | None:
     return None
 
 
-def _dataset(config: Path) -> str | None:
-    name = (read_config(config).get("data") or {}).get("dataset")
-    return None if name is None else str(name)
+def _of_data(config: Path, key: str) -> str | None:
+    value = (read_config(config).get("data") or {}).get(key)
+    return None if value is None else str(value)

@@ -14,7 +14,7 @@ from simclr_pl.batch import UNLABELLED
 from simclr_pl.data.datamodule import ContrastiveDataModule, Split
 from simclr_pl.errors import UserError
 from simclr_pl.evaluate.features import Features, accelerator, in_eval_mode
-from simclr_pl.model.checkpoint import KEY, fit_weights, read_checkpoint
+from simclr_pl.model.checkpoint import KEY, fit_weights, load_backbone, read_checkpoint
 from simclr_pl.model.simclr import SimCLR
 from simclr_pl.randomness import epoch_order
 from simclr_pl.run.directory import RunDirectory
@@ -137,11 +137,11 @@ def candidates(labels: Tensor) -> Tensor:
     return known if len(known) else torch.arange(len(labels))
 
 
-def _model(checkpoint: dict[str, Any], path: Path) -> SimCLR:
+def _model(checkpoint: dict[str, Any], path: Path) -> nn.Module:
     """Encoder and projector, built from what has been read: a running run may write anew."""
     hparams = checkpoint.get("hyper_parameters")
-    if not hparams:
-        raise UserError(f"{path} is an encoder without a projector: give a checkpoint of a run")
+    if not hparams:  # fine-tuned: what was the projector's part is no projector any more
+        return load_backbone(checkpoint, str(path)).encoder
     model = SimCLR(**{k: v for k, v in hparams.items() if not k.startswith("_")})
     model.on_load_checkpoint(checkpoint)
     fit_weights(model, checkpoint["state_dict"], str(path))

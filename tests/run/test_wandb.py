@@ -378,7 +378,7 @@ EVALUATIONS: dict[str, tuple[tuple[object, ...], set[str]]] = {
         ("--seeds", 0, 1, "--epochs", 1, "--learning_rates", 1.0, "--weight_decays", 0),
         {f"linear/test_top{k}{end}" for k in (1, 5) for end in ("", "_std")},
     ),
-    "knn": (("--split", "val"), {"knn/val_top1", "knn/val_top5"}),
+    "knn": (("--split", "val"), {"knn_chosen/val_top1", "knn_chosen/val_top5"}),
     "compare": (("--draws", 2), {"logistic/val_top1"}),
     "validate": ((), {"val/loss", "probe/val_top1", "probe/val_top5"}),
     "test": ((), {"test/loss", "probe/test_top1", "probe/test_top5"}),
@@ -430,5 +430,5 @@ def test_another_data_set_s_numbers_say_which_it_is(finished: Path, tmp_path: Pa
     finally:
         wandb.teardown()
     assert {name for name in summary(part) if name.startswith("npz/")} == {
-        "npz/knn/val_top1", "npz/knn/val_top5",
+        "npz/knn_chosen/val_top1", "npz/knn_chosen/val_top5",
     }  # fmt: skip

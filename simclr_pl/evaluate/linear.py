@@ -6,7 +6,10 @@ The head is chosen on a tenth of the training split that is kept out for that; t
 again on all of it. What is scored takes no part in any choice.
 
 Features are standardised by the training split's mean and standard deviation: still a linear
-classifier, and one grid serves any encoder.
+classifier, and one grid serves any encoder. Each step is divided by the features' variance along
+their principal directions (a diagonal preconditioner): the objective stays logistic regression with
+L2 decay, and features of which a few directions hold nearly all variance converge as well. Without
+it the features of an untrained ResNet came out 1.5 points below scikit-learn's solution.
 
 Source: Chen et al. 2020, appendix B.6 (SGD with Nesterov momentum, no augmentation where
 features are kept).
@@ -31,10 +34,16 @@ from simclr_pl.evaluate.scoring import (
 )
 from simclr_pl.randomness import epoch_order
 
-LEARNING_RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""For a batch of 256; features have unit variance."""
+LEARNING_RATES = (0.03, 0.1, 0.3, 1.0)
+"""For a batch of 256, in steps that would reach a minimum of known curvature at 1."""
 
-WEIGHT_DECAYS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
+WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+
+FLOOR = 1e-3
+"""Share of the largest variance below which a direction's steps grow no more."""
+
+PART = 8192
+"""Rows that are standardised at a time."""
 
 SCORES_AT_A_TIME = 4_000_000
 """Logits that exist at a time when a grid is judged: 16 MiB of float32."""
@@ -191,6 +200,10 @@ def train_heads(
     epochs, steps = recipe.plan(len(labels))
     pairs = torch.tensor(grid, dtype=features.dtype, device=features.device)
     rate, decay = pairs[:, 0] * min(recipe.batch_size, len(labels)) / 256, pairs[:, 1]
+    directions, variance = principal_directions(features, mean, std)
+    # What the curvature is like along each direction, for each head.
+    curvature = variance[:, None, None] + FLOOR * variance.max() + decay
+    curvature.clamp_min_(1e-6)  # of a collapsed encoder nothing varies at all
     weight = features.new_zeros(features.shape[1], classes, len(grid))
     bias = features.new_zeros(classes, len(grid))
     moving = [torch.zeros_like(weight), torch.zeros_like(bias)]
@@ -198,20 +211,30 @@ def train_heads(
         features = source(epoch) if epoch else features
         order = epoch_order(recipe.seed, epoch, len(labels)).to(features.device)
         for step, rows in enumerate(order.tensor_split(steps)):
-            x, y = (features[rows] - mean) / std, labels[rows]
+            x, y = ((features[rows] - mean) / std) @ directions, labels[rows]
             logits = (x @ weight.flatten(1)).view(len(x), *bias.shape) + bias
             # The gradient of cross-entropy: what is predicted, less what is there.
             error = logits.softmax(1)
             error[torch.arange(len(x), device=x.device), y] -= 1
             error /= len(x)
             slope = (x.T @ error.flatten(1)).view_as(weight).addcmul_(decay, weight)
+            slope /= curvature
             now = rate * _cosine((epoch * steps + step) / (epochs * steps))
             for value, velocity, gradient in zip(
                 (weight, bias), moving, (slope, error.sum(0)), strict=True
             ):
                 velocity.mul_(recipe.momentum).add_(gradient)
                 value.sub_(now * gradient.add_(velocity, alpha=recipe.momentum))
-    return Heads(weight, bias, mean, std)
+    return Heads((directions @ weight.flatten(1)).view_as(weight), bias, mean, std)
+
+
+def principal_directions(features: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Of standardised features: orthonormal columns `[D, D]`, and the variance along each `[D]`."""
+    total = sum(((part - mean) / std).T @ ((part - mean) / std) for part in features.split(PART))
+    assert isinstance(total, Tensor)
+    # On the CPU in float64: not every accelerator has it.
+    variance, directions = torch.linalg.eigh(total.cpu().double() / len(features))
+    return directions.to(features), variance.clamp_min(0).to(features)
 
 
 def judge(heads: Heads, rows: Rows) -> tuple[Tensor, Tensor]:

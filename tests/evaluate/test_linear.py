@@ -88,29 +88,55 @@ def test_heads_of_a_grid_are_those_trained_alone() -> None:
 
 
 def test_a_head_follows_pytorch_s_nesterov_sgd() -> None:
-    """Steps, momentum, decay (not of the bias) and cosine, against torch.optim."""
+    """Steps, momentum, decay (not of the bias) and cosine, against torch.optim.
+
+    Steps divided by the curvature are steps of weights in units of its square root, taken by a
+    module that sees features along their principal directions, in the same units.
+    """
     rows = blobs(64, 0)
     recipe = Recipe(epochs=7, steps=1, batch_size=16)
     heads = train_heads(lambda _: rows.features, rows.labels, 3, [(0.5, 0.01)], recipe)
     std, mean = torch.std_mean(rows.features, 0, correction=0)
     std[-1] = torch.inf
+    x = (rows.features - mean) / std
+    variance, directions = torch.linalg.eigh(torch.cov(x.T, correction=0))
+    unit = (variance + 1e-3 * variance.max() + 0.01).sqrt()
     module = torch.nn.Linear(6, 3)
     for parameter in module.parameters():
         torch.nn.init.zeros_(parameter)
-    groups = [{"params": [module.weight], "weight_decay": 0.01}, {"params": [module.bias]}]
     peak = 0.5 * 16 / 256
-    sgd = torch.optim.SGD(groups, lr=peak, momentum=0.9, nesterov=True)
+    sgd = torch.optim.SGD(module.parameters(), lr=peak, momentum=0.9, nesterov=True)
     for step in range(28):
         order = linear.epoch_order(0, step // 4, 64)[16 * (step % 4) : 16 * (step % 4) + 16]
         for group in sgd.param_groups:
             group["lr"] = peak * 0.5 * (1 + np.cos(np.pi * step / 28))
-        logits = module((rows.features[order] - mean) / std)
+        logits = module(x[order] @ directions / unit)
         loss = torch.nn.functional.cross_entropy(logits, rows.labels[order])
+        loss = loss + 0.01 / 2 * (module.weight / unit).square().sum()
         sgd.zero_grad()
         loss.backward()
         sgd.step()
-    torch.testing.assert_close(heads.weight[:, :, 0].T, module.weight.detach())
+    weight = module.weight.detach() / unit @ directions.T
+    torch.testing.assert_close(heads.weight[:, :, 0].T, weight)
     torch.testing.assert_close(heads.bias[:, 0], module.bias.detach())
+
+
+def test_features_that_hardly_vary_along_most_directions_are_learned() -> None:
+    """Two classes that differ along the faintest of 30 correlated features' directions."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(2000) % 2
+    hidden = torch.randn(2000, 30, generator=generator)
+    hidden[:, -1] = 2.0 * labels - 1 + 0.3 * hidden[:, -1]
+    mixing = torch.linalg.qr(torch.randn(30, 30, generator=generator)).Q
+    features = hidden * torch.logspace(0, -2, 30) @ mixing
+    rows = Rows(features, labels)
+    assert evaluate(rows.at(torch.arange(1000)), rows.at(torch.arange(1000, 2000))).top1 > 0.99
+
+
+def test_a_collapsed_encoder_s_heads_say_what_is_most_frequent() -> None:
+    labels = torch.arange(100) % 4 // 3
+    rows = Rows(torch.ones(100, 5), labels)
+    assert evaluate(rows, rows, classes=2).top1 == 0.75
 
 
 def test_small_sets_get_more_epochs() -> None:
@@ -187,19 +213,19 @@ def test_a_score_that_is_not_finite_is_never_right() -> None:
 
 @pytest.mark.parametrize("decays", [(0.0, 1e4), (1e4, 0.0)])
 def test_heads_that_diverge_are_never_chosen(decays: tuple[float, ...]) -> None:
-    recipe = QUICK._replace(learning_rates=(0.1, 1.0), weight_decays=decays)
+    recipe = QUICK._replace(learning_rates=(0.1, 100.0), weight_decays=decays)
     train, test = blobs(600, 0, apart=3), blobs(300, 1, apart=3)
     heads = train_heads(lambda _: train.features, train.labels, 3, recipe.grid, recipe)
     finite = heads.weight.isfinite().all(0).all(0).tolist()
-    assert finite == [decay == 0 for _, decay in recipe.grid]
+    assert finite == [pair != (100.0, 1e4) for pair in recipe.grid]
     score = evaluate(train, test, recipe)
     assert score.chosen["weight_decay"] == 0
     assert score.top1 > 0.9
 
 
 def test_a_grid_of_which_all_diverge_is_a_sentence() -> None:
-    recipe = QUICK._replace(learning_rates=(1.0,), weight_decays=(1e4,))
-    with pytest.raises(UserError, match="every head diverged, at learning rates from 1: give"):
+    recipe = QUICK._replace(learning_rates=(100.0,), weight_decays=(1e4,))
+    with pytest.raises(UserError, match="every head diverged, at learning rates from 100: give"):
         evaluate(blobs(90, 0), blobs(90, 1), recipe)
 
 
@@ -285,8 +311,9 @@ def test_both_solvers_agree_on_fashion_mnist_to_a_third_of_a_point() -> None:
     data.setup()
     train, test = _pixels(data)
     train = train.at(torch.arange(5000))
-    ours = evaluate(train, test, Recipe(), classes=10)
-    theirs = evaluate_logistic(train, test, 10, 0, strengths=(3e-3, 1e-2))
+    # Of the same strength: on 500 images alone two choices would differ by more.
+    ours = evaluate(train, test, Recipe(weight_decays=(0.02,)), classes=10)
+    theirs = evaluate_logistic(train, test, 10, 0, strengths=(1 / (0.02 * 5000),))
     assert ours.top1 == pytest.approx(theirs.top1, abs=0.003)
     assert ours.top1 > 0.8
 
@@ -328,16 +355,7 @@ def scikit_learn(train: Rows, test: Rows, seed: int) -> float:
 @pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    "features",
-    [
-        of_pixels,
-        pytest.param(
-            of_an_untrained_encoder,
-            marks=pytest.mark.xfail(strict=True, reason="1.5 points below scikit-learn's"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("features", [of_pixels, of_an_untrained_encoder])
 def test_the_protocol_agrees_with_scikit_learn_s_to_a_third_of_a_point(
     features: Callable[[ContrastiveDataModule], tuple[Rows, Rows]],
 ) -> None:

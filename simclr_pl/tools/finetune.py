@@ -234,8 +234,7 @@ class _Job:
 
     def _trainer(self, session: Session, epochs: int) -> L.Trainer:
         choice = asdict(self.choice)
-        # As often as makes ten validations or a few more, the last epoch's among them.
-        often = next(n for n in range(max(1, epochs // 10), 0, -1) if epochs % n == 0)
+        often = max(1, epochs // 10)  # ten validations, or a few more
         callbacks = [
             StopOnNaN("lower --learning_rate"), Throughput(), session.callback(),
             SaveCheckpoint(often),

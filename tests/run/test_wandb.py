@@ -3,15 +3,13 @@
 import json
 import os
 import pty
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import wandb
 from commands import QUICK, environment, finish, rows, run, start
+from offline import history, recipe, records
 
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.wandb import build_logger, logged_in, resolve_mode
@@ -79,28 +77,10 @@ def test_wandb_mode_decides_where_nothing_was_asked_for(
 # Runs ---------------------------------------------------------------------------------------------
 
 
-def records(directory: Path) -> list[list[dict[str, Any]]]:
-    """Everything in each of a directory's offline runs, read by W&B's own program."""
-    program = Path(sys.executable).with_name("wandb")
-    found = []
-    for file in sorted(directory.glob("wandb/offline-run-*/run-*.wandb")):
-        command = [program, "leet", "inspect", "--json", file]
-        answer = subprocess.run(
-            command, env=environment(), capture_output=True, text=True, timeout=60, check=True
-        )
-        found.append([json.loads(line) for line in answer.stdout.splitlines()])
-    return found
-
-
-def history(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The logged rows of a run."""
-    return [record["history"]["item"] for record in found if record["type"] == "history"]
-
-
 def auto(directory: Path, *args: object) -> tuple[object, ...]:
     """A run that was told nothing about W&B."""
-    recipe = QUICK[: QUICK.index("--wandb")]
-    return ("fit", *recipe, "--run_dir", directory, *args)
+    known = QUICK[: QUICK.index("--wandb")]
+    return ("fit", *known, "--run_dir", directory, *args)
 
 
 def test_a_logger_keeps_its_run_and_its_id_in_the_run_directory(tmp_path: Path) -> None:
@@ -234,11 +214,7 @@ def test_a_resumed_run_is_the_same_run(resumed: tuple[Path, str, str]) -> None:
 
 def test_the_offline_run_holds_the_recipe(resumed: tuple[Path, str, str]) -> None:
     first, _ = records(resumed[0])
-    config: dict[str, Any] = {}
-    for record in first:
-        if record["type"] == "config":
-            config |= record["config"].get("update", {})
-    assert "temperature" in json.dumps(config)
+    assert "temperature" in json.dumps(recipe(first))
 
 
 def test_a_run_that_was_told_off_writes_nothing_of_it(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def literal(
         logits = network["head"](network["projector"](network["encoder"](images)))
         likelihood = logits.softmax(1)[torch.arange(batch), train.labels[index]]
         loss = -likelihood.log().sum() / batch
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         rate = 0.3 * batch / 256 * 0.5 * (1 + math.cos(math.pi * step / (epochs * steps)))
         for p, v, g in zip(weights, velocity, torch.autograd.grad(loss, weights), strict=True):
             with torch.no_grad():

@@ -364,7 +364,7 @@ def assert_same_end(one: Path, other: Path, name: str = "finetune-0.1", seed: in
     for key in ("top1", "top5", "labels", "epochs"):
         assert scores[0][key] == scores[1][key]
     # It says something: the head has left zero, and the network has learnt.
-    assert scores[0]["top1"] > 0.2
+    assert scores[0]["top1"] > 0.15
     assert curve(a)[-1] < curve(a)[0]
 
 
@@ -387,7 +387,7 @@ def test_one_command_starts_two_devices_for_one_seed_after_the_other(
     more = (*DOUBLE, "--from_projector_layer", 1, "--seeds", 0, 1)
     finetune("--run_dir", tmp_path / "1", *more, "--trainer.devices", 1)
     command = ("finetune", *FAST, *more, "--run_dir", tmp_path / "2", "--trainer.devices", 2)
-    outcome = finish(start(*command))
+    outcome = finish(start(*command), timeout=240)
     assert (outcome.code, outcome.err) == (0, ""), outcome
     assert outcome.out.count("seed 1: top1") == 1  # rank 0 alone speaks
     for seed in (0, 1):

@@ -34,3 +34,12 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
         if record["type"] == "summary":
             whole |= record["summary"].get("update", {})
     return {name: value for name, value in whole.items() if not name.startswith("_")}
+
+
+def recipe(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The configuration that a run was given."""
+    config: dict[str, Any] = {}
+    for record in found:
+        if record["type"] == "config":
+            config |= record["config"].get("update", {})
+    return config

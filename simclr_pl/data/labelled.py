@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from simclr_pl.batch import Batch, LabelledImages
-from simclr_pl.data.datamodule import ContrastiveDataModule
-from simclr_pl.data.loaders import EvaluationLoader
+from simclr_pl.batch import UNLABELLED, Batch, LabelledImages
+from simclr_pl.data.datamodule import ContrastiveDataModule, Split
+from simclr_pl.data.loaders import EvaluationLoader, TrainLoader
 from simclr_pl.data.splits import draw_fraction
+from simclr_pl.errors import UserError
 
 
 class LabelledDataModule(ContrastiveDataModule):
@@ -37,7 +38,9 @@ class LabelledDataModule(ContrastiveDataModule):
         train = self.splits.train
         chosen = draw_fraction(train.labels, self.label_fraction, self.seed)
         self.splits = self.splits._replace(train=self._wire(train.select(chosen)))
-        self.batch_size = len(chosen) // -(-len(chosen) // self.batch_size)
+        self._most = self.batch_size
+        # One image alone has no statistics that batch norm could use.
+        self.batch_size = max(2, len(chosen) // -(-len(chosen) // self.batch_size))
 
     @property
     def labels(self) -> int:
@@ -49,12 +52,25 @@ class LabelledDataModule(ContrastiveDataModule):
         """How many batches an epoch has."""
         return self.labels // self.batch_size
 
+    def check_scored(self, split: Split) -> None:
+        """Whether a split can be scored, before anything is trained.
+
+        Raises:
+            UserError: there is no such split, or it has no labels.
+        """
+        self.evaluation_loader(split, "clean")  # says so where there is none
+        if bool((getattr(self.splits, split).labels == UNLABELLED).all()):
+            raise UserError(
+                f"the {split} split has no labels, which this evaluation needs: score another "
+                "split, or put its images into one folder a class"
+            )
+
     def arguments(self) -> dict[str, Any]:
         """What makes the same images again, as plain values: of `ContrastiveDataModule`."""
         return {
             "dataset": self.dataset,
             "root": self.root,
-            "batch_size": self.batch_size,
+            "batch_size": self._most,
             "image_size": self.image_size,
             **self._augmentation,
             "scale": list(self._augmentation["scale"]),
@@ -73,6 +89,17 @@ class LabelledDataModule(ContrastiveDataModule):
         else:
             images = self.make_clean(batch, views=False).clean
         return LabelledImages(images, batch.labels)
+
+    def train_dataloader(self) -> TrainLoader:
+        """Batches of the drawn images, in each epoch's order."""
+        _, world = self._ranks()
+        if self.batch_size < 2 * world:
+            raise UserError(
+                f"a batch has {self.batch_size} of {self.labels} labelled images, too few for "
+                f"{world} devices, which need 2 each: use fewer devices, or give a larger "
+                "batch_size or label_fraction"
+            )
+        return super().train_dataloader()
 
     def val_dataloader(self) -> EvaluationLoader:
         """Clean images of the validation split."""

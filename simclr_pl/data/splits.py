@@ -69,9 +69,10 @@ def draw_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
     known = (labels != UNLABELLED).nonzero()[:, 0]
     members = _of_each_class(labels, known[epoch_order(seed, -2, len(known))])
     if len(members) < 2:
+        found = "labels of 1 class alone" if members else "no labels"
         raise UserError(
-            f"the train split has labels of {len(members)} classes, and a classifier needs at "
-            "least 2: put the images into one folder a class"
+            f"the train split has {found}, and a classifier needs at least 2 classes: "
+            "put the images into one folder a class"
         )
     counts = {label: round(len(of) * fraction) for label, of in members.items()}
     scarce = min(members, key=lambda label: len(members[label]))

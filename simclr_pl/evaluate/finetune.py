@@ -150,15 +150,19 @@ class FineTuning(L.LightningModule):
         self._log_accuracies("test")
 
     def _log_accuracies(self, split: str) -> None:
-        images, top1, top5 = sum_over_ranks(self._counts).tolist()
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        images, *right = sum_over_ranks(self._counts).tolist()
+        if not images and fitting:
+            return  # a curve less; it may be another split that is to be scored
         if not images:
             raise UserError(
                 f"the {split} split has no labels, which this evaluation needs: score another "
                 "split, or put its images into one folder a class"
             )
-        self.accuracies = (top1 / images, top5 / images)
-        if self.trainer.state.fn != TrainerFn.FITTING:  # after the last epoch, not in one more
-            self.log("epoch", float(self.trainer.current_epoch - 1))
-        for name, value in zip(("top1", "top5"), self.accuracies, strict=True):
-            # The same on every rank; Lightning would rather see it for itself.
-            self.log(f"finetune/{split}_{name}", value, sync_dist=self.trainer.world_size > 1)
+        top1, top5 = (number / images for number in right)
+        self.accuracies = (top1, top5)
+        numbers = {f"finetune/{split}_top1": top1, f"finetune/{split}_top5": top5}
+        if not fitting:  # after the last epoch, not in one more
+            numbers["epoch"] = float(self.trainer.current_epoch - 1)
+        # The same on every rank; Lightning would rather see it for itself.
+        self.log_dict(numbers, sync_dist=self.trainer.world_size > 1)

@@ -122,15 +122,14 @@ def load_backbone(
         encoder, width, _ = build_encoder(EncoderSpec(**checkpoint[KEY]["encoder"]))
         projector = _projector(checkpoint, source, width, projector_layers)
     if fresh is None:
-        trained = _below("encoder.", checkpoint)
-        if not all(bool(w.isfinite().all()) for w in trained.values()):
-            raise UserError(
-                f"{source} has weights that are not finite (NaN or infinity): use an earlier one"
-            )
-        fit_weights(encoder, trained, source)
+        fit_weights(encoder, _below("encoder.", checkpoint), source)
         if projector_layers:
             fit_weights(projector, _below("projector.", checkpoint), source)
     kept = projector[:projector_layers]
+    if not all(_is_finite(part) for part in (encoder, kept)):
+        raise UserError(
+            f"{source} has weights that are not finite (NaN or infinity): use an earlier one"
+        )
     if projector_layers:
         width = len(kept[-1].get_parameter("0.weight"))
     return Backbone(encoder, kept, width)
@@ -142,13 +141,22 @@ def _projector(checkpoint: dict[str, Any], source: str, width: int, wanted: int)
         return nn.Sequential()
     hparams = checkpoint.get("hyper_parameters") or {}
     names = ("projector_layers", "projector_hidden", "projection_dim")
-    layers = hparams.get("projector_layers", 0)
+    if not all(name in hparams for name in names):
+        raise UserError(
+            f"from_projector_layer is {wanted}, but {source} holds no projection head: "
+            "give the training checkpoint of a pretraining, or 0 for the encoder alone"
+        )
+    layers = hparams["projector_layers"]
     if not 0 < wanted <= layers:
         raise UserError(
             f"from_projector_layer is {wanted}, but the projection head in {source} has {layers} "
-            "layers: give one of them, or 0 for the encoder alone"
+            f"layers: give 1 to {layers}, or 0 for the encoder alone"
         )
     return build_projector(width, *(hparams[name] for name in names))
+
+
+def _is_finite(module: nn.Module) -> bool:
+    return all(bool(weight.isfinite().all()) for weight in module.state_dict().values())
 
 
 def _below(prefix: str, checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def call(function: Callable[..., Any], args: list[str], several: str | None = No
         args: the command's name and its options.
         several: a parameter that takes words without a name, any number of them.
     """
-    parser = _Parser(prog=f"python -m simclr_pl {args[0]}", description=function.__doc__)
+    parser = _Parser(prog=f"python -m simclr_pl {args[0]}", allow_abbrev=False)
     parser.description = (function.__doc__ or "").split("\n\nArgs:")[0].split("\n    Args:")[0]
     # Keyword-only parameters: every one is an option.
     skip: set[str | int] = set() if several is None else {several}

@@ -44,6 +44,18 @@ class RunDirectory:
         """Whether a run has written here."""
         return self.config.exists() or self.metrics.exists() or self.last_checkpoint.exists()
 
+    def check_free(self, *, resume: bool) -> None:
+        """Whether a run may have the directory; rank 0 alone asks, before it writes anything.
+
+        Raises:
+            UserError: it holds a run, and `resume` wasn't asked for.
+        """
+        if is_rank_zero() and self.holds_run and not resume:
+            raise UserError(
+                f"{self.path} already holds a run: add --resume to continue it, "
+                f"or give another {self.option}"
+            )
+
     def claim(self, *, resume: bool) -> None:
         """Makes the directory this run's own; rank 0 alone does so.
 
@@ -52,11 +64,7 @@ class RunDirectory:
         """
         if not is_rank_zero():
             return
-        if self.holds_run and not resume:
-            raise UserError(
-                f"{self.path} already holds a run: add --resume to continue it, "
-                f"or give another {self.option}"
-            )
+        self.check_free(resume=resume)
         self._new_folders = [p for p in (self.path, *self.path.parents) if not p.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -86,11 +86,11 @@ class Session:
                 f"of this recipe; a larger {self.longer} goes on\n"
             )
 
-    def end(self) -> None:
+    def end(self, *, failed: bool = False) -> None:
         """Closes the run of Weights & Biases: the next training of this process has its own."""
         experiment = getattr(sys.modules.get("wandb"), "run", None)
         if experiment is not None:
-            experiment.finish()
+            experiment.finish(exit_code=int(failed))
 
     def discard(self) -> None:
         """Leaves nothing behind of a training that never reached its first step."""
@@ -114,4 +114,6 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # Steps are counted over epochs: short epochs are logged all the same.
     warnings.filterwarnings("ignore", message="The number of training batches")
+    # A network that is left as it is, on purpose.
+    warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
     os.environ.setdefault("TQDM_MININTERVAL", "0.5")

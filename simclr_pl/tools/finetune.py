@@ -72,6 +72,11 @@ class _Recipe:
         )
 
     @property
+    def fields(self) -> dict[str, Any]:
+        """As plain values, but for the epochs: how many they come to depends on the data."""
+        return {name: value for name, value in asdict(self).items() if name != "epochs"}
+
+    @property
     def protocol(self) -> str:
         """Its name, as in `finetune-projector1-0.01`."""
         parts = ["supervised" if self.from_scratch else "finetune"]
@@ -163,7 +168,9 @@ def finetune(
     job = _Job(pretrained, recipe, split, trainer, wandb, folder, resume)
     start = "from fresh weights" if from_scratch else "from pretrained weights"
     chosen = [pretrained.seed] if seeds is None else seeds
-    fields = asdict(recipe) | {"epoch": 0 if from_scratch else pretrained.epoch}
+    for seed in chosen:
+        job.run(seed).check_free(resume=resume)
+    fields = recipe.fields | {"epoch": 0 if from_scratch else pretrained.epoch}
     return report(pretrained, recipe.protocol, split, chosen, job.evaluate, start, wandb, **fields)
 
 
@@ -179,31 +186,50 @@ class _Job:
     folder: Path
     resume: bool
 
+    def run(self, seed: int) -> RunDirectory:
+        """Where the training with a seed goes."""
+        return RunDirectory(self.folder / f"{self.recipe.protocol}-seed{seed}", "--out")
+
     def evaluate(self, seed: int) -> Score:
         """Trains, and scores the network of the last epoch."""
-        recipe, data = self.recipe, self._data(seed)
-        epochs = recipe.epochs or max(EPOCHS, -(-STEPS // data.steps))
-        run = RunDirectory(self.folder / f"{recipe.protocol}-seed{seed}", "--out")
-        session = Session(run, "--resume", "--epochs")
+        data = self._data(seed)
+        data.check_scored(self.split)
+        # A multiple of ten: of its ten validations the last one is the last epoch's.
+        epochs = self.recipe.epochs or max(EPOCHS, 10 * -(-STEPS // (10 * data.steps)))
+        session = Session(self.run(seed), "--resume", "--epochs")
         config = self._config(seed, epochs, data)
         session.claim(config, resume=self.resume)
         try:
-            model = self._model(seed, data)
-            trainer = self._trainer(session, epochs)
-            trainer.print(
-                f"{run.path}: {data.labels} labelled images, {epochs} epochs of {data.steps} x "
-                f"{data.batch_size} images"
-            )
-            if is_rank_zero():
-                save_config(run, config)
-            session.train(trainer, model, data)
+            top1, top5 = self._train(session, config, seed, data, epochs)
         except BaseException:
+            session.end(failed=True)
             session.discard()
             raise
+        session.end()
+        return Score(top1, top5, {"labels": data.labels, "epochs": epochs})
+
+    def _train(
+        self,
+        session: Session,
+        config: dict[str, Any],
+        seed: int,
+        data: LabelledDataModule,
+        epochs: int,
+    ) -> tuple[float, float]:
+        model = self._model(seed, data)
+        trainer = self._trainer(session, epochs)
+        trainer.print(
+            f"{session.run.path}: {data.labels} labelled images, {epochs} epochs of {data.steps} x "
+            f"{data.batch_size} images"
+        )
+        if is_rank_zero():
+            save_config(session.run, config)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(config)
+        session.train(trainer, model, data)
         score = trainer.validate if self.split == "val" else trainer.test
         score(model, data, verbose=False)
-        session.end()
-        return Score(*model.accuracies, {"labels": data.labels, "epochs": epochs})
+        return model.accuracies
 
     def _data(self, seed: int) -> LabelledDataModule:
         data = self.pretrained.data(
@@ -256,13 +282,14 @@ class _Job:
 
     def _config(self, seed: int, epochs: int, data: LabelledDataModule) -> dict[str, Any]:
         """What the run's config.yaml holds."""
-        recipe = asdict(self.recipe)
-        del recipe["epochs"]
         return {
             "seed_everything": seed,
-            "checkpoint": str(self.pretrained.checkpoint.absolute()),
+            # What is in it decides, not where it lies: `checkpoint.` is free to change in a resume.
+            "checkpoint": {"path": str(self.pretrained.checkpoint.absolute())},
             "checkpoint_sha256": sha256(self.pretrained.checkpoint),
-            **recipe,
+            **self.recipe.fields,
+            "labels": data.labels,
+            "classes": data.num_classes,
             "data": data.arguments(),
             "trainer": {**asdict(self.choice), "max_epochs": epochs},
             "wandb": self.wandb,

@@ -1,5 +1,6 @@
 """What commands that evaluate share: a checkpoint, its run, and data as it was trained on."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,13 +143,16 @@ def find_pretrained(
 
 
 def check_seeds(seeds: list[int] | None) -> None:
-    """`--seeds` without a number behind it.
+    """`--seeds` without a number behind it, or with one twice.
 
     Raises:
-        UserError: an empty list.
+        UserError: an empty list; a seed that would count twice in mean and spread.
     """
     if seeds is not None and not seeds:
         raise UserError("seeds is empty: give one or more, as in --seeds 0 1 2, or leave it out")
+    twice = [seed for seed, count in Counter(seeds).items() if count > 1]
+    if twice:
+        raise UserError(f"seeds has {twice[0]} twice: give each number once")
 
 
 def _home(checkpoint: Path) -> RunDirectory | None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import wandb
 from commands import QUICK, environment, finish, rows, run, start
-from offline import history, records, summary
+from offline import history, recipe, records, summary
 from wandb_server import wandb_server
 
 from simclr_pl.run.directory import RunDirectory
@@ -85,8 +85,8 @@ def test_wandb_mode_decides_where_nothing_was_asked_for(
 
 def auto(directory: Path, *args: object) -> tuple[object, ...]:
     """A run that was told nothing about W&B."""
-    recipe = QUICK[: QUICK.index("--wandb")]
-    return ("fit", *recipe, "--run_dir", directory, *args)
+    known = QUICK[: QUICK.index("--wandb")]
+    return ("fit", *known, "--run_dir", directory, *args)
 
 
 def test_a_logger_keeps_its_run_and_its_id_in_the_run_directory(tmp_path: Path) -> None:
@@ -217,11 +217,7 @@ def test_a_resumed_run_is_the_same_run(resumed: tuple[Path, str, str]) -> None:
 
 def test_the_offline_run_holds_the_recipe(resumed: tuple[Path, str, str]) -> None:
     first, _ = records(resumed[0])
-    config: dict[str, Any] = {}
-    for record in first:
-        if record["type"] == "config":
-            config |= record["config"].get("update", {})
-    assert "temperature" in json.dumps(config)
+    assert "temperature" in json.dumps(recipe(first))
 
 
 def test_a_run_that_was_told_off_writes_nothing_of_it(tmp_path: Path) -> None:

@@ -55,7 +55,9 @@ def result(run: Path, protocol: str, seed: int) -> dict[str, Any]:
 
 
 def pretrain(run: Path, seed: int) -> None:
-    """The shipped recipe, with another seed."""
+    """The shipped recipe, with another seed, unless that is done."""
+    if (run / "results").is_dir():
+        return
     recipe = ["--config", str(CONFIG), "--seed_everything", str(seed), "--wandb", "off"]
     subprocess.run([*SIMCLR, "fit", *recipe, "--run_dir", str(run), "--resume"], check=True)
 

@@ -57,11 +57,10 @@ TOPICS: dict[str, dict[str, str]] = {
     "share of time waiting for data": {"speed/data_wait": "0 is none"},
 }
 
-FROM_ZERO = (
-    "standard deviation (0: collapse)",
-    "images a second",
-    "share of time waiting for data",
-)
+SHARES = (*TOP1, "share of time waiting for data")
+"""From 0 to 1, and drawn so."""
+
+FROM_ZERO = ("standard deviation (0: collapse)", "images a second")
 """Here it matters how far from nothing a line is, and small changes don't."""
 
 CHANCE = "NT-Xent loss"
@@ -91,7 +90,7 @@ def draw_curves(run: Run) -> Figure:
             _level(axis, 0, "chance")
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("optimiser step", fontsize=9)
-        if title in TOP1:
+        if title in SHARES:
             axis.set_ylim(0, 1.02)
         elif title in FROM_ZERO:
             axis.set_ylim(0, 1.08 * max(axis.dataLim.ymax, 1e-12))

@@ -401,6 +401,18 @@ def test_broken_files_are_named(finished: Path, file: str, content: str, says: s
     assert Path(file).name in sentence
 
 
+def test_a_fine_tuned_run_is_drawn_but_for_projections(finished: Path) -> None:
+    quick = ("--label_fraction", "0.1", "--epochs", "3", "--trainer.accelerator", "cpu")
+    assert run("finetune", "--run_dir", finished, *quick, "--wandb", "off").code == 0
+    tuned = finished / "finetune" / "finetune-0.1-seed0"
+    outcome = run("report", tuned)
+    assert (outcome.code, outcome.err) == (0, "")
+    drawn = {path.stem for path in (tuned / "pictures").iterdir()}
+    assert drawn == {"curves", "views", "neighbours", "confusion", "map"}
+    page = (tuned / "report.html").read_text()
+    assert "finetune-0.1-seed0" in page
+
+
 def test_checkpoints_that_cannot_be_used_are_said_and_curves_go_without(finished: Path) -> None:
     path = finished / "checkpoints" / "last.ckpt"
     good = torch.load(path, weights_only=True)
@@ -410,8 +422,6 @@ def test_checkpoints_that_cannot_be_used_are_said_and_curves_go_without(finished
     assert "format 99" in sentence
     assert "--curves_only" in sentence
     assert run("report", finished, "--curves_only", "true").code == 0
-    torch.save({**good, "hyper_parameters": {}}, path)
-    assert "without a projector" in run("report", finished).sentence
     good["state_dict"] = {name: value * torch.nan for name, value in good["state_dict"].items()}
     torch.save(good, path)
     assert "not finite" in run("report", finished).sentence

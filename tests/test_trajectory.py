@@ -5,7 +5,6 @@ Batches of 128 over three devices are 42, 43 and 43 images: none of it needs equ
 
 import os
 import signal
-from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,12 @@ from commands import (
     same_weights,
     start,
 )
+from distances import far
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from ranks import ranks
 from recording import InterruptionError, Pass, passes
 from sklearn.datasets import load_digits
-from torch import Tensor
 
 pytestmark = [pytest.mark.ddp, pytest.mark.timeout(400)]
 
@@ -84,29 +83,6 @@ def break_off(directory: Path, *args: object) -> None:
 
 
 # Distances ----------------------------------------------------------------------------------------
-
-
-def tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a nested state, with where they were found."""
-    if isinstance(tree, Tensor):
-        yield name, tree
-    elif isinstance(tree, dict | list | tuple):
-        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-            yield from tensors(value, f"{name}/{key}")
-
-
-def far(a: Any, b: Any) -> float:
-    """The largest relative difference of a tensor of two states; their counters must be equal."""
-    one, other = dict(tensors(a)), dict(tensors(b))
-    assert one.keys() == other.keys()
-    differences = [0.0]
-    for name, value in one.items():
-        if value.is_floating_point():
-            away = (value.double() - other[name].double()).norm()
-            differences.append(float(away / value.double().norm().clamp(min=1e-12)))
-        else:
-            assert torch.equal(value, other[name]), name
-    return max(differences)
 
 
 def distance(a: Path, b: Path) -> float:

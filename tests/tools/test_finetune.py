@@ -9,7 +9,6 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,11 @@ from commands import (
     signal_when,
     start,
 )
+from distances import far
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from offline import history, recipe, records
 from PIL import Image
 from ranks import ranks
-from torch import Tensor
 
 from simclr_pl import ContrastiveDataModule, load_encoder
 from simclr_pl.data.labelled import LabelledDataModule
@@ -80,28 +79,16 @@ def weights(run_dir: Path) -> Path:
     return run_dir / "checkpoints" / "last.ckpt"
 
 
-def tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a nested state, with where they were found."""
-    if isinstance(tree, Tensor):
-        yield name, tree
-    elif isinstance(tree, dict | list | tuple):
-        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-            yield from tensors(value, f"{name}/{key}")
-
-
-def far(a: Path, b: Path) -> float:
+def distance(a: Path, b: Path) -> float:
     """The largest relative difference of two runs' weights, statistics and optimisers."""
-    states = [{k: checkpoint(p)[k] for k in ("state_dict", "optimizer_states")} for p in (a, b)]
-    one, other = (dict(tensors(state)) for state in states)
-    assert one.keys() == other.keys()
-    pairs = [(one[name].double(), other[name].double()) for name in one]
-    return max(float((x - y).norm() / x.norm().clamp(min=1e-12)) for x, y in pairs)
+    keys = ("state_dict", "optimizer_states")
+    return far(*([checkpoint(path)[key] for key in keys] for path in (a, b)))
 
 
 def assert_same_bits(a: Path, b: Path) -> None:
     """The same training in all that is written about it."""
     assert same_weights(checkpoint(a), checkpoint(b))
-    assert far(a, b) == 0
+    assert distance(a, b) == 0
     assert checkpoint(a)["lr_schedulers"] == checkpoint(b)["lr_schedulers"]
     assert cells(a) == cells(b)
 
@@ -356,7 +343,7 @@ def assert_same_end(one: Path, other: Path, name: str = "finetune-0.1", seed: in
     """The same training and the same accuracies, to float64's rounding."""
     a, b = (home(path, f"{name}-seed{seed}") for path in (one, other))
     assert checkpoint(a)["global_step"] == checkpoint(b)["global_step"] == STEPS
-    assert far(a, b) < 1e-9
+    assert distance(a, b) < 1e-9
     for row, twin in zip(rows(a), rows(b), strict=True):
         assert row.keys() == twin.keys()
         for key in row:

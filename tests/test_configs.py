@@ -135,6 +135,7 @@ def test_fashion_mnist_trains_an_epoch_through_its_recipe(tmp_path: Path) -> Non
         word for split in ("train", "val") for word in (f"--trainer.limit_{split}_batches", "2")
     ]
     data = ("--data.root", tmp_path / "data", "--trainer.max_epochs", "1")
+    data = (*data, "--trainer.check_val_every_n_epoch", "1")
     small = ("--trainer.log_every_n_steps", "1", "--data.image_size", "14")
     outcome = run("fit", *recipe, *data, *limits, *small, "--run_dir", tmp_path / "run")
     assert outcome.code == 0, outcome

@@ -14,7 +14,7 @@ from simclr_pl.model.checkpoint import read_checkpoint
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.recipe import check_same_recipe
-from simclr_pl.run.wandb import Mode, build_logger, resolve_mode
+from simclr_pl.run.wandb import PROJECT, Mode, build_logger, resolve_mode
 
 
 class Session:
@@ -49,7 +49,7 @@ class Session:
             self.resume_from = self.run.last_checkpoint
         self.run.claim(resume=resume)
 
-    def loggers(self, wandb: Mode, project: str = "simclr_pl") -> list[Logger]:
+    def loggers(self, wandb: Mode) -> list[Logger]:
         """`metrics.csv`, and Weights & Biases on rank 0 unless it is off."""
         step = None
         if self.resume_from is not None:
@@ -57,7 +57,7 @@ class Session:
         loggers: list[Logger] = [MetricsFile(self.run.metrics, step)]
         if is_rank_zero():
             name = f"{self.run.path.parent.name}/{self.run.path.name}"
-            logger = build_logger(resolve_mode(wandb), self.run, project, name)
+            logger = build_logger(resolve_mode(wandb), self.run, PROJECT, name)
             loggers += [] if logger is None else [logger]
         return loggers
 

@@ -20,7 +20,7 @@ from simclr_pl.model.checkpoint import fit_weights, read_checkpoint
 from simclr_pl.model.simclr import SimCLR
 from simclr_pl.run.arguments import OneSentence, read_config
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint, StopOnNaN
-from simclr_pl.run.directory import RunDirectory, choose_directory
+from simclr_pl.run.directory import RunDirectory, choose_directory, run_of
 from simclr_pl.run.progress import Progress
 from simclr_pl.run.recipe import portable, save_config
 from simclr_pl.run.results import write_result
@@ -202,8 +202,9 @@ class SimCLRCLI(LightningCLI):
         for name, value in fields.items():
             out(f"{split} {name}: {'no labels' if value is None else f'{value:.4f}'}\n")
         if self.run is not None:
+            home = run_of(checkpoint) or self.run
             path = write_result(
-                _home(checkpoint, self.run).results,
+                home.results,
                 protocol="probe",
                 split=split,
                 seed=self.model.seed,
@@ -214,7 +215,7 @@ class SimCLRCLI(LightningCLI):
             )
             out(f"(online probe on frozen features of {checkpoint}) written to {path}\n")
             asked = self.config[str(self.subcommand)].wandb
-            append_to_summary(_home(checkpoint, self.run), numbers, asked)
+            append_to_summary(home, numbers, asked)
 
     def predict(self, **kwargs: Any) -> None:
         """Writes features, labels and indices of `data.predict_split`."""
@@ -225,14 +226,8 @@ class SimCLRCLI(LightningCLI):
     def _features_path(self) -> Path:
         config = self.config[str(self.subcommand)]
         assert self.run is not None
-        folder = _home(Path(config.ckpt_path), self.run).path
+        folder = (run_of(Path(config.ckpt_path)) or self.run).path
         return folder / f"features-{config.data.predict_split}.npz"
-
-
-def _home(checkpoint: Path, chosen: RunDirectory) -> RunDirectory:
-    """The run a checkpoint belongs to, which is where its results go."""
-    folder = checkpoint.parent.parent
-    return RunDirectory(folder) if RunDirectory(folder).config.exists() else chosen
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -288,9 +283,8 @@ def _own_config(rest: list[str]) -> list[str]:
     """A run's checkpoint alone brings its run's configuration: no other would score that run."""
     if "--config" in rest or "-c" in rest or "--ckpt_path" not in rest[:-1]:
         return []
-    checkpoint = Path(rest[rest.index("--ckpt_path") + 1])
-    config = RunDirectory(checkpoint.parent.parent).config
-    return ["--config", str(config)] if config.is_file() else []
+    run = run_of(Path(rest[rest.index("--ckpt_path") + 1]))
+    return ["--config", str(run.config)] if run else []
 
 
 def run_cli(args: list[str]) -> None:
@@ -305,8 +299,11 @@ def run_cli(args: list[str]) -> None:
     quieten()
     args = _with_run(args)
     for flag, value in itertools.pairwise(args):
-        if flag in ("-c", "--config"):
-            read_config(Path(value))
+        if flag in ("-c", "--config") and "label_fraction" in read_config(Path(value)):
+            raise UserError(
+                f"{value} is of a fine-tuning, and {args[0]} is for pretraining: go on with "
+                "finetune --resume, or score its checkpoint with linear or knn"
+            )
     sys.argv = [sys.argv[0], *args]
     # A reference that outlives a constructor which raises.
     cli = SimCLRCLI.__new__(SimCLRCLI)

@@ -77,6 +77,10 @@ VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "images too small": (("--data.image_size", "2"), ("image_size is 2", "at least")),
     "no projector": (("--model.projector_layers", "0"), ("projector_layers is 0", "at least 1")),
+    "a word for a number or nothing": (
+        ("--model.projector_hidden", "wide"),
+        ("model.projector_hidden: expected one of int, null, got wide",),
+    ),
     "learning rate 0": (("--model.learning_rate", "0"), ("model.learning_rate is 0", "above 0")),
     "probe's learning rate 0": (("--probe.learning_rate", "0"), ("probe.learning_rate", "above 0")),
     "LARS turned off": (

@@ -130,6 +130,13 @@ def _plain(message: str, known: list[str]) -> str:
     text = re.sub(r"Expected an? <class '(\w+)'>\. Got value: ", r"expected \1, got ", text)
     text = re.sub(r"Expected a typing\.Literal\[(.*?)\]\. Got value: ", r"expected \1, got ", text)
     text = re.sub(r"the following arguments are required: (\w+).*", r"--\1 is required", text)
+    union = re.search(
+        r"Does not validate .*? Subtypes: \[(.*)\] Errors: .* Given value: (.*)", text
+    )
+    if union:
+        kinds = re.sub(r"<class '(\w+)'>|typing\.Literal\[(.*?)\]", r"\1\2", union[1])
+        kinds = kinds.replace("NoneType", "null")
+        text = f"{text[: union.start()]}expected one of {kinds}, got {union[2]}"
     unknown = "nrecogni", "not expected", "does not exist", "not accept option"
     misspelt = re.search(
         r"(?:[Uu]nrecogni[sz]ed arguments: --|[Kk]ey '?|key \"|option ')([\w.]+)", text

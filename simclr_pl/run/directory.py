@@ -91,6 +91,13 @@ class RunDirectory:
                 break
 
 
+def run_of(checkpoint: Path) -> RunDirectory | None:
+    """The run that a checkpoint lies in: in its folder for checkpoints, or beside config.yaml."""
+    folder = checkpoint.absolute().parent
+    found = (RunDirectory(place) for place in (folder.parent, folder))
+    return next((run for run in found if run.config.is_file()), None)
+
+
 def choose_directory(wanted: str | None, config_name: str) -> RunDirectory:
     """The directory asked for, or `runs/<config name>/<time>`.
 

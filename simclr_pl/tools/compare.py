@@ -8,8 +8,9 @@ from simclr_pl.evaluate.features import encode
 from simclr_pl.evaluate.fewlabels import Score, margin_in_standard_errors, score
 from simclr_pl.run.arguments import call
 from simclr_pl.run.results import write_result
-from simclr_pl.tools.frozen import Baseline, choose_encoder, tell_wandb
+from simclr_pl.tools.frozen import Baseline, choose_encoder
 from simclr_pl.tools.pretrained import DataChoice, find_pretrained
+from simclr_pl.tools.scores import tell_wandb
 
 COLUMNS: dict[str, Baseline | None] = {
     "raw pixels": "pixels",

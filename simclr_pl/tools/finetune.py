@@ -21,8 +21,8 @@ from simclr_pl.run.results import sha256
 from simclr_pl.run.session import Session, quieten
 from simclr_pl.run.speed import Throughput
 from simclr_pl.run.wandb import Mode
-from simclr_pl.tools.frozen import report
 from simclr_pl.tools.pretrained import DataChoice, Pretrained, check_seeds, find_pretrained
+from simclr_pl.tools.scores import report
 
 FROM_PRETRAINED = 0.05
 """The paper's learning rate for a batch of 256 (appendix B.5)."""

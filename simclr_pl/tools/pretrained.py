@@ -9,7 +9,7 @@ from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.errors import UserError
 from simclr_pl.model.checkpoint import KEY, read_checkpoint
 from simclr_pl.run.arguments import data_of, read_config
-from simclr_pl.run.directory import RunDirectory
+from simclr_pl.run.directory import RunDirectory, run_of
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def find_pretrained(
         raise UserError("give --checkpoint FILE or --run_dir RUN, one of them")
     path = Path(checkpoint) if checkpoint else RunDirectory(Path(str(run_dir))).last_checkpoint
     content = read_checkpoint(path)
-    run = _home(path)
+    run = run_of(path)
     own = [run.config] if run else []
     configs = [Path(file) for file in config] if config else own
     if not configs and chosen.dataset is None:
@@ -153,14 +153,6 @@ def check_seeds(seeds: list[int] | None) -> None:
     twice = [seed for seed, count in Counter(seeds).items() if count > 1]
     if twice:
         raise UserError(f"seeds has {twice[0]} twice: give each number once")
-
-
-def _home(checkpoint: Path) -> RunDirectory | None:
-    """The run that a checkpoint lies in: in its folder for checkpoints, or beside config.yaml."""
-    for folder in (checkpoint.absolute().parent.parent, checkpoint.absolute().parent):
-        if RunDirectory(folder).config.is_file():
-            return RunDirectory(folder)
-    return None
 
 
 def _of_data(config: Path, key: str) -> str | None:

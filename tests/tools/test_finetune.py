@@ -293,6 +293,19 @@ def test_a_fine_tuned_checkpoint_is_a_checkpoint(finished: Path, tmp_path: Path)
     assert files(finished)["checkpoints/last.ckpt"]  # the pretrained one is still there
 
 
+def test_a_fine_tuned_run_is_not_taken_for_a_pretraining(finished: Path) -> None:
+    finetune("--run_dir", finished)
+    tuned = home(finished)
+    for command in (
+        ("validate", "--run_dir", tuned),
+        ("test", "--ckpt_path", weights(tuned)),
+        ("fit", "--config", tuned / "config.yaml"),
+    ):
+        sentence = run(*command).sentence
+        assert f"is of a fine-tuning, and {command[0]} is for pretraining" in sentence
+        assert "finetune --resume" in sentence
+
+
 def test_bfloat16_and_clipping_train_too(finished: Path) -> None:
     finetune("--run_dir", finished, "--trainer.precision", "bf16-mixed", "--learning_rate", "0.5")
     half = curve(home(finished))

@@ -1,0 +1,92 @@
+"""Scores of all seeds: written as results, printed with mean and spread, told to W&B."""
+
+import statistics
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from simclr_pl.data.datamodule import Split
+from simclr_pl.evaluate.scoring import Score
+from simclr_pl.run.directory import is_rank_zero
+from simclr_pl.run.results import write_result
+from simclr_pl.run.wandb import Mode, append_to_summary
+from simclr_pl.tools.pretrained import Pretrained
+
+IN_SUMMARY = {"knn": "knn_chosen"}
+"""Names in W&B where a protocol's own is taken: `knn/val_top1` is the monitor's, of k = 20."""
+
+
+def report(
+    pretrained: Pretrained,
+    protocol: str,
+    split: Split,
+    seeds: list[int],
+    evaluate: Callable[[int], Score],
+    how: str = "on frozen features",
+    wandb: Mode = "auto",
+    **fields: Any,
+) -> list[Score]:
+    """Evaluates with each seed, writes a result for each, and prints them with mean and spread.
+
+    Mean and spread go into the summary of the run's W&B run as well. Of several ranks that evaluate
+    together, rank 0 alone writes and prints.
+
+    Args:
+        pretrained: what is evaluated.
+        protocol: its name, which starts the results' names.
+        split: what is scored.
+        seeds: of evaluation.
+        evaluate: the score with a seed.
+        how: what was done to the encoder, in words.
+        wandb: where W&B's summary is to be reached.
+        fields: further entries of the results, `epoch` among them: of pretraining, 0 for none.
+    """
+    _say(f"{protocol}, {how}, scored on the {split} split of {pretrained.dataset}")
+    scores = []
+    for seed in seeds:
+        score = evaluate(seed)
+        scores.append(score)
+        if not is_rank_zero():
+            continue
+        entries = {
+            "top1": score.top1, "top5": score.top5, **score.chosen, **fields,
+            "dataset": pretrained.dataset, "pretraining_seed": pretrained.seed,
+            "checkpoint": pretrained.checkpoint,
+        }  # fmt: skip
+        folder = pretrained.folder("results")
+        path = write_result(folder, protocol=protocol, split=split, seed=seed, **entries)
+        chosen = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in score.chosen.items())
+        _say(f"seed {seed}: top1 {score.top1:.4f}, top5 {score.top5:.4f} ({chosen}) in {path}")
+    numbers: dict[str, float] = {}
+    for name in ("top1", "top5"):
+        values = [getattr(score, name) for score in scores]
+        key = f"{IN_SUMMARY.get(protocol, protocol)}/{split}_{name}"
+        numbers[key] = mean = statistics.mean(values)
+        if len(scores) > 1:
+            numbers[f"{key}_std"] = spread = statistics.stdev(values)
+            _say(
+                f"{name} {mean:.4f} \u00b1 {spread:.4f} (standard deviation of {len(seeds)} seeds)"
+            )
+    tell_wandb(pretrained, numbers, wandb)
+    return scores
+
+
+def tell_wandb(pretrained: Pretrained, numbers: dict[str, float], asked: Mode = "auto") -> None:
+    """Puts numbers into the summary of the W&B run that pretraining was, if it was one.
+
+    Args:
+        pretrained: what was evaluated.
+        numbers: by name; those of another data set than the run's own get its name in front.
+        asked: online, offline, off, or auto.
+    """
+    run = pretrained.run
+    if run is not None and is_rank_zero():
+        folder = pretrained.folder("results")
+        other = "" if folder == run.results else f"{folder.name}/"
+        named = {f"{other}{name}": value for name, value in numbers.items()}
+        append_to_summary(run, named, asked)
+
+
+def _say(line: str) -> None:
+    if is_rank_zero():
+        sys.stdout.write(f"{line}\n")

@@ -90,22 +90,26 @@ def results_table(run: Run) -> Table:
 
 
 def runs_table(runs: Sequence[Run]) -> Table:
-    """A row a run: recipe, how far it is, the last values logged, and what was evaluated."""
+    """A column a run: recipe, how far it is, the last values logged, and what was evaluated."""
     logged = ("probe/val_top1", "knn/val_top1", "linear/val_top1")
     scored = dict.fromkeys(_protocol(result) for run in runs for result in run.results)
-    head = ["run", "encoder", "data", "batch (global)", "epochs", "seed"]
-    head += [f"{name} @ epoch" for name in logged]
-    head += [f"{protocol} top-1 on {split} @ epoch" for protocol, split in scored]
-    rows = []
-    for run in runs:
-        wanted = run.of("trainer", "max_epochs")
-        epochs = f"{run.epochs} of {wanted}" if wanted else str(run.epochs)
-        row = [run.label, _text(run.of("model", "encoder")), run.data]
-        row += [_text(run.of("data", "batch_size")), epochs, _text(run.seed)]
-        row += [_at(run.last(name)) for name in logged]
-        row += [_scores(run, *which) for which in scored]
-        rows.append(row)
-    return Table(head, rows)
+    rows = [
+        ["encoder", *(_text(run.of("model", "encoder")) for run in runs)],
+        ["data", *(run.data for run in runs)],
+        ["batch (global)", *(_text(run.of("data", "batch_size")) for run in runs)],
+        ["epochs", *map(_epochs, runs)],
+        ["seed", *(_text(run.seed) for run in runs)],
+    ]
+    rows += [[name, *(_at(run.last(name)) for run in runs)] for name in logged]
+    for protocol, split in scored:
+        scores = (_scores(run, protocol, split) for run in runs)
+        rows.append([f"{protocol}, top-1 on {split}", *scores])
+    return Table(["run", *(run.label for run in runs)], rows)
+
+
+def _epochs(run: Run) -> str:
+    wanted = run.of("trainer", "max_epochs")
+    return f"{run.epochs} of {wanted}" if wanted else str(run.epochs)
 
 
 def _protocol(result: dict[str, Any]) -> tuple[str, str]:
@@ -113,13 +117,21 @@ def _protocol(result: dict[str, Any]) -> tuple[str, str]:
 
 
 def _scores(run: Run, protocol: str, split: str) -> str:
-    """The top-1 of every file of one protocol and split: one, unless seeds differ."""
+    """The top-1 of every file of one protocol and split, a file a seed."""
     mine = [result for result in run.results if _protocol(result) == (protocol, split)]
-    return ", ".join(f"{_text(r.get('top1'))} @ {_text(r.get('epoch'))}" for r in mine) or NONE
+    each = (
+        f"{_fraction(r.get('top1'))} (epoch {_text(r.get('epoch'))}, seed {_text(r.get('seed'))})"
+        for r in mine
+    )
+    return ", ".join(each) or NONE
 
 
 def _at(value: tuple[int, float] | None) -> str:
-    return NONE if value is None else f"{value[1]:.3f} @ {value[0]}"
+    return NONE if value is None else f"{value[1]:.4f} (epoch {value[0]})"
+
+
+def _fraction(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else _text(value)
 
 
 def _text(value: Any) -> str:

@@ -303,25 +303,29 @@ def test_unlabelled_images_get_the_pictures_that_need_no_labels(tmp_path: Path) 
 # Several runs -------------------------------------------------------------------------------------
 
 
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def test_several_runs_are_compared(finished: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     fit(other, "--seed_everything", 5, "--data.batch_size", 64, "--trainer.max_epochs", 3)
     run("compare", "--run_dir", other, "--draws", 2)
     outcome = run("report", finished, other, finished, "--out", tmp_path / "both")
     assert outcome.code == 0, outcome
-    head, rule, *rows = [line for line in outcome.out.splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in (head, rule, *rows)}) == 1
-    assert [row.split("|")[1].strip() for row in rows] == ["finished", "other"]
-    assert "logistic top-1 on val" in head
-    assert "| 128 | 2 of 2 | 0 |" in rows[0]
-    assert "| 64 | 3 of 3 | 5 |" in rows[1]
+    head, rule, *lines = [line for line in outcome.out.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in (head, rule, *lines)} == {4}
+    table = {cells[0]: cells[1:] for cells in map(_cells, (head, *lines))}
+    assert table["run"] == ["finished", "other"]
+    assert table["batch (global)"] == ["128", "64"]
+    assert table["epochs"] == ["2 of 2", "3 of 3"]
+    assert table["seed"] == ["0", "5"]
     result = json.loads((other / "results" / "logistic-val-seed5.json").read_text())
-    assert f"{result['top1']:.4g} @ 3" in rows[1]
-    assert rows[0].endswith("| \u2013 |")
+    assert table["logistic, top-1 on val"] == ["\u2013", f"{result['top1']:.4f} (epoch 3, seed 5)"]
     page = _page(tmp_path / "both" / "comparison.html")
     assert page.images == [(tmp_path / "both" / "pictures" / "comparison.png").read_bytes()]
     _check_picture(page.images[0])
-    assert page.tags.count("tr") == 3
+    assert page.tags.count("tr") == len(table)
     assert not (finished / "report.html").exists()
 
     figure = draw_comparison(read_runs([str(finished), str(other)]))
@@ -344,7 +348,7 @@ def test_runs_of_one_name_are_told_apart_by_their_path(finished: Path, tmp_path:
     assert labels == [str(finished), str(copy)]
 
 
-def test_a_run_of_several_that_has_logged_nothing_yet_is_an_empty_row(
+def test_a_run_of_several_that_has_logged_nothing_yet_is_an_empty_column(
     finished: Path, tmp_path: Path
 ) -> None:
     young = tmp_path / "young"
@@ -352,7 +356,11 @@ def test_a_run_of_several_that_has_logged_nothing_yet_is_an_empty_row(
     (young / "config.yaml").write_bytes((finished / "config.yaml").read_bytes())
     outcome = run("report", young, finished)
     assert outcome.code == 0, outcome
-    assert "| young | resnet10t | digits | 128 | 0 of 2 | 0 | \u2013 |" in outcome.out
+    lines = [line for line in outcome.out.splitlines() if line.startswith("|")]
+    table = {cells[0]: cells[1] for cells in map(_cells, lines)}
+    assert table["encoder"] == "resnet10t"
+    assert table["epochs"] == "0 of 2"
+    assert table["probe/val_top1"] == "\u2013"
     assert (young / "comparison.html").is_file()
 
 

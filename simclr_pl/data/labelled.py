@@ -6,7 +6,7 @@ from simclr_pl.batch import UNLABELLED, Batch, LabelledImages
 from simclr_pl.data.datamodule import ContrastiveDataModule, Split
 from simclr_pl.data.loaders import EvaluationLoader, TrainLoader
 from simclr_pl.data.splits import draw_fraction
-from simclr_pl.errors import UserError
+from simclr_pl.errors import UserError, no_labels
 
 
 class LabelledDataModule(ContrastiveDataModule):
@@ -60,10 +60,7 @@ class LabelledDataModule(ContrastiveDataModule):
         """
         self.evaluation_loader(split, "clean")  # says so where there is none
         if bool((getattr(self.splits, split).labels == UNLABELLED).all()):
-            raise UserError(
-                f"the {split} split has no labels, which this evaluation needs: score another "
-                "split, or put its images into one folder a class"
-            )
+            raise no_labels(split)
 
     def arguments(self) -> dict[str, Any]:
         """What makes the same images again, as plain values: of `ContrastiveDataModule`."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from simclr_pl.batch import UNLABELLED, LabelledImages
 from simclr_pl.distributed import globalise_batch_norm, sum_over_ranks
-from simclr_pl.errors import UserError
+from simclr_pl.errors import no_labels
 from simclr_pl.model.checkpoint import KEY, Backbone
 from simclr_pl.model.optim import (
     OptimizerRecipe,
@@ -155,10 +155,7 @@ class FineTuning(L.LightningModule):
         if not images and fitting:
             return  # a curve less; it may be another split that is to be scored
         if not images:
-            raise UserError(
-                f"the {split} split has no labels, which this evaluation needs: score another "
-                "split, or put its images into one folder a class"
-            )
+            raise no_labels(split)
         top1, top5 = (number / images for number in right)
         self.accuracies = (top1, top5)
         numbers = {f"finetune/{split}_top1": top1, f"finetune/{split}_top5": top5}

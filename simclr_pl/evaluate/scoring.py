@@ -8,7 +8,7 @@ from torch import Tensor
 
 from simclr_pl.batch import UNLABELLED
 from simclr_pl.data.splits import holdout
-from simclr_pl.errors import UserError
+from simclr_pl.errors import UserError, no_labels
 from simclr_pl.evaluate.features import Features
 
 
@@ -54,10 +54,7 @@ def labelled(split: Features, name: str) -> Rows:
     """
     known = split.labels != UNLABELLED
     if not bool(known.any()):
-        raise UserError(
-            f"the {name} split has no labels, which this evaluation needs: put the images into one "
-            "folder a class, or judge the run by its curves (report)"
-        )
+        raise no_labels(name)
     features = split.features[known]
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     if not bool(features.isfinite().all()):

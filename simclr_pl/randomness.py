@@ -39,22 +39,23 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
-def _hash(seed: int, epoch: int, index: Tensor, stream: int) -> Tensor:
+def _hash(seed: int, epoch: int, index: Tensor, stream: int | Tensor) -> Tensor:
     """A 64-bit key for each sample: int64, the shape of `index`."""
     key = torch.tensor(0, dtype=torch.int64, device=index.device)
     for part in (seed, epoch, stream):
-        key = _mix(key + _signed((part + 1) * _GOLDEN))
+        salt = (part + 1) * _signed(_GOLDEN)
+        key = _mix(key + (salt if isinstance(salt, Tensor) else _signed(salt)))
     return _mix(key + index * _signed(_GOLDEN))
 
 
-def uniform(seed: int, epoch: int, index: Tensor, stream: int, draws: int) -> Tensor:
+def uniform(seed: int, epoch: int, index: Tensor, stream: int | Tensor, draws: int) -> Tensor:
     """Independent uniform numbers for each sample.
 
     Args:
         seed: the run's seed.
         epoch: the epoch, from 0.
         index: `int64 [B]`, each sample's place in its split.
-        stream: what the numbers are for (the views use 0 and 1).
+        stream: what the numbers are for (the views use 0 and 1); one, or `int64 [B]`.
         draws: how many numbers a sample needs; a longer draw begins with the shorter one.
 
     Returns:

@@ -1,10 +1,13 @@
-"""Random resized crops: where to cut, and cutting a whole batch with a matrix product.
+"""Random resized crops: where to cut, and cutting, resizing and mirroring a whole batch at once.
 
-Bilinear resampling is linear and separable: each output row is a weighted mean of a few input rows,
-and so for columns. Written as a matrix for each sample, `rows @ image @ columns.T` crops, resizes
-and flips in one go, with the antialiasing that torchvision and PIL apply when a crop is made
-smaller.
+Bilinear resampling is separable, and each output pixel is a weighted mean of a few input pixels:
+two of each line, or a few more where a crop is made smaller, with the antialiasing that torchvision
+and PIL apply. Which ones and how much of each is worked out for every sample; a mirrored crop reads
+them in the other order.
 """
+
+import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -65,10 +68,10 @@ def centre_boxes(height: Tensor | int, width: Tensor | int, share: float = 1.0) 
     return torch.stack([(height - side) // 2, (width - side) // 2, side, side], 1)
 
 
-def resampling_matrix(
+def taps(
     start: Tensor, length: Tensor, flip: Tensor | None, size: int, out: int
-) -> Tensor:
-    """Weights that resample pixels `start ... start + length` of a line of `size` to `out` pixels.
+) -> tuple[Tensor, Tensor]:
+    """Which pixels of a line each output pixel is a weighted mean of, and the weights.
 
     Bilinear with antialiasing: a triangle as wide as two input pixels, or two output pixels where
     those are larger, cut at the box's edges and normalised (PIL's and torchvision's definition).
@@ -81,33 +84,67 @@ def resampling_matrix(
         out: pixels wanted.
 
     Returns:
-        `float32 [B, out, size]`; each row sums to 1.
+        `int64 [K, B, out]`, pixels of the line; `float32 [K, B, out]`, weights, whose sum over K
+        is 1. K is 2 unless a box gets shorter.
     """
     start, length = start.float()[:, None], length.float()[:, None]
     step = length / out
+    reach = step.clamp(min=1)
     target = torch.arange(out, device=start.device, dtype=torch.float32) + 0.5
     if flip is not None:
         target = torch.where(flip[:, None], out - target, target)
-    centre = start + target * step
-    pixel = torch.arange(size, device=start.device, dtype=torch.float32) + 0.5
-    distance = (pixel - centre[..., None]).abs_() / step.clamp(min=1)[..., None]
-    weights = (1 - distance).clamp_(min=0)
-    inside = (pixel > start) & (pixel < start + length)
-    weights *= inside[:, None]
-    return weights / weights.sum(-1, keepdim=True)
+    centre = start + target * step - 0.5  # pixel i lies at i
+    # A tap of no weight changes no bit: as many as the longest box wants, where that is known.
+    longest = int(length.max()) if length.is_cpu else size
+    most = math.ceil(2 * max(1, longest / out))
+    place = torch.arange(1, most + 1, device=start.device, dtype=torch.float32)
+    pixel = (centre - reach).floor_() + place[:, None, None]
+    weights = (1 - (pixel - centre).abs_() / reach).clamp_(min=0)
+    weights *= (pixel >= start) & (pixel < start + length)
+    weights /= weights.sum(0)
+    return pixel.clamp_(0, size - 1).long(), weights
 
 
-def apply_separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """`rows @ image @ columns.T` for each sample and channel.
+def resized_crops(
+    images: Tensor, which: Tensor, box: Tensor, flip: Tensor | None, out: int
+) -> Tensor:
+    """Cuts a box of each image, resizes it to a square and mirrors it.
+
+    Lines first, then columns: bilinear resampling is separable. No product with a matrix, which
+    would be almost all zeros, and nothing that depends on a sample's place in the batch.
 
     Args:
-        images: `float [B, C, H, W]`.
-        rows: `float [B, S, H]`.
-        columns: `float [B, S, W]`.
+        images: `uint8 [N, C, H, W]`.
+        which: `int64 [B]`, the images that are wanted.
+        box: `int64 [B, 4]`, top, left, height and width of each.
+        flip: `bool [B]`, mirror left and right, or `None`.
+        out: side S of the square, in pixels.
 
     Returns:
-        `float [B, C, S, S]`.
+        `float32 [C, B, S, S]` in [0, 1]: planes of one colour together.
     """
-    batch, channels, height, width = images.shape
-    wide = torch.bmm(images.reshape(batch, channels * height, width), columns.transpose(1, 2))
-    return torch.matmul(rows[:, None], wide.view(batch, channels, height, -1))
+    channels, height, width = images.shape[1:]
+    top, left, h, w = box.unbind(1)
+    colour = torch.arange(channels, device=images.device)[:, None]
+    first = ((which * channels + colour) * height)[..., None]
+    lines = images.reshape(-1, width)
+    square = channels, len(which), out, out
+    wide = _sum(
+        lines.index_select(0, (first + row).view(-1))
+        .float()
+        .view(*square[:3], width)
+        .mul_(weight[..., None])
+        for row, weight in zip(*taps(top, h, None, height, out), strict=True)
+    )
+    crops = _sum(
+        wide.gather(3, column[:, None].expand(square)).mul_(weight[:, None])
+        for column, weight in zip(*taps(left, w, flip, width, out), strict=True)
+    )
+    return crops.div_(255)
+
+
+def _sum(parts: Iterator[Tensor]) -> Tensor:
+    total = next(parts)
+    for part in parts:
+        total.add_(part)
+    return total

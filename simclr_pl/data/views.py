@@ -7,19 +7,16 @@ everywhere; the pixels made from them are the same bits for any batch on one mac
 between devices to float32 rounding.)
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from simclr_pl.allocator import keep_freed_memory
 from simclr_pl.data import color
-from simclr_pl.data.crop import (
-    DRAWS,
-    apply_separable,
-    centre_boxes,
-    random_boxes,
-    resampling_matrix,
-)
+from simclr_pl.data.blur import blurred
+from simclr_pl.data.crop import DRAWS, centre_boxes, random_boxes, resized_crops
 from simclr_pl.errors import UserError
 from simclr_pl.randomness import uniform
 
@@ -28,6 +25,9 @@ JITTER_CHANCE = 0.8
 
 SIGMA = (0.1, 2.0)
 """Bounds of the blur's standard deviation, in pixels (the paper's appendix A)."""
+
+PART = 2**20
+"""Numbers that a CPU works on at a time: more leave its cache, fewer are done before they begin."""
 
 
 class ViewParameters(NamedTuple):
@@ -48,6 +48,20 @@ class ViewParameters(NamedTuple):
     gray: Tensor
     blur: Tensor
     sigma: Tensor
+
+    def select(self, part: Tensor) -> "ViewParameters":
+        """Those of the samples `part`, `int64`."""
+        return self._each(lambda values: values[part])
+
+    def to(self, device: torch.device) -> "ViewParameters":
+        """The same on another device."""
+        return self._each(lambda values: values.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "ViewParameters":
+        crop, flip, jitter, *rest = self
+        return ViewParameters(
+            change(crop), change(flip), color.Jitter(*map(change, jitter)), *map(change, rest)
+        )
 
 
 class SimCLRViews(nn.Module):
@@ -85,6 +99,7 @@ class SimCLRViews(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        keep_freed_memory()
         _check(image_size, scale, flip, jitter, grayscale, blur, mean, std)
         self.image_size = image_size
         self.scale = scale
@@ -106,28 +121,34 @@ class SimCLRViews(nn.Module):
         Returns:
             Two tensors `float32 [B, C, S, S]`, normalised.
         """
-        return self.one(images, index, epoch, 0), self.one(images, index, epoch, 1)
+        # Both in one go: small batches, too, are worked on in large parts.
+        first, second = self._views(images, index, epoch, 2).split(len(images))
+        return first, second
 
     @torch.no_grad()
-    def one(self, images: Tensor, index: Tensor, epoch: int, view: int = 0) -> Tensor:
-        """Makes the first of the two views, or the second: `float32 [B, C, S, S]`."""
-        with torch.autocast(images.device.type, enabled=False):
-            return self._view(images, self.draw(index, epoch, view), view)
+    def one(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """Makes the first of the two views alone: `float32 [B, C, S, S]`."""
+        return self._views(images, index, epoch, 1)
 
     @torch.no_grad()
     def clean(self, images: Tensor) -> Tensor:
         """The central square, normalised: `uint8 [B, C, H, W]` to `float [B, C, S, S]`."""
         height, width = images.shape[-2:]
-        pixels = images.float().div_(255)
-        if height != self.image_size or width != self.image_size:
-            box = centre_boxes(height, width).to(images.device).expand(images.shape[0], 4)
-            pixels = self._cut(pixels, box, None)
-        return self._normalise(pixels)
+        if height == width == self.image_size:
+            pixels = images.float().div_(255)
+            self._normalise(pixels.transpose(0, 1))
+            return pixels
+        which = torch.arange(len(images), device=images.device)
+        box = centre_boxes(height, width).to(images.device).expand(len(images), 4)
+        planes = resized_crops(images, which, box, None, self.image_size)
+        self._normalise(planes)
+        return planes.transpose(0, 1).contiguous()
 
-    def draw(self, index: Tensor, epoch: int, view: int) -> ViewParameters:
-        """What is random about view `view` (0 or 1) of the samples `index` in `epoch`."""
+    def draw(self, index: Tensor, epoch: int, view: int | Tensor) -> ViewParameters:
+        """What is random about view `view` (0 or 1, or `int64 [B]`) of the samples `index`."""
         # MPS has no float64, and not all of int64: there the few numbers are made on the CPU.
-        index = index.cpu() if index.device.type == "mps" else index
+        if index.device.type == "mps":
+            index, view = index.cpu(), view.cpu() if isinstance(view, Tensor) else view
         u = uniform(self.seed, epoch, index, view, DRAWS + 10)
         crop, (flip, on, order, *factors, gray, blur, sigma) = u[:, :DRAWS], u[:, DRAWS:].unbind(1)
         strength = (0.8 * self.jitter, 0.8 * self.jitter, 0.8 * self.jitter, 0.2 * self.jitter)
@@ -153,82 +174,63 @@ class SimCLRViews(nn.Module):
         """Crop boxes `int64 [B, 4]` (top, left, height, width) for images of the given sizes."""
         return random_boxes(how.crop, height, width, self.scale)
 
-    def _view(self, images: Tensor, how: ViewParameters, view: int) -> Tensor:
-        if images.dim() == 5:
-            pixels = images[:, view].float().div_(255)
-            pixels = torch.where(_each(how.flip).to(pixels.device), pixels.flip(-1), pixels)
-        else:
-            box = self.boxes(how, *images.shape[-2:])
-            pixels = self._cut(images.float().div_(255), box, how.flip)
-        device = pixels.device
-        if how.flip.device != device:
-            how = _to(how, device)
-        pixels = color.jitter(pixels, how.jitter)
-        pixels = color.to_grayscale(pixels, how.gray)
-        return self._normalise(self._blur(pixels, how.blur, how.sigma))
+    def _views(self, images: Tensor, index: Tensor, epoch: int, views: int) -> Tensor:
+        """All first views and then all second ones, made in parts that a CPU's cache holds."""
+        count, channels, size = views * len(images), images.shape[-3], self.image_size
+        device = images.device
+        image = torch.arange(len(images), device=device).repeat(views)
+        view = torch.arange(views, device=device).repeat_interleave(len(images))
+        how = self.draw(index.repeat(views), epoch, view)
+        box = self.boxes(how, *images.shape[-2:]).to(device)
+        how = how.to(device)
+        place = color.place_of_hue(how.jitter)
+        done = torch.empty(count, channels, size, size, device=device, dtype=torch.float32)
+        lines = done.view(count * channels, size * size)
+        colour = torch.arange(channels, device=device)
+        start = 0
+        for places in place.split(_at_a_time(PART, done[0])):
+            order = places.argsort(stable=True)
+            part = order + start
+            if images.dim() == 5:
+                planes = _mirrored(images[image[part], view[part]], how.flip[part])
+            else:
+                planes = resized_crops(images, image[part], box[part], how.flip[part], size)
+            self._recolour(planes, how.select(part))
+            # From planes in the order of work to images in the batch's.
+            rows = (order.argsort()[:, None] + colour * len(order)).view(-1)
+            there = lines[start * channels :][: len(rows)]
+            torch.index_select(planes.view(len(rows), -1), 0, rows, out=there)
+            start += len(order)
+        return done
 
-    def _cut(self, pixels: Tensor, box: Tensor, flip: Tensor | None) -> Tensor:
-        (height, width), out = pixels.shape[-2:], self.image_size
-        top, left, h, w = box.unbind(1)
-        rows = resampling_matrix(top, h, None, height, out).to(pixels.device)
-        columns = resampling_matrix(left, w, flip, width, out).to(pixels.device)
-        return apply_separable(pixels, rows, columns)
+    def _recolour(self, planes: Tensor, how: ViewParameters) -> None:
+        """Everything behind the crop, in place: `float [C, B, S, S]`."""
+        color.jitter(planes, how.jitter)
+        color.to_grayscale(planes, how.gray)
+        for chosen in how.blur.nonzero()[:, 0].split(_at_a_time(PART // 4, planes[:, 0])):
+            if len(chosen):  # none is split into one part of none
+                sharp = planes.index_select(1, chosen)
+                planes.index_copy_(1, chosen, blurred(sharp, how.sigma[chosen]))
+        self._normalise(planes)
 
-    def _blur(self, pixels: Tensor, on: Tensor, sigma: Tensor) -> Tensor:
-        chosen = on.nonzero()[:, 0]
-        if chosen.numel():
-            matrix = blur_matrix(sigma[chosen], self.image_size)
-            pixels[chosen] = apply_separable(pixels[chosen], matrix, matrix)
-        return pixels
-
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        return pixels.sub_(mean.to(pixels.device)).div_(std.to(pixels.device))
+    def _normalise(self, planes: Tensor) -> None:
+        mean, std = (self.get_buffer(name).to(planes.device) for name in ("mean", "std"))
+        planes.sub_(mean[:, None]).div_(std[:, None])
 
 
-def blur_radius(size: int) -> int:
-    """Radius in pixels of the blur's kernel: a tenth of the image wide (the paper's appendix A)."""
-    return max(1, size // 10 // 2)
+def _at_a_time(cache: int, image: Tensor) -> int:
+    """How many of such images to work on together: on an accelerator all of them."""
+    return max(1, cache // image.numel()) if image.is_cpu else 2**62
 
 
-def blur_matrix(sigma: Tensor, size: int) -> Tensor:
-    """Gaussian blur of a line of `size` pixels as a matrix, mirrored at the edges.
-
-    Args:
-        sigma: `[B]`, standard deviations in pixels.
-        size: pixels of the line.
-
-    Returns:
-        `float32 [B, size, size]`; each row sums to 1.
-    """
-    radius = blur_radius(size)
-    offsets = torch.arange(-radius, radius + 1, device=sigma.device)
-    # In float64, so that the rounded weights don't depend on a sample's place in the batch.
-    precision = torch.float64 if sigma.device.type != "mps" else torch.float32
-    weights = torch.exp(-0.5 * (offsets / sigma.to(precision)[:, None]).square())
-    weights = (weights / weights.sum(1, keepdim=True)).float()
-    line = torch.arange(size, device=sigma.device)
-    # Reflection without repeating the edge: -1 is 1, and size is size - 2.
-    source = (line[:, None] + offsets).abs()
-    source = torch.where(source >= size, 2 * (size - 1) - source, source)
-    matrix = weights.new_zeros(len(sigma), size, size)
-    return matrix.scatter_add_(
-        2, source.expand(len(sigma), -1, -1), weights[:, None].expand(-1, size, -1)
-    )
+def _mirrored(images: Tensor, flip: Tensor) -> Tensor:
+    """`uint8 [B, C, S, S]` to planes `float [C, B, S, S]` in [0, 1], those of `flip` mirrored."""
+    planes = images.transpose(0, 1).contiguous().float().div_(255)
+    return torch.where(flip[:, None, None], planes.flip(-1), planes)
 
 
 def _channels(numbers: tuple[float, ...]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1)
-
-
-def _each(flags: Tensor) -> Tensor:
-    return flags[:, None, None, None]
-
-
-def _to(how: ViewParameters, device: torch.device) -> ViewParameters:
-    jitter = color.Jitter(*(part.to(device) for part in how.jitter))
-    parts = {k: v.to(device) for k, v in how._asdict().items() if isinstance(v, Tensor)}
-    return ViewParameters(**parts, jitter=jitter)
 
 
 def _check(

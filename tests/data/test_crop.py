@@ -13,10 +13,10 @@ from simclr_pl.data.crop import (
     ATTEMPTS,
     DRAWS,
     RATIO,
-    apply_separable,
     centre_boxes,
     random_boxes,
-    resampling_matrix,
+    resized_crops,
+    taps,
 )
 
 SIZES = [(32, 32), (28, 28), (8, 8), (4, 4), (375, 500), (500, 333), (17, 90), (1000, 4)]
@@ -28,7 +28,8 @@ def draws(count: int, seed: int = 0) -> Tensor:
 
 
 def pictures(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
 def box_reference(u: list[float], height: int, width: int, scale: tuple[float, float]) -> Box:
@@ -154,34 +155,47 @@ def test_resampling_is_torchvisions_antialiased_resized_crop(
     shape: tuple[int, int], box: Box, out: int, channels: int, flip: bool
 ) -> None:
     image = pictures(1, channels, *shape)
-    top, left, h, w = (torch.tensor([v]) for v in box)
-    rows = resampling_matrix(top, h, None, shape[0], out)
-    columns = resampling_matrix(left, w, torch.tensor([flip]), shape[1], out)
-    want = TF.resized_crop(image, *box, [out, out], antialias=True)
+    boxes, first = torch.tensor([box]), torch.tensor([0])
+    got = resized_crops(image, first, boxes, torch.tensor([flip]), out)
+    want = TF.resized_crop(image / 255, *box, [out, out], antialias=True)
     want = TF.horizontal_flip(want) if flip else want
-    torch.testing.assert_close(apply_separable(image, rows, columns), want, atol=1e-4, rtol=0)
+    assert got.shape == (channels, 1, out, out)
+    torch.testing.assert_close(got.transpose(0, 1), want, atol=1e-5, rtol=0)
+    if not flip:
+        assert torch.equal(resized_crops(image, first, boxes, None, out), got)
 
 
-def test_resampling_weights_sum_to_one_and_stay_in_the_box() -> None:
+def test_taps_lie_in_the_box_and_their_weights_sum_to_one() -> None:
     boxes = random_boxes(draws(200), 50, 50, (0.01, 1.0))
-    start, length = boxes[:, 0], boxes[:, 2]
-    for out in (7, 50, 64):
-        weights = resampling_matrix(start, length, None, 50, out)
-        assert weights.shape == (200, out, 50)
-        torch.testing.assert_close(weights.sum(-1), torch.ones(200, out), atol=1e-6, rtol=0)
-        pixel = torch.arange(50)
-        outside = (pixel < start[:, None]) | (pixel >= (start + length)[:, None])
-        assert float(weights.sum(1)[outside].abs().max()) == 0
+    start, length = boxes[:, :1], boxes[:, 2:3]
+    for out, most in ((7, 15), (50, 2), (64, 2)):
+        pixel, weights = taps(start[:, 0], length[:, 0], None, 50, out)
+        assert pixel.shape == weights.shape == (most, 200, out)
+        torch.testing.assert_close(weights.sum(0), torch.ones(200, out), atol=1e-6, rtol=0)
+        assert float(weights.min()) == 0
+        outside = (pixel < start) | (pixel >= start + length)
+        assert float(weights[outside].abs().max()) == 0
+        assert 0 <= int(pixel.min()) <= int(pixel.max()) < 50  # to be read, even for no weight
+
+
+def test_the_longest_box_of_a_batch_changes_no_bit_of_the_others() -> None:
+    """It decides how many taps there are: all but two weigh nothing in a box that gets larger."""
+    images = pictures(2, 3, 64, 64)
+    boxes = torch.tensor([[5, 9, 20, 30], [0, 0, 64, 64]])
+    both = resized_crops(images, torch.arange(2), boxes, None, 32)
+    for i in range(2):
+        alone = resized_crops(images, torch.tensor([i]), boxes[i : i + 1], None, 32)
+        assert torch.equal(alone[:, 0], both[:, i])
 
 
 def test_each_sample_has_its_own_box() -> None:
     images = pictures(20, 3, 40, 30)
-    boxes = random_boxes(draws(20), 40, 30, (0.08, 1.0))
-    flip = torch.arange(20) % 2 == 0
-    rows = resampling_matrix(boxes[:, 0], boxes[:, 2], None, 40, 16)
-    columns = resampling_matrix(boxes[:, 1], boxes[:, 3], flip, 30, 16)
-    got = apply_separable(images, rows, columns)
-    for i in range(20):
-        want = TF.resized_crop(images[i], *boxes[i].tolist(), [16, 16], antialias=True)
+    which = torch.arange(40).roll(3) % 20  # an image may be wanted more than once
+    boxes = random_boxes(draws(40), 40, 30, (0.08, 1.0))
+    flip = torch.arange(40) % 2 == 0
+    got = resized_crops(images, which, boxes, flip, 16)
+    for i in range(40):
+        pixels = images[which[i]] / 255
+        want = TF.resized_crop(pixels, *boxes[i].tolist(), [16, 16], antialias=True)
         want = TF.horizontal_flip(want) if flip[i] else want
-        torch.testing.assert_close(got[i], want, atol=1e-4, rtol=0)
+        torch.testing.assert_close(got[:, i], want, atol=1e-5, rtol=0)

@@ -11,9 +11,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from simclr_pl import SimCLRViews, UserError
+from simclr_pl.data import views as made
+from simclr_pl.data.blur import blur_radius
 from simclr_pl.data.color import BRIGHTNESS, CONTRAST, HUE, SATURATION
-from simclr_pl.data.crop import apply_separable
-from simclr_pl.data.views import JITTER_CHANCE, SIGMA, blur_matrix, blur_radius
+from simclr_pl.data.views import JITTER_CHANCE, SIGMA
 
 ADJUST: dict[int, Callable[[Tensor, float], Tensor]] = {
     BRIGHTNESS: TF.adjust_brightness,
@@ -128,6 +129,26 @@ def test_crops_already_cut_go_to_their_own_view() -> None:
     first, second = views(cut, index, 0)
     torch.testing.assert_close(first, cut[:, 0] / 255)
     torch.testing.assert_close(second, cut[:, 1] / 255)
+    assert torch.equal(views.one(cut, index, 0), first)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_first_view_alone_is_the_first_of_two(channels: int) -> None:
+    images, index = photos(24, channels, 20, 24), torch.arange(24) * 7
+    views = SimCLRViews(16, **PLAIN[channels])
+    assert torch.equal(views.one(images, index, 5), views(images, index, 5)[0])
+
+
+@pytest.mark.parametrize("part", [1, 2**12, 2**14])
+def test_parts_that_a_cpu_works_on_change_no_bit(
+    part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, index = photos(24, 3, 32, 40), torch.arange(24)
+    views = SimCLRViews(32, **PLAIN[3])
+    whole = views(images, index, 5)
+    monkeypatch.setattr(made, "PART", part)
+    for got, want in zip(views(images, index, 5), whole, strict=True):
+        assert torch.equal(got, want)
 
 
 # Bits ------------------------------------------------------------------------------------------
@@ -354,29 +375,6 @@ def test_jitter_zero_leaves_colours_and_jitter_one_does_not() -> None:
     changed = (strong(images, index, 0)[0] - without).abs().flatten(1).amax(1) > 1e-3
     assert torch.equal(changed, strong.draw(index, 0, 0).jitter.on)
     assert not bool(SimCLRViews(24, jitter=0.0).draw(torch.arange(1000), 0, 0).jitter.on.any())
-
-
-# Blur ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [4, 8, 28, 96, 224])
-def test_blur_is_torchvisions(size: int, channels: int) -> None:
-    sigma = torch.tensor([0.1, 0.4, 1.0, 2.0])
-    images = photos(4, channels, size, size) / 255
-    matrix = blur_matrix(sigma, size)
-    got = apply_separable(images, matrix, matrix)
-    kernel = 2 * blur_radius(size) + 1
-    for image, s, mine in zip(images, sigma.tolist(), got, strict=True):
-        want = TF.gaussian_blur(image, [kernel, kernel], [s, s])
-        torch.testing.assert_close(mine, want, atol=1e-4, rtol=0)
-
-
-def test_blurs_kernel_is_a_tenth_of_the_image_as_in_the_authors_code() -> None:
-    """google-research/simclr `data_util.py`: radius = (height // 10) // 2, kernel 2 radius + 1."""
-    assert [blur_radius(s) for s in (224, 96, 40, 32, 8)] == [11, 4, 2, 1, 1]
-    width = (blur_matrix(torch.tensor([2.0]), 224)[0, 112] > 0).sum()
-    assert int(width) == 23
 
 
 # Clean images ----------------------------------------------------------------------------------

@@ -101,7 +101,8 @@ def machine(device: torch.device, *packages: str) -> str:
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     else:
-        hardware = f"{_processor()}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        hardware = f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", *packages)]
     return ", ".join([hardware, f"Python {platform.python_version()}", *versions])
 

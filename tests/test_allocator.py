@@ -12,17 +12,19 @@ from simclr_pl.allocator import keep_freed_memory
 told = keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def step():
+    return [torch.ones(5_000_000) for _ in range(4)]
 for _ in range(3):
-    torch.ones(5_000_000)
+    step()
 before = faults()
-for _ in range(20):
-    torch.ones(5_000_000)
+for _ in range(10):
+    step()
 print(told, faults() - before)
 """
 
 
 def pages(**environment: str) -> tuple[bool, int]:
-    """Whether malloc was told, and pages that 20 tensors of 4,883 pages each had to ask for."""
+    """Whether malloc was told, and how many pages ten steps of 19,531 pages each were given."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(
@@ -33,10 +35,10 @@ def pages(**environment: str) -> tuple[bool, int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
-def test_a_tensor_as_large_as_the_last_one_asks_for_no_pages() -> None:
+def test_a_step_as_large_as_the_last_one_needs_few_new_pages() -> None:
     told, count = pages()
     assert told
-    assert count < 2 * 4_883
+    assert count < 0.5 * 10 * 19_531  # it is 0 mostly: where the heap ends is the system's choice
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
@@ -48,5 +50,6 @@ def test_a_tensor_as_large_as_the_last_one_asks_for_no_pages() -> None:
     ],
 )
 def test_whoever_has_tuned_malloc_is_left_alone(setting: dict[str, str]) -> None:
-    told, _ = pages(**setting)
+    told, count = pages(**setting)
     assert not told
+    assert count > 0.9 * 10 * 19_531

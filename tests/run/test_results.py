@@ -26,7 +26,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that has seen enough to know digits from one another; read only."""
     directory = tmp_path_factory.mktemp("source") / "run"
     longer = ("--trainer.max_epochs", "6", "--trainer.limit_train_batches", "11")
-    fit(directory, *longer, "--probe.learning_rate", "0.01", "--seed_everything", "3")
+    fit(directory, *longer, "--probe.learning_rate", "0.1", "--seed_everything", "3")
     return directory
 
 

@@ -42,8 +42,10 @@ class Case:
         self.images = large.clamp(0, 255).to(torch.uint8)
         self.arrays = [image.permute(1, 2, 0).contiguous().numpy() for image in self.images]
 
-    def ours(self) -> Work:
-        views = SimCLRViews(self.view, jitter=self.strength, blur=self.blur, mean=MEAN, std=STD)
+    def ours(self, *, compiled: bool = False) -> Work:
+        views = SimCLRViews(
+            self.view, jitter=self.strength, blur=self.blur, mean=MEAN, std=STD, compiled=compiled
+        )
         index, epoch = torch.arange(self.batch), iter(range(10**6))
         return lambda: views(self.images, index, next(epoch))
 
@@ -114,11 +116,14 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for name, case in CASES.items():
-        work = {who: getattr(case, who)() for who in ("ours", *PEERS)}
+        work = {"ours": case.ours(), "compiled": case.ours(compiled=True)}
+        work |= {peer: getattr(case, peer)() for peer in PEERS}
         times = in_turns(work, torch.device("cpu"), 11)
-        ours = times["ours"]
-        cell = f"{1e6 * ours.median / (2 * case.batch):.1f} us"
-        rows.append([name, cell, *(_ratio(times[peer], ours) for peer in PEERS)])
+        for own in ("ours", "compiled"):
+            ours = times[own]
+            cell = f"{1e6 * ours.median / (2 * case.batch):.1f} us"
+            title = name if own == "ours" else "- compiled (`--data.compiled true`)"
+            rows.append([title, cell, *(_ratio(times[peer], ours) for peer in PEERS)])
     lines = [
         *table(["what", "a view of ours", *PEERS], rows),
         "",

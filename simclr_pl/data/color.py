@@ -71,16 +71,16 @@ def jitter(planes: Tensor, how: Jitter) -> Tensor:
     jittered, start = ends[3], 0
     if not jittered:
         return planes
-    shares = _shares(how, len(planes))[..., :jittered, None, None]
+    weights = shares(how, len(planes))[..., :jittered, None, None]
     for step, end in enumerate(ends[:4]):
-        _blend(planes[:, :jittered], *shares[:, step])
+        _blend(planes[:, :jittered], *weights[:, step])
         if len(planes) == 3 and end > start:
             shift_hue(planes[:, start:end], how.factor[start:end, HUE])
         start = end
     return planes
 
 
-def _shares(how: Jitter, channels: int) -> Tensor:
+def shares(how: Jitter, channels: int) -> Tensor:
     """`float [3, 4, B]`: of the image, of its mean luma and of its luma, at each of four steps.
 
     Where the operation is hue, or saturation of one channel, the image's is 1: nothing changes.

@@ -69,7 +69,7 @@ def centre_boxes(height: Tensor | int, width: Tensor | int, share: float = 1.0) 
 
 
 def taps(
-    start: Tensor, length: Tensor, flip: Tensor | None, size: int, out: int
+    start: Tensor, length: Tensor, flip: Tensor | None, size: int, out: int, longest: int
 ) -> tuple[Tensor, Tensor]:
     """Which pixels of a line each output pixel is a weighted mean of, and the weights.
 
@@ -82,6 +82,7 @@ def taps(
         flip: `bool [B]`, mirror the output, or `None`.
         size: pixels of the whole line.
         out: pixels wanted.
+        longest: no length is larger; what it adds to K weighs nothing, and changes no bit.
 
     Returns:
         `int64 [K, B, out]`, pixels of the line; `float32 [K, B, out]`, weights, whose sum over K
@@ -94,8 +95,6 @@ def taps(
     if flip is not None:
         target = torch.where(flip[:, None], out - target, target)
     centre = start + target * step - 0.5  # pixel i lies at i
-    # A tap of no weight changes no bit: as many as the longest box wants, where that is known.
-    longest = int(length.max()) if length.is_cpu else size
     most = math.ceil(2 * max(1, longest / out))
     place = torch.arange(1, most + 1, device=start.device, dtype=torch.float32)
     pixel = (centre - reach).floor_() + place[:, None, None]
@@ -105,40 +104,44 @@ def taps(
     return pixel.clamp_(0, size - 1).long(), weights
 
 
-def resized_crops(
-    images: Tensor, which: Tensor, box: Tensor, flip: Tensor | None, out: int
+def resampled(
+    images: Tensor,
+    which: Tensor,
+    rows: Tensor,
+    row_weights: Tensor,
+    columns: Tensor,
+    column_weights: Tensor,
 ) -> Tensor:
-    """Cuts a box of each image, resizes it to a square and mirrors it.
+    """Weighted means of pixels, first along columns, then along lines: bilinear ones are separable.
 
-    Lines first, then columns: bilinear resampling is separable. No product with a matrix, which
-    would be almost all zeros, and nothing that depends on a sample's place in the batch.
+    No product with a matrix, which would be almost all zeros, and nothing that depends on a
+    sample's place in the batch.
 
     Args:
         images: `uint8 [N, C, H, W]`.
         which: `int64 [B]`, the images that are wanted.
-        box: `int64 [B, 4]`, top, left, height and width of each.
-        flip: `bool [B]`, mirror left and right, or `None`.
-        out: side S of the square, in pixels.
+        rows: `int64 [K, B, S]`, from `taps`.
+        row_weights: `float32 [K, B, S]`, from `taps`.
+        columns: likewise, with a K of their own.
+        column_weights: likewise.
 
     Returns:
         `float32 [C, B, S, S]` in [0, 1]: planes of one colour together.
     """
     channels, height, width = images.shape[1:]
-    top, left, h, w = box.unbind(1)
+    shape = channels, *rows.shape[1:]
     colour = torch.arange(channels, device=images.device)[:, None]
     first = ((which * channels + colour) * height)[..., None]
     lines = images.reshape(-1, width)
-    square = channels, len(which), out, out
-    wide = _sum(
-        lines.index_select(0, (first + row).view(-1))
-        .float()
-        .view(*square[:3], width)
+    short = _sum(
+        lines.index_select(0, (first + row).view(-1)).float().view(*shape, width)
         .mul_(weight[..., None])
-        for row, weight in zip(*taps(top, h, None, height, out), strict=True)
-    )
+        for row, weight in zip(rows, row_weights, strict=True)
+    )  # fmt: skip
+    square = *shape, shape[-1]
     crops = _sum(
-        wide.gather(3, column[:, None].expand(square)).mul_(weight[:, None])
-        for column, weight in zip(*taps(left, w, flip, width, out), strict=True)
+        short.gather(3, column[:, None].expand(square)).mul_(weight[:, None])
+        for column, weight in zip(columns, column_weights, strict=True)
     )
     return crops.div_(255)
 

@@ -40,6 +40,8 @@ class ContrastiveDataModule(L.LightningDataModule):
         num_workers: processes that decode image files, a device; sets in memory need none.
         split_seed: of the validation holdout; keep it, so that runs are comparable.
         predict_split: what `predict` encodes: train, val or test.
+        compiled: compile what makes the views: the same to rounding, and faster; needs a C++
+            compiler, which the first steps wait for.
         seed: of order and views (default: what `seed_everything` was given, or 0).
 
     Raises:
@@ -63,6 +65,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         num_workers: int = 2,
         split_seed: int = 0,
         predict_split: Split = "val",
+        compiled: bool = False,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -79,8 +82,9 @@ class ContrastiveDataModule(L.LightningDataModule):
         self._augmentation: dict[str, Any] = {
             "scale": scale, "flip": flip, "jitter": jitter, "grayscale": grayscale, "blur": blur,
         }  # fmt: skip
+        self.compiled = compiled
         # Values out of range are said now, not after a download.
-        SimCLRViews(32 if image_size is None else image_size, **self._augmentation)
+        SimCLRViews(image_size or 32, **self._augmentation, compiled=compiled)
         self._loader: TrainLoader | None = None
         self._loaded: dict[str, Any] | None = None
         self.splits: Splits
@@ -112,8 +116,9 @@ class ContrastiveDataModule(L.LightningDataModule):
         self.std = self._per_channel("std", self._std or std, channels)
         self.image_size = self._image_size or splits.train.side or 224
         self.views = SimCLRViews(
-            self.image_size, **self._augmentation, mean=self.mean, std=self.std, seed=self.seed
-        )
+            self.image_size, **self._augmentation, mean=self.mean, std=self.std, seed=self.seed,
+            compiled=self.compiled,
+        )  # fmt: skip
         self.splits = Splits(
             self._wire(splits.train),
             self._wire(splits.val),

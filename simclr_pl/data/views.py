@@ -8,15 +8,15 @@ between devices to float32 rounding.)
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from simclr_pl.allocator import keep_freed_memory
-from simclr_pl.data import color
+from simclr_pl.data import color, fused
 from simclr_pl.data.blur import blurred
-from simclr_pl.data.crop import DRAWS, centre_boxes, random_boxes, resized_crops
+from simclr_pl.data.crop import DRAWS, centre_boxes, random_boxes, resampled, taps
 from simclr_pl.errors import UserError
 from simclr_pl.randomness import uniform
 
@@ -80,9 +80,11 @@ class SimCLRViews(nn.Module):
         mean: of each channel, on a scale of 0 to 1.
         std: of each channel, likewise.
         seed: the run's seed.
+        compiled: make one kernel of the colour operations (images of 1 or 3 channels): the same
+            views to rounding, and the first batch waits for the compiler.
 
     Raises:
-        UserError: a value out of its range.
+        UserError: a value out of its range; `compiled` without a C++ compiler.
     """
 
     def __init__(
@@ -97,9 +99,13 @@ class SimCLRViews(nn.Module):
         mean: tuple[float, ...] = (0.485, 0.456, 0.406),
         std: tuple[float, ...] = (0.229, 0.224, 0.225),
         seed: int = 0,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         keep_freed_memory()
+        self.compiled = compiled
+        if compiled:
+            fused.compiled(fused.recoloured)  # says so where it cannot be
         _check(image_size, scale, flip, jitter, grayscale, blur, mean, std)
         self.image_size = image_size
         self.scale = scale
@@ -134,15 +140,13 @@ class SimCLRViews(nn.Module):
     def clean(self, images: Tensor) -> Tensor:
         """The central square, normalised: `uint8 [B, C, H, W]` to `float [B, C, S, S]`."""
         height, width = images.shape[-2:]
+        mean, std = self._statistics(images.device)
         if height == width == self.image_size:
-            pixels = images.float().div_(255)
-            self._normalise(pixels.transpose(0, 1))
-            return pixels
+            return images.float().div_(255).sub_(mean).div_(std)
         which = torch.arange(len(images), device=images.device)
         box = centre_boxes(height, width).to(images.device).expand(len(images), 4)
-        planes = resized_crops(images, which, box, None, self.image_size)
-        self._normalise(planes)
-        return planes.transpose(0, 1).contiguous()
+        planes = self._resized(images, which, box, None)
+        return planes.transpose(0, 1).contiguous().sub_(mean).div_(std)
 
     def draw(self, index: Tensor, epoch: int, view: int | Tensor) -> ViewParameters:
         """What is random about view `view` (0 or 1, or `int64 [B]`) of the samples `index`."""
@@ -185,37 +189,60 @@ class SimCLRViews(nn.Module):
         how = how.to(device)
         place = color.place_of_hue(how.jitter)
         done = torch.empty(count, channels, size, size, device=device, dtype=torch.float32)
-        lines = done.view(count * channels, size * size)
-        colour = torch.arange(channels, device=device)
         start = 0
-        for places in place.split(_at_a_time(PART, done[0])):
-            order = places.argsort(stable=True)
-            part = order + start
-            if images.dim() == 5:
-                planes = _mirrored(images[image[part], view[part]], how.flip[part])
-            else:
-                planes = resized_crops(images, image[part], box[part], how.flip[part], size)
-            self._recolour(planes, how.select(part))
-            # From planes in the order of work to images in the batch's.
-            rows = (order.argsort()[:, None] + colour * len(order)).view(-1)
-            there = lines[start * channels :][: len(rows)]
-            torch.index_select(planes.view(len(rows), -1), 0, rows, out=there)
-            start += len(order)
+        for places in place.tensor_split(-(-count // _at_a_time(PART, done[0]))):
+            part = places.argsort(stable=True) + start
+            planes = self._cut(images, image[part], view[part], box[part], how.flip[part])
+            there = done[start : start + len(part)]
+            made = self._recolour(planes, how.select(part))
+            torch.index_select(made, 0, (part - start).argsort(), out=there)
+            start += len(part)
         return done
 
-    def _recolour(self, planes: Tensor, how: ViewParameters) -> None:
-        """Everything behind the crop, in place: `float [C, B, S, S]`."""
-        color.jitter(planes, how.jitter)
-        color.to_grayscale(planes, how.gray)
-        for chosen in how.blur.nonzero()[:, 0].split(_at_a_time(PART // 4, planes[:, 0])):
-            if len(chosen):  # none is split into one part of none
-                sharp = planes.index_select(1, chosen)
-                planes.index_copy_(1, chosen, blurred(sharp, how.sigma[chosen]))
-        self._normalise(planes)
+    def _cut(
+        self, images: Tensor, which: Tensor, view: Tensor, box: Tensor, flip: Tensor
+    ) -> Tensor:
+        """Crops, mirrored where they are to be: `float [C, B, S, S]` in [0, 1]."""
+        if images.dim() == 5:
+            return _mirrored(images[which, view], flip)
+        return self._resized(images, which, box, flip)
 
-    def _normalise(self, planes: Tensor) -> None:
-        mean, std = (self.get_buffer(name).to(planes.device) for name in ("mean", "std"))
-        planes.sub_(mean[:, None]).div_(std[:, None])
+    def _resized(self, images: Tensor, which: Tensor, box: Tensor, flip: Tensor | None) -> Tensor:
+        (height, width), size = images.shape[-2:], self.image_size
+        tall, wide = height, width
+        if box.is_cpu and not self.compiled:
+            # It saves work to know; but code is compiled for a number, and accelerators would wait.
+            tall, wide = int(box[:, 2].max()), int(box[:, 3].max())
+        top, left, h, w = box.unbind(1)
+        weigh, resample = self._maybe_compiled(taps), self._maybe_compiled(resampled)
+        rows = weigh(top, h, None, height, size, tall)
+        columns = weigh(left, w, flip, width, size, wide)
+        planes: Tensor = resample(images, which, *rows, *columns)
+        return planes
+
+    def _maybe_compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return fused.compiled(function) if self.compiled else function
+
+    def _recolour(self, planes: Tensor, how: ViewParameters) -> Tensor:
+        """Everything behind the crop: `float [C, B, S, S]` to `[B, C, S, S]`, its own memory."""
+        mean, std = self._statistics(planes.device)
+        if self.compiled and len(planes) in (1, 3):
+            fuse = fused.compiled(fused.recoloured)
+            images: Tensor = fuse(planes, how.jitter, how.gray, mean, std)
+        else:
+            color.to_grayscale(color.jitter(planes, how.jitter), how.gray)
+            images = planes.transpose(0, 1).sub_(mean).div_(std)
+        # Normalising and blurring are linear: either may come first.
+        blurs = how.blur.nonzero()[:, 0] if self.blur else how.blur.new_empty(0, dtype=torch.int64)
+        for chosen in blurs.split(_at_a_time(PART // 4, images[0])):
+            if len(chosen):  # none is split into one part of none
+                sharp = images.transpose(0, 1).index_select(1, chosen)
+                blunt = blurred(sharp, how.sigma[chosen])
+                images.index_copy_(0, chosen, blunt.transpose(0, 1))
+        return images
+
+    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return self.get_buffer("mean").to(device), self.get_buffer("std").to(device)
 
 
 def _at_a_time(cache: int, image: Tensor) -> int:

@@ -109,7 +109,8 @@ def data_of(
         content = read_config(path)
         merged |= {"seed": content["seed_everything"]} if "seed_everything" in content else {}
         merged |= {k: v for k, v in (content.get("data") or {}).items() if v is not None}
-    merged |= overrides or {}
+    # Tools look at a few views, or at none: they don't wait for a compiler.
+    merged |= {"compiled": False} | (overrides or {})
     for name in ("scale", "mean", "std"):
         if isinstance(merged.get(name), list):
             merged[name] = tuple(merged[name])

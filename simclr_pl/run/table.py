@@ -40,6 +40,7 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
         where = f"in memory ({source.images.device.type})"
     else:
         where = f"decoded by {data.num_workers or 'no'} workers a device"
+    where += "; views compiled" if data.compiled else ""
     everywhere = model.hparams["global_batch_norm"]
     norm = "global, over all devices" if everywhere else "each device its own"
     per_device = f"{'' if batch % world == 0 else 'about '}{batch / world:.0f}"

@@ -84,7 +84,8 @@ class ContrastiveDataModule(L.LightningDataModule):
         }  # fmt: skip
         self.compiled = compiled
         # Values out of range are said now, not after a download.
-        SimCLRViews(image_size or 32, **self._augmentation, compiled=compiled)
+        side = 32 if image_size is None else image_size
+        SimCLRViews(side, **self._augmentation, compiled=compiled)
         self._loader: TrainLoader | None = None
         self._loaded: dict[str, Any] | None = None
         self.splits: Splits

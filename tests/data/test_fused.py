@@ -1,5 +1,6 @@
 """Views whose colours are one compiled kernel: the same views, to rounding."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,11 @@ from torch import Tensor
 
 from simclr_pl import SimCLRViews, UserError
 from simclr_pl.data import color, fused
+
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,6 +55,7 @@ def test_every_order_and_strength_is_the_other_implementations(channels: int) ->
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
+@needs_compiler
 @pytest.mark.timeout(600)
 def test_compiled_views_are_the_same_views() -> None:
     for count, channels, size, options in (
@@ -69,6 +76,7 @@ def test_compiled_views_are_the_same_views() -> None:
             torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
+@needs_compiler
 @pytest.mark.timeout(600)
 def test_compiled_views_do_not_depend_on_the_batch() -> None:
     images, index = photos(24, 3, 32, 32), torch.arange(24)
@@ -83,6 +91,7 @@ def test_compiled_views_do_not_depend_on_the_batch() -> None:
         torch.set_num_threads(1)
 
 
+@needs_compiler
 @pytest.mark.timeout(600)
 def test_a_run_trains_on_compiled_views_and_resumes_without(tmp_path: Path) -> None:
     """On the same curve, to what rounding does in four steps; a resume may change the key."""

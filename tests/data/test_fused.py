@@ -13,7 +13,6 @@ from torch import Tensor
 from simclr_pl import SimCLRViews, UserError
 from simclr_pl.data import color, fused
 
-
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler"
 )

@@ -46,9 +46,9 @@ def luma(planes: Tensor) -> Tensor:
 
 def to_grayscale(planes: Tensor, on: Tensor) -> Tensor:
     """Replaces the channels of samples that are `on` (`bool [B]`) by their luma, in place."""
-    chosen = on.nonzero()[:, 0]
-    if len(planes) == 1 or not chosen.numel():
+    if len(planes) != 3:
         return planes
+    chosen = on.nonzero()[:, 0]
     return planes.index_copy_(1, chosen, luma(planes.index_select(1, chosen)).expand(3, -1, -1, -1))
 
 
@@ -84,6 +84,10 @@ def shares(how: Jitter, channels: int) -> Tensor:
     """`float [3, 4, B]`: of the image, of its mean luma and of its luma, at each of four steps.
 
     Where the operation is hue, or saturation of one channel, the image's is 1: nothing changes.
+
+    Args:
+        how: of B samples.
+        channels: C, 1 or 3.
     """
     order = how.order.T
     factor = how.factor.T.gather(0, order)

@@ -85,7 +85,7 @@ def recipe_table(run: Run) -> Table:
 
 def results_table(run: Run) -> Table:
     """What has been evaluated: a row a file of results/."""
-    rows = [[_text(result.get(key)) for key in RESULT] for result in run.results]
+    rows = [[_fraction(result.get(key)) for key in RESULT] for result in run.results]
     return Table(list(RESULT), rows)
 
 

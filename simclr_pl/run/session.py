@@ -110,6 +110,8 @@ def quieten() -> None:
     """Drops lines that say nothing to a user of this package, and no others."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # The compiler looks for CUDA where there is none.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     # Lightning's use of a renamed torch class.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # Steps are counted over epochs: short epochs are logged all the same.

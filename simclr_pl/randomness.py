@@ -41,7 +41,7 @@ def _mix(x: Tensor) -> Tensor:
 
 def _hash(seed: int, epoch: int, index: Tensor, stream: int | Tensor) -> Tensor:
     """A 64-bit key for each sample: int64, the shape of `index`."""
-    key = torch.tensor(0, dtype=torch.int64, device=index.device)
+    key = torch.zeros((), dtype=torch.int64, device=index.device)
     for part in (seed, epoch, stream):
         salt = (part + 1) * _signed(_GOLDEN)
         key = _mix(key + (salt if isinstance(salt, Tensor) else _signed(salt)))

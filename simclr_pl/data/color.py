@@ -13,7 +13,7 @@ from torch import Tensor
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
-ORDERS = torch.tensor(list(itertools.permutations(range(4))))
+ORDERS = tuple(itertools.permutations(range(4)))
 """The 24 orders of the four operations."""
 
 LUMA = (0.2989, 0.587, 0.114)

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from simclr_pl.constants import constant
+
 RATIO = (3 / 4, 4 / 3)
 """Bounds of a crop's width / height (the paper's appendix A)."""
 
@@ -38,13 +40,11 @@ def random_boxes(
     """
     # In float64 a last-bit difference between vectorised and scalar exp moves no rounded pixel.
     u = u.double()
-    height = torch.as_tensor(height, device=u.device).expand(u.shape[0]).double()
-    width = torch.as_tensor(width, device=u.device).expand(u.shape[0]).double()
-    low, high = torch.tensor(RATIO, dtype=torch.float64, device=u.device).log()
+    height, width = _each(height, u), _each(width, u)
+    low, high = constant(RATIO, u.dtype, u.device).log()
     tries = u[:, : 2 * ATTEMPTS].unflatten(1, (ATTEMPTS, 2))
-    area = (height * width)[:, None] * torch.lerp(
-        u.new_tensor(scale[0]), u.new_tensor(scale[1]), tries[..., 0]
-    )
+    smallest, largest = constant(tuple(scale), u.dtype, u.device)
+    area = (height * width)[:, None] * torch.lerp(smallest, largest, tries[..., 0])
     ratio = torch.lerp(low, high, tries[..., 1]).exp()
     h, w = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
     fits = (h >= 1) & (w >= 1) & (h <= height[:, None]) & (w <= width[:, None])
@@ -59,6 +59,12 @@ def random_boxes(
     # A random place is a whole number from 0 to the slack; the centre is half of it.
     corner = torch.where(none[:, None], (slack / 2).floor(), (place * (slack + 1)).floor())
     return torch.cat([corner, h[:, None], w[:, None]], 1).long()
+
+
+def _each(pixels: Tensor | int, like: Tensor) -> Tensor:
+    if isinstance(pixels, Tensor):
+        return pixels.to(like).expand(len(like))
+    return like.new_full((len(like),), pixels)
 
 
 def centre_boxes(height: Tensor | int, width: Tensor | int, share: float = 1.0) -> Tensor:

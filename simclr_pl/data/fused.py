@@ -6,17 +6,10 @@ that would be four times the work. Compiled it is one pass over the image, which
 that the host would have to wait for.
 """
 
-import functools
-import os
-import shutil
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from simclr_pl.data.color import HUE, LUMA, Jitter, shares
-from simclr_pl.errors import UserError
 
 
 def recoloured(planes: Tensor, how: Jitter, gray: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -33,9 +26,10 @@ def recoloured(planes: Tensor, how: Jitter, gray: Tensor, mean: Tensor, std: Ten
         `float [B, C, S, S]`.
     """
     count, colours = planes.shape[0], list(planes.flatten(2))
-    idle = planes.new_tensor([1.0, 0.0, 0.0])[:, None, None]
-    own, to_mean, to_gray = torch.where(how.on, shares(how, count), idle)[..., None]
+    own, to_mean, to_gray = shares(how, count)[..., None]
     turns, jittered = how.factor[:, HUE, None], how.on[:, None]
+    own = torch.where(jittered, own, 1.0)
+    to_mean, to_gray = (torch.where(jittered, share, 0.0) for share in (to_mean, to_gray))
     for step in range(4):
         luma = _luma(colours)
         target = luma * to_gray[step] + luma.mean(-1, keepdim=True) * to_mean[step]
@@ -72,20 +66,3 @@ def _hue_shifted(colours: list[Tensor], turns: Tensor) -> list[Tensor]:
     hue = (hue - hue.floor()) * 6
     red, green, blue = (((hue - m).abs() - 1).clamp(0, 1) * chroma for m in (3, 2, 4))
     return [low + red, high - green, high - blue]
-
-
-@functools.cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that is compiled when it is first called, which takes some seconds.
-
-    And once more when a batch of another size comes, then for any size.
-
-    Raises:
-        UserError: there is no C++ compiler.
-    """
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
-        raise UserError(
-            "data.compiled needs a C++ compiler, and none was found: install one (g++), or give "
-            "--data.compiled false"
-        )
-    return torch.compile(function)

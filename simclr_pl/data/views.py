@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from simclr_pl.allocator import keep_freed_memory
+from simclr_pl.compiler import check_compiler, compiled
+from simclr_pl.constants import constant
 from simclr_pl.data import color, fused
 from simclr_pl.data.blur import blurred
 from simclr_pl.data.crop import DRAWS, centre_boxes, random_boxes, resampled, taps
@@ -105,14 +107,13 @@ class SimCLRViews(nn.Module):
         keep_freed_memory()
         self.compiled = compiled
         if compiled:
-            fused.compiled(fused.recoloured)  # says so where it cannot be
+            check_compiler("data.compiled")
         _check(image_size, scale, flip, jitter, grayscale, blur, mean, std)
         self.image_size = image_size
         self.scale = scale
         self.flip, self.jitter, self.grayscale, self.blur = flip, jitter, grayscale, blur
         self.seed = seed
-        self.register_buffer("mean", _channels(mean), persistent=False)
-        self.register_buffer("std", _channels(std), persistent=False)
+        self.mean, self.std = tuple(mean), tuple(std)
 
     @torch.no_grad()
     def forward(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
@@ -157,8 +158,9 @@ class SimCLRViews(nn.Module):
         crop, (flip, on, order, *factors, gray, blur, sigma) = u[:, :DRAWS], u[:, DRAWS:].unbind(1)
         strength = (0.8 * self.jitter, 0.8 * self.jitter, 0.8 * self.jitter, 0.2 * self.jitter)
         # Factors are uniform from max(0, 1 - strength) to 1 + strength; hue is centred on 0.
-        low = u.new_tensor([*(max(0.0, 1 - s) for s in strength[:3]), -strength[3]])
-        high = u.new_tensor([*(1 + s for s in strength[:3]), strength[3]])
+        smallest = *(max(0.0, 1 - s) for s in strength[:3]), -strength[3]
+        largest = *(1 + s for s in strength[:3]), strength[3]
+        low, high = constant((smallest, largest), u.dtype, u.device)
         factor = low + torch.stack(factors[:4], 1) * (high - low)
         chance = JITTER_CHANCE if self.jitter else 0.0
         return ViewParameters(
@@ -166,7 +168,9 @@ class SimCLRViews(nn.Module):
             flip=flip < self.flip,
             jitter=color.Jitter(
                 on=on < chance,
-                order=color.ORDERS.to(u.device)[(order * len(color.ORDERS)).long()],
+                order=constant(color.ORDERS, torch.int64, u.device)[
+                    (order * len(color.ORDERS)).long()
+                ],
                 factor=factor,
             ),
             gray=gray < self.grayscale,
@@ -188,7 +192,9 @@ class SimCLRViews(nn.Module):
         box = self.boxes(how, *images.shape[-2:]).to(device)
         how = how.to(device)
         place = color.place_of_hue(how.jitter)
-        done = torch.empty(count, channels, size, size, device=device, dtype=torch.float32)
+        if not images.is_cpu:
+            return self._recolour(self._cut(images, image, view, box, how.flip), how)
+        done = torch.empty(count, channels, size, size, dtype=torch.float32)
         start = 0
         for places in place.tensor_split(-(-count // _at_a_time(PART, done[0]))):
             part = places.argsort(stable=True) + start
@@ -221,43 +227,54 @@ class SimCLRViews(nn.Module):
         return planes
 
     def _maybe_compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return fused.compiled(function) if self.compiled else function
+        return compiled(function) if self.compiled else function
 
     def _recolour(self, planes: Tensor, how: ViewParameters) -> Tensor:
         """Everything behind the crop: `float [C, B, S, S]` to `[B, C, S, S]`, its own memory."""
         mean, std = self._statistics(planes.device)
-        if self.compiled and len(planes) in (1, 3):
-            fuse = fused.compiled(fused.recoloured)
+        if len(planes) in (1, 3) and (self.compiled or not planes.is_cpu):
+            fuse = self._maybe_compiled(fused.recoloured)
             images: Tensor = fuse(planes, how.jitter, how.gray, mean, std)
         else:
-            color.to_grayscale(color.jitter(planes, how.jitter), how.gray)
+            if self.jitter or self.grayscale:
+                color.to_grayscale(color.jitter(planes, how.jitter), how.gray)
             images = planes.transpose(0, 1).sub_(mean).div_(std)
         # Normalising and blurring are linear: either may come first.
-        blurs = how.blur.nonzero()[:, 0] if self.blur else how.blur.new_empty(0, dtype=torch.int64)
-        for chosen in blurs.split(_at_a_time(PART // 4, images[0])):
-            if len(chosen):  # none is split into one part of none
-                sharp = images.transpose(0, 1).index_select(1, chosen)
-                blunt = blurred(sharp, how.sigma[chosen])
-                images.index_copy_(0, chosen, blunt.transpose(0, 1))
+        if self.blur and images.is_cpu:
+            _blur_some(images, how)
+        elif self.blur:
+            images = self._maybe_compiled(_blur_all)(images, how.blur, how.sigma)
         return images
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        return self.get_buffer("mean").to(device), self.get_buffer("std").to(device)
+        mean, std = constant((self.mean, self.std), torch.float32, device)[..., None, None]
+        return mean, std
+
+
+def _blur_some(images: Tensor, how: ViewParameters) -> None:
+    """Blurs those of `float [B, C, S, S]` that are to be, in place."""
+    for chosen in how.blur.nonzero()[:, 0].split(_at_a_time(PART // 4, images[0])):
+        if len(chosen):  # none is split into one part of none
+            sharp = images.transpose(0, 1).index_select(1, chosen)
+            blunt = blurred(sharp, how.sigma[chosen])
+            images.index_copy_(0, chosen, blunt.transpose(0, 1))
+
+
+def _blur_all(images: Tensor, on: Tensor, sigma: Tensor) -> Tensor:
+    """The same for accelerators: the host needn't wait to learn how many there are."""
+    blunt = blurred(images.transpose(0, 1), sigma).transpose(0, 1)
+    return torch.where(on[:, None, None, None], blunt, images)
 
 
 def _at_a_time(cache: int, image: Tensor) -> int:
-    """How many of such images to work on together: on an accelerator all of them."""
-    return max(1, cache // image.numel()) if image.is_cpu else 2**62
+    """How many of such images to work on together."""
+    return max(1, cache // image.numel())
 
 
 def _mirrored(images: Tensor, flip: Tensor) -> Tensor:
     """`uint8 [B, C, S, S]` to planes `float [C, B, S, S]` in [0, 1], those of `flip` mirrored."""
     planes = images.transpose(0, 1).contiguous().float().div_(255)
     return torch.where(flip[:, None, None], planes.flip(-1), planes)
-
-
-def _channels(numbers: tuple[float, ...]) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1)
 
 
 def _check(

@@ -18,6 +18,8 @@ from simclr_pl.model.optim import (
     build_optimizer,
     catch_up,
     gradient_norm,
+    log_learning_rate,
+    may_fuse,
     peak_learning_rate,
     warmup_cosine,
 )
@@ -101,11 +103,11 @@ class FineTuning(L.LightningModule):
         logits = self(batch.images)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total = F.cross_entropy(logits, batch.labels, reduction="sum")
-        rows = sum_over_ranks(total.new_tensor(float(len(batch.labels))))
+        rows = sum_over_ranks(total.new_full((), len(batch.labels)))
         # DDP averages over ranks, which may hold different numbers of images.
         loss = total * self.trainer.world_size / rows
         self.log("finetune/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)
-        self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        log_learning_rate(self)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -115,7 +117,9 @@ class FineTuning(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser and per-step schedule; steps and global batch come from the trainer."""
         batch = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        optimizer = build_optimizer(self, self.recipe, peak_learning_rate(self.recipe, batch))
+        rate = peak_learning_rate(self.recipe, batch)
+        fused = may_fuse(str(self.trainer.precision))
+        optimizer = build_optimizer(self, self.recipe, rate, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = round(self.recipe.warmup_epochs * int(self.trainer.num_training_batches))
         schedule = warmup_cosine(optimizer, warmup, total)

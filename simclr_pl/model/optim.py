@@ -3,6 +3,7 @@
 import math
 from typing import Any, Literal, NamedTuple, get_args
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -76,8 +77,18 @@ def peak_learning_rate(recipe: OptimizerRecipe, global_batch: int) -> float:
     return recipe.learning_rate * factor
 
 
-def build_optimizer(modules: nn.Module, recipe: OptimizerRecipe, learning_rate: float) -> Optimizer:
-    """The optimiser over all parameters that want a gradient, in two groups: decay, no decay."""
+def build_optimizer(
+    modules: nn.Module, recipe: OptimizerRecipe, learning_rate: float, *, fused: bool = True
+) -> Optimizer:
+    """The optimiser over all parameters that want a gradient, in two groups: decay, no decay.
+
+    Args:
+        modules: whose parameters.
+        recipe: which optimiser, and how.
+        learning_rate: of all parameters.
+        fused: one kernel for all parameters instead of several for each (SGD, AdamW; LARS works
+            on lists of parameters on CUDA by itself); the same to rounding.
+    """
     parameters = [p for p in modules.parameters() if p.requires_grad]
     groups = [
         # Biases and norms are the vectors among the parameters.
@@ -85,16 +96,31 @@ def build_optimizer(modules: nn.Module, recipe: OptimizerRecipe, learning_rate: 
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if recipe.name == "adamw":
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=(recipe.momentum, 0.999))
+        return torch.optim.AdamW(
+            groups, lr=learning_rate, betas=(recipe.momentum, 0.999), fused=fused
+        )
     if recipe.name == "sgd":
         return torch.optim.SGD(
-            groups, lr=learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov
+            groups,
+            lr=learning_rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            fused=fused,
         )
     from timm.optim.lars import Lars  # late: timm takes seconds to import
 
     # Groups without decay are not adapted, which is what the authors do.
     lars: Optimizer = Lars(groups, lr=learning_rate, momentum=recipe.momentum)
     return lars
+
+
+def may_fuse(precision: str) -> bool:
+    """Whether a fused optimiser goes with Lightning's `precision`.
+
+    With a scaler of float16's loss it would unscale the gradients itself: behind their clipping and
+    their logged norm.
+    """
+    return precision != "16-mixed"
 
 
 def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
@@ -122,6 +148,12 @@ def catch_up(schedule: Any) -> None:
     groups = schedule.optimizer.param_groups
     for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = base * factor(schedule.last_epoch)
+
+
+def log_learning_rate(module: L.LightningModule) -> None:
+    """Logs the step's rate. As a tensor: Lightning would copy a number to the device, and wait."""
+    optimizer: Any = module.optimizers()
+    module.log("train/lr", torch.tensor(optimizer.param_groups[0]["lr"], device="cpu"))
 
 
 def gradient_norm(module: nn.Module) -> Tensor:

@@ -4,10 +4,12 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from simclr_pl.batch import EvaluationBatch, EvaluationOutput, MicroBatches, StepOutput, Views
+from simclr_pl.compiler import check_compiler
 from simclr_pl.distributed import globalise_batch_norm, rank_and_world, sum_over_ranks
 from simclr_pl.errors import UserError
 from simclr_pl.model import checkpoint as checkpoints
@@ -21,6 +23,8 @@ from simclr_pl.model.optim import (
     build_optimizer,
     catch_up,
     gradient_norm,
+    log_learning_rate,
+    may_fuse,
     peak_learning_rate,
     warmup_cosine,
 )
@@ -71,6 +75,8 @@ class SimCLR(L.LightningModule):
         micro_batch_size: images that go through the encoder at a time, global like `batch_size`
             (default: all of a batch). The loss is still that of the whole batch, in less memory,
             for one more forward pass; batch norm then sees a micro-batch at a time.
+        compiled: compile encoder and projector for training: the same to rounding; needs a C++
+            compiler, which the first step and the first validation wait for.
         seed: of the initial weights (default: what `seed_everything` was given, or 0).
 
     Raises:
@@ -96,6 +102,7 @@ class SimCLR(L.LightningModule):
         warmup_epochs: float = 10,
         global_batch_norm: bool = True,
         micro_batch_size: int | None = None,
+        compiled: bool = False,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -108,6 +115,8 @@ class SimCLR(L.LightningModule):
             raise UserError(
                 f"model.micro_batch_size is {micro_batch_size}, but must be at least 1 image"
             )
+        if compiled:
+            check_compiler("model.compiled")
         self.micro_batch_size = micro_batch_size
         self.seed = run_seed(seed)
         self.loss = NTXentLoss(temperature, loss_block_size)
@@ -135,6 +144,10 @@ class SimCLR(L.LightningModule):
             self._build(Geometry(*(getattr(data, name) for name in wanted)))
         if self.hparams["global_batch_norm"] and self.trainer.world_size > 1:
             globalise_batch_norm(self, self.trainer.strategy.root_device)
+        if self.hparams["compiled"] and self.trainer.state.fn == TrainerFn.FITTING:
+            # In place: names in checkpoints stay as they are.
+            self.encoder.compile()
+            self.projector.compile()
 
     def _build(self, geometry: Geometry) -> None:
         hparams = self.hparams
@@ -254,11 +267,11 @@ class SimCLR(L.LightningModule):
         hits = (output["positive_rank"] == 0).float()
         many = self.trainer.world_size > 1
         # Of ranks with different numbers of rows: weighted, so that each anchor counts once.
-        values = torch.stack([hits.sum(), hits.new_tensor(float(hits.numel()))])
+        values = torch.stack([hits.sum(), hits.new_full((), hits.numel())])
         values = sum_over_ranks(values) if many else values
         self.log("train/loss", output["loss"].detach(), prog_bar=True, sync_dist=many)
         self.log("train/contrastive_top1", values[0] / values[1], prog_bar=True)
-        self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        log_learning_rate(self)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the global gradient's norm, before any clipping."""
@@ -273,7 +286,8 @@ class SimCLR(L.LightningModule):
             )
         # With max_steps alone Lightning knows the steps before it has counted an epoch's batches.
         self.trainer.fit_loop.setup_data()
-        optimizer = build_optimizer(self, self.recipe, self.peak_learning_rate)
+        fused = may_fuse(str(self.trainer.precision))
+        optimizer = build_optimizer(self, self.recipe, self.peak_learning_rate, fused=fused)
         schedule = warmup_cosine(optimizer, self.warmup_steps, int(total))
         return {
             "optimizer": optimizer,
@@ -311,7 +325,7 @@ class SimCLR(L.LightningModule):
         loss = self.loss(*projections.chunk(2))
         many = self.trainer.world_size > 1
         # The loss is a mean over this global batch: weighted by its rows, each image counts once.
-        rows = sum_over_ranks(loss.new_tensor(float(batch.labels.numel())))
+        rows = sum_over_ranks(loss.new_full((), batch.labels.numel()))
         self.log(
             f"{split}/loss",
             loss,

@@ -12,7 +12,6 @@ from simclr_pl.data.color import (
     BRIGHTNESS,
     CONTRAST,
     HUE,
-    ORDERS,
     SATURATION,
     Jitter,
     jitter,
@@ -21,6 +20,11 @@ from simclr_pl.data.color import (
     shift_hue,
     to_grayscale,
 )
+from simclr_pl.data.color import (
+    ORDERS as ORDERED,
+)
+
+ORDERS = torch.tensor(ORDERED)
 
 ADJUST: dict[int, Callable[[Tensor, float], Tensor]] = {
     BRIGHTNESS: TF.adjust_brightness,

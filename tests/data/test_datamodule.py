@@ -109,8 +109,8 @@ def test_everything_about_digits_is_derived() -> None:
     assert data.mean == mean
     assert data.std == std
     assert data.views.image_size == 8
-    assert data.views.mean.flatten().tolist() == pytest.approx(list(mean))
-    assert data.views.std.flatten().tolist() == pytest.approx(list(std))
+    assert list(data.views.mean) == pytest.approx(list(mean))
+    assert list(data.views.std) == pytest.approx(list(std))
 
 
 def test_nothing_is_known_before_setup() -> None:

@@ -11,6 +11,7 @@ from commands import QUICK, fit, rows, run
 from torch import Tensor
 
 from simclr_pl import SimCLRViews, UserError
+from simclr_pl.compiler import compiled
 from simclr_pl.data import color, fused
 
 needs_compiler = pytest.mark.skipif(
@@ -22,7 +23,7 @@ needs_compiler = pytest.mark.skipif(
 def forgotten() -> Iterator[None]:
     """What was compiled is of no use to other tests."""
     yield
-    fused.compiled.cache_clear()
+    compiled.cache_clear()
     torch.compiler.reset()
 
 
@@ -44,7 +45,7 @@ def test_every_order_and_strength_is_the_other_implementations(channels: int) ->
     planes[:, :, 1] = planes[:, :, 1].round()  # pure colours
     u = torch.rand(96, 6, generator=generator)
     factor = torch.cat([2 * u[:, :3], u[:, 3:4] - 0.5], 1)
-    how = color.Jitter(u[:, 4] < 0.8, color.ORDERS[torch.arange(96) % 24], factor)
+    how = color.Jitter(u[:, 4] < 0.8, torch.tensor(color.ORDERS)[torch.arange(96) % 24], factor)
     gray, mean, std = u[:, 5] < 0.3, torch.rand(channels, 1, 1), torch.rand(channels, 1, 1) + 0.5
     got = fused.recoloured(planes, how, gray, mean, std)
     order = color.place_of_hue(how).argsort(stable=True)
@@ -110,7 +111,6 @@ def test_a_run_trains_on_compiled_views_and_resumes_without(tmp_path: Path) -> N
 def test_without_a_compiler_it_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fused.compiled.cache_clear()
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"data\.compiled needs a C\+\+ compiler"):

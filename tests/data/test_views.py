@@ -52,9 +52,7 @@ def reference(views: SimCLRViews, images: Tensor, index: Tensor, epoch: int, vie
             pixels = TF.rgb_to_grayscale(pixels, num_output_channels=pixels.shape[0])
         if how.blur[i]:
             pixels = TF.gaussian_blur(pixels, [kernel, kernel], [float(how.sigma[i])] * 2)
-        done.append(
-            TF.normalize(pixels, views.mean.flatten().tolist(), views.std.flatten().tolist())
-        )
+        done.append(TF.normalize(pixels, list(views.mean), list(views.std)))
     return torch.stack(done)
 
 

@@ -1,0 +1,36 @@
+"""torch.compile, where a flag asks for it and there is something to compile with."""
+
+import functools
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from simclr_pl.errors import UserError
+
+
+def check_compiler(key: str) -> None:
+    """Looks for the C++ compiler without which torch.compile makes nothing.
+
+    Args:
+        key: the flag that asks for it.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        raise UserError(
+            f"{key} needs a C++ compiler, and none was found: install one (g++), or give "
+            f"--{key} false"
+        )
+
+
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is compiled when it is first called, which takes some seconds.
+
+    And once more when a batch of another size comes, then for any size.
+    """
+    return torch.compile(function)

@@ -9,9 +9,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from simclr_pl.batch import UNLABELLED, LabelledImages
+from simclr_pl.batch import LabelledImages
 from simclr_pl.distributed import globalise_batch_norm, sum_over_ranks
 from simclr_pl.errors import no_labels
+from simclr_pl.evaluate.scoring import count_right
 from simclr_pl.model.checkpoint import KEY, Backbone
 from simclr_pl.model.optim import (
     OptimizerRecipe,
@@ -137,10 +138,7 @@ class FineTuning(L.LightningModule):
     def validation_step(self, batch: LabelledImages, batch_idx: int) -> None:
         """Counts labelled images, and those classified right."""
         logits = self(batch.images)
-        known = batch.labels != UNLABELLED
-        likeliest = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        right = (likeliest == batch.labels[:, None]) & logits.isfinite().all(1, keepdim=True)
-        self._counts += torch.stack([known.sum(), right[:, 0].sum(), right.any(1).sum()])
+        self._counts += count_right(logits, batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         """Logs `finetune/val_top1` and `finetune/val_top5`: each image once, over all ranks."""

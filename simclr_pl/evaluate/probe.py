@@ -6,13 +6,11 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from simclr_pl.batch import UNLABELLED, EvaluationOutput, StepOutput
 from simclr_pl.distributed import rank_and_world, sum_over_ranks
 from simclr_pl.errors import UserError
-
-_COUNTS = ("tp", "fp", "tn", "fn")
+from simclr_pl.evaluate.scoring import count_right
 
 
 class OnlineProbe(L.Callback):
@@ -44,7 +42,8 @@ class OnlineProbe(L.Callback):
         self.head: nn.Linear | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.classes = 0
-        self._metrics: dict[str, MulticlassAccuracy] = {}
+        self._counts: dict[str, Tensor] = {}
+        self._beyond: Tensor | None = None
         self._restored: dict[str, Any] | None = None
 
     # Building -------------------------------------------------------------------------------------
@@ -65,7 +64,10 @@ class OnlineProbe(L.Callback):
             wide = torch.promote_types(features.dtype, torch.float32)
             self.head.to(device=features.device, dtype=wide)
             self.optimizer = torch.optim.AdamW(
-                self.head.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+                self.head.parameters(),
+                lr=self.learning_rate,
+                weight_decay=self.weight_decay,
+                fused=True,
             )
             if self._restored is not None:
                 if self._restored["head"]["weight"].shape != self.head.weight.shape:
@@ -75,20 +77,10 @@ class OnlineProbe(L.Callback):
                     )
                 self.head.load_state_dict(self._restored["head"])
                 self.optimizer.load_state_dict(self._restored["optimizer"])
-                self._continue(self._restored["counts"], features.device)
+                if rank_and_world()[0] == 0:  # of all ranks together, so far
+                    self._counts["train"] = self._restored["counts"].to(features.device)
                 self._restored = None
         return self.head, self.optimizer
-
-    def _metric(self, name: str, k: int, device: torch.device) -> MulticlassAccuracy:
-        if name not in self._metrics:
-            self._metrics[name] = MulticlassAccuracy(
-                num_classes=self.classes,
-                top_k=min(k, self.classes),
-                average="micro",
-                ignore_index=UNLABELLED,
-                validate_args=False,  # several synchronisations a step; see _check
-            ).to(device)
-        return self._metrics[name]
 
     # Training -------------------------------------------------------------------------------------
 
@@ -112,13 +104,16 @@ class OnlineProbe(L.Callback):
             loss = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
             optimizer.zero_grad()
             loss.backward()
-        if _average_gradients(head, (labels != UNLABELLED).sum()):
-            optimizer.step()
-        self._metric("train_top1", 1, features.device).update(logits.detach(), labels)
+        total = _average_gradients(head, (labels != UNLABELLED).sum())
+        # Without labels no step: momentum and weight decay would move the head on their own. A
+        # fused optimiser looks at this itself, as under torch's GradScaler: nobody has to wait.
+        optimizer.found_inf = (total == 0).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        self._count("train", logits.detach(), labels)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the epoch's accuracy on augmented views."""
-        self._log(pl_module, "train_top1")
+        self._log(pl_module, "train", 1)
 
     # Evaluation -----------------------------------------------------------------------------------
 
@@ -148,11 +143,11 @@ class OnlineProbe(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the accuracies on the validation split."""
-        self._log(pl_module, "val_top1", "val_top5")
+        self._log(pl_module, "val", 1, 5)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the accuracies on the test split."""
-        self._log(pl_module, "test_top1", "test_top5")
+        self._log(pl_module, "test", 1, 5)
 
     @torch.no_grad()
     def _score(self, split: str, outputs: EvaluationOutput) -> None:
@@ -160,28 +155,41 @@ class OnlineProbe(L.Callback):
             return
         features, labels = outputs["features"], self._check(outputs["labels"])
         head, _ = self._build(features)
-        logits = head(features.to(head.weight.dtype))
-        for k in (1, 5):
-            self._metric(f"{split}_top{k}", k, features.device).update(logits, labels)
+        self._count(split, head(features.to(head.weight.dtype)), labels)
+
+    def _count(self, split: str, logits: Tensor, labels: Tensor) -> None:
+        counts = count_right(logits, labels)
+        self._counts[split] = self._counts[split] + counts if split in self._counts else counts
 
     def _check(self, labels: Tensor) -> Tensor:
-        if bool((labels >= self.classes).any()):
-            raise UserError(
-                f"there is a label {int(labels.max())}, but the data has {self.classes} classes: "
-                "labels go from 0 to the number of classes less one, and -1 means unlabelled"
-            )
+        """Labels, of which those beyond the classes are an error: on accelerators a later one."""
+        largest = labels.max()
+        if not labels.is_cpu:  # to look at it now would take until the device is there
+            self._beyond = largest if self._beyond is None else self._beyond.maximum(largest)
+            return labels.where(labels < self.classes, UNLABELLED)
+        self._refuse(largest)
         return labels
 
-    def _log(self, pl_module: L.LightningModule, *names: str) -> None:
-        for name in names:
-            if name in self._metrics:
-                metric = self._metrics[name]
-                if float(sum_over_ranks(_seen(metric))):
-                    # Values, since Lightning cannot keep a callback's metrics. They are over all
-                    # ranks already; their mean over ranks, which Lightning insists on, is the same.
-                    many = rank_and_world()[1] > 1
-                    pl_module.log(f"probe/{name}", metric.compute(), sync_dist=many)
-                metric.reset()
+    def _refuse(self, largest: Tensor) -> None:
+        if largest >= self.classes:
+            raise UserError(
+                f"there is a label {int(largest)}, but the data has {self.classes} classes: "
+                "labels go from 0 to the number of classes less one, and -1 means unlabelled"
+            )
+
+    def _log(self, pl_module: L.LightningModule, split: str, *ks: int) -> None:
+        if self._beyond is not None:
+            self._refuse(self._beyond)
+        if split not in self._counts:
+            return
+        counts = sum_over_ranks(self._counts.pop(split))
+        for k in ks:
+            if counts[0]:
+                # Values, since Lightning cannot keep a callback's metrics. They are over all ranks
+                # already; their mean over ranks, which Lightning insists on, is the same.
+                value = counts[1 if k == 1 else 2] / counts[0]
+                many = rank_and_world()[1] > 1
+                pl_module.log(f"probe/{split}_top{k}", value, sync_dist=many)
 
     # Checkpoints ----------------------------------------------------------------------------------
 
@@ -192,23 +200,14 @@ class OnlineProbe(L.Callback):
         return {
             "head": self.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "counts": self._counts(),
+            # The epoch's, over all ranks: a resume goes on from there.
+            "counts": sum_over_ranks(self._train_counts().clone()).cpu(),
         }
 
-    def _counts(self) -> Tensor:
-        """What the epoch's accuracy has counted, over all ranks: a resume goes on from there."""
-        metric = self._metrics.get("train_top1")
-        if metric is None:
-            return torch.zeros(4)
-        counts = torch.stack([getattr(metric, name).float().sum() for name in _COUNTS])
-        return sum_over_ranks(counts).cpu()
-
-    def _continue(self, counts: Tensor, device: torch.device) -> None:
-        if rank_and_world()[0] == 0:
-            metric = self._metric("train_top1", 1, device)
-            for name, count in zip(_COUNTS, counts, strict=True):
-                state = getattr(metric, name)
-                setattr(metric, name, count.to(state).reshape(state.shape))
+    def _train_counts(self) -> Tensor:
+        assert self.head is not None
+        none = torch.zeros(3, dtype=torch.int64, device=self.head.weight.device)
+        return self._counts.get("train", none)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until the next features say where it belongs."""
@@ -217,16 +216,11 @@ class OnlineProbe(L.Callback):
             self.head = self.optimizer = None
 
 
-def _seen(metric: MulticlassAccuracy) -> Tensor:
-    """How many labelled samples this rank's metric has seen."""
-    return torch.as_tensor(metric.tp + metric.fn).sum().float()  # type: ignore[operator]
-
-
-def _average_gradients(head: nn.Linear, labelled: Tensor) -> bool:
+def _average_gradients(head: nn.Linear, labelled: Tensor) -> Tensor:
     """Turns gradients of sums into the gradient of the mean over all ranks' labelled rows.
 
     Returns:
-        Whether there are any.
+        How many there are, a scalar.
     """
     grads = [p.grad for p in head.parameters() if p.grad is not None]
     flat = torch.cat([*(g.flatten() for g in grads), labelled.to(grads[0].dtype)[None]])
@@ -234,4 +228,4 @@ def _average_gradients(head: nn.Linear, labelled: Tensor) -> bool:
     flat[:-1] /= flat[-1].clamp(min=1)
     for grad, mean in zip(grads, flat[:-1].split([g.numel() for g in grads]), strict=True):
         grad.copy_(mean.view_as(grad))
-    return bool(flat[-1] > 0)
+    return flat[-1]

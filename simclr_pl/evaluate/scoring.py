@@ -65,6 +65,21 @@ def labelled(split: Features, name: str) -> Rows:
     return Rows(features, split.labels[known])
 
 
+def count_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """`int64 [3]`: labelled images, those classified right, and right among the five likeliest.
+
+    On the logits' device, without waiting for it. What is not finite is not right.
+
+    Args:
+        logits: `[B, classes]`.
+        labels: `int64 [B]`, `UNLABELLED` where unknown.
+    """
+    known = labels != UNLABELLED
+    likeliest = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    right = (likeliest == labels[:, None]) & logits.isfinite().all(1, keepdim=True)
+    return torch.stack([known.sum(), right[:, 0].sum(), right.any(1).sum()])
+
+
 def choosing_parts(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of the part of train to fit on, and of the class-balanced tenth that chooses.
 

@@ -1,6 +1,5 @@
 """How the benchmarks measure: in turns within one run, and memory in fresh processes."""
 
-import gc
 import importlib.metadata
 import json
 import platform
@@ -58,35 +57,6 @@ def _timing(seconds: list[float]) -> Timing:
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-class PeakMemory:
-    """A context in which the process's memory is watched; `bytes` is the peak above the start."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.bytes = device, 0
-
-    def __enter__(self) -> "PeakMemory":
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self._before = torch.cuda.memory_allocated(self.device)
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: Linux only
-            self._before = _status("VmRSS")
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device)
-        else:
-            peak = _status("VmHWM")
-        self.bytes = peak - self._before
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def in_a_fresh_process(script: str, *args: object) -> Any:

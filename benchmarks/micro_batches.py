@@ -20,9 +20,10 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from measuring import MIB, PeakMemory, in_a_fresh_process, machine, synchronise, table, write
+from measuring import MIB, in_a_fresh_process, machine, synchronise, table, write
 
 from simclr_pl import ContrastiveDataModule, SimCLR
+from simclr_pl.run.memory import PeakMemory
 
 MICRO = 128
 WHOLE = (128, 256, 512, 1024)

@@ -26,6 +26,10 @@ COMMANDS = {
         "is pretraining worth it? raw pixels, untrained and pretrained encoder, one protocol",
     ),
     "views": ("simclr_pl.tools.views", "a picture of what the augmentation does"),
+    "bench": (
+        "simclr_pl.cli",
+        "how fast a config trains on this machine, what it waits for, and what to change",
+    ),
     "report": (
         "simclr_pl.tools.report",
         "curves and pictures of a run on one page, also while it runs; or runs compared",

@@ -3,6 +3,7 @@
 import itertools
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from simclr_pl.model.simclr import SimCLR
 from simclr_pl.run.arguments import OneSentence, read_config
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint, StopOnNaN
 from simclr_pl.run.directory import RunDirectory, choose_directory, run_of
+from simclr_pl.run.memory import OutOfMemory, explained
+from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.progress import Progress
 from simclr_pl.run.recipe import portable, save_config
 from simclr_pl.run.results import write_result
@@ -28,11 +31,22 @@ from simclr_pl.run.session import Session, quieten
 from simclr_pl.run.speed import Throughput
 from simclr_pl.run.table import DerivedTable
 from simclr_pl.run.wandb import Mode, append_to_summary
+from simclr_pl.tools.bench import bench, on_one_device
 from simclr_pl.tools.gallery import Gallery
 
 
 class Parser(OneSentence, LightningArgumentParser):
     """Lightning's parser, whose errors are sentences."""
+
+
+class _Trainer(L.Trainer):
+    def bench(self, out: str | None = None, seconds: float = 20.0) -> None:
+        """Measures how fast a recipe trains on this machine, and says what to change.
+
+        Args:
+            out: a JSON file for what was measured (default: none is written).
+            seconds: how long training steps are measured, about; slow steps take longer.
+        """
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -64,9 +78,10 @@ class SimCLRCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's four, but `fit` resumes by --resume alone."""
+        """Lightning's four, but `fit` resumes by --resume alone; and `bench`."""
         table = LightningCLI.subcommands()
-        return {**table, "fit": table["fit"] | {"ckpt_path", "weights_only"}}
+        fit = table["fit"] | {"ckpt_path", "weights_only"}
+        return {**table, "fit": fit, "bench": set()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what belongs to a run."""
@@ -114,7 +129,7 @@ class SimCLRCLI(LightningCLI):
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path:
             read_checkpoint(path)
-        elif self.config.subcommand != "fit":
+        elif self.config.subcommand not in ("fit", "bench"):
             raise UserError(
                 f"{self.config.subcommand} needs a trained model: give --run_dir RUN, "
                 "or --config and --ckpt_path"
@@ -126,6 +141,11 @@ class SimCLRCLI(LightningCLI):
         """Refuses what would change meaning, then decides on the run directory."""
         config = self.config[str(self.subcommand)]
         _refuse(config.trainer)
+        if self.subcommand == "bench":
+            on_one_device(config)
+            self.scratch = tempfile.TemporaryDirectory(prefix="simclr_pl-bench-")
+            self.run = RunDirectory(Path(self.scratch.name))
+            return
         self.run = choose_directory(config.run_dir, _config_name(config))
         if config.trainer.fast_dev_run:
             self.run = None
@@ -145,7 +165,8 @@ class SimCLRCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = self._callbacks(config)
         if self.session is None:
             self.save_config_callback = None
-            return super().instantiate_trainer(logger=False, **kwargs)
+            logger = MetricsFile(self.run.metrics) if self.run else False
+            return super().instantiate_trainer(logger=logger, **kwargs)
         run, given = self.session.run, config.trainer.logger
         self.save_config_callback, self.save_config_kwargs = _SaveConfig, {"run": run}
         own = self.session.loggers(config.wandb)
@@ -163,8 +184,7 @@ class SimCLRCLI(LightningCLI):
             extra.append(DerivedTable(str(self.run.path) if self.run else "none (fast_dev_run)"))
         if config.trainer.enable_progress_bar is not False:
             extra.append(Progress())
-        if self.session is not None:
-            extra.append(self.session.callback())
+        extra.extend(self.session.callbacks() if self.session else [OutOfMemory()])
         if fit and config.init_from and not (self.session and self.session.resume_from):
             extra.append(_InitFrom(config.init_from))
         if self.subcommand == "predict" and self.run is not None:
@@ -176,9 +196,14 @@ class SimCLRCLI(LightningCLI):
     def fit(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
         """Trains; resumes where that was asked for and there is something to resume."""
         if self.session is None:
-            self.trainer.fit(model, datamodule)
+            with explained(self.trainer):
+                self.trainer.fit(model, datamodule)
         else:
             self.session.train(self.trainer, model, datamodule)
+
+    def bench(self, model: SimCLR, datamodule: Any, out: str | None, seconds: float) -> None:
+        """Measures steps of `fit`, without validation and checkpoints."""
+        bench(self.trainer, model, datamodule, out=out, seconds=seconds)
 
     def validate(self, **kwargs: Any) -> None:
         """Scores the validation split."""
@@ -267,7 +292,7 @@ def _with_run(args: list[str]) -> list[str]:
     """`validate --run_dir RUN` means that run's configuration and last checkpoint."""
     args = [part for arg in args for part in _split_equals(arg)]
     command, *rest = args
-    if command == "fit" or rest[-1:] == ["--run_dir"]:
+    if command in ("fit", "bench") or rest[-1:] == ["--run_dir"]:
         return args
     if "--run_dir" not in rest:
         return [command, *_own_config(rest), *rest]
@@ -311,6 +336,7 @@ def run_cli(args: list[str]) -> None:
         cli.__init__(  # type: ignore[misc]
             SimCLR,
             ContrastiveDataModule,
+            trainer_class=_Trainer,
             parser_class=Parser,
             seed_everything_default=0,
             save_config_callback=None,

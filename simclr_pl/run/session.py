@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 
 from simclr_pl.model.checkpoint import read_checkpoint
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
+from simclr_pl.run.memory import OutOfMemory, explained
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.recipe import check_same_recipe
 from simclr_pl.run.wandb import PROJECT, Mode, build_logger, resolve_mode
@@ -61,19 +62,21 @@ class Session:
             loggers += [] if logger is None else [logger]
         return loggers
 
-    def callback(self) -> L.Callback:
-        """Notes that step 0 was reached: from there on the directory stays."""
-        return _Began(self)
+    def callbacks(self) -> list[L.Callback]:
+        """Note that a step was finished, from where on the directory stays; and why it ended."""
+        return [_Began(self), OutOfMemory()]
 
     def train(self, trainer: L.Trainer, model: L.LightningModule, data: Any) -> None:
         """`Trainer.fit`, from the start or from the checkpoint to go on from.
 
         Raises:
             KeyboardInterrupt: Ctrl-C, with the step and how to go on.
+            UserError: out of memory, with the largest batch that fits.
         """
         path = str(self.resume_from) if self.resume_from else None
         try:
-            trainer.fit(model, data, ckpt_path=path, weights_only=True)
+            with explained(trainer):
+                trainer.fit(model, data, ckpt_path=path, weights_only=True)
         except SystemExit:  # Lightning's answer to Ctrl-C
             if not trainer.interrupted:
                 raise
@@ -93,7 +96,7 @@ class Session:
             experiment.finish(exit_code=int(failed))
 
     def discard(self) -> None:
-        """Leaves nothing behind of a training that never reached its first step."""
+        """Leaves nothing behind of a training that never finished a step."""
         if not self._began:
             self.run.discard()
 
@@ -102,7 +105,7 @@ class _Began(L.Callback):
     def __init__(self, session: Session) -> None:
         self.session = session
 
-    def on_train_batch_start(self, *args: Any) -> None:
+    def on_train_batch_end(self, *args: Any) -> None:
         self.session._began = True
 
 

@@ -271,7 +271,7 @@ class _Job:
         choice = asdict(self.choice)
         often = max(1, epochs // 10)  # ten validations, or a few more
         callbacks = [
-            StopOnNaN("lower --learning_rate"), Throughput(), session.callback(),
+            StopOnNaN("lower --learning_rate"), Throughput(), *session.callbacks(),
             SaveCheckpoint(often),
         ]  # fmt: skip
         if choice["enable_progress_bar"]:

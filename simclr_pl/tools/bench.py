@@ -1,0 +1,220 @@
+"""`bench`: how fast a recipe trains on this machine, what it waits for, and what to change."""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from simclr_pl.data.datamodule import ContrastiveDataModule
+from simclr_pl.errors import UserError
+from simclr_pl.model.simclr import SimCLR
+from simclr_pl.run.memory import PeakMemory, explained
+from simclr_pl.run.results import versions
+from simclr_pl.tools import limits
+from simclr_pl.tools.gallery import Gallery
+from simclr_pl.tools.steps import Steps, Turns
+
+ENOUGH = 0.95
+"""Of the bare step's speed: from there on nothing outside the model is worth a change."""
+
+
+def on_one_device(config: Any) -> None:
+    """Makes a configuration of `fit` one that `bench` measures: one device, its share, no end.
+
+    Args:
+        config: as the command line has parsed it; changed in place.
+    """
+    trainer, count = config.trainer, config.trainer.devices
+    if isinstance(count, list):
+        count = len(count)
+    elif count in ("auto", -1, "-1"):
+        on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        count = torch.cuda.device_count() if on_gpu else 1
+    world = int(count) * trainer.num_nodes
+    config.data.batch_size = max(2, config.data.batch_size // world)
+    trainer.devices, trainer.num_nodes, trainer.strategy = 1, 1, "auto"
+    trainer.max_epochs, trainer.max_steps, trainer.min_epochs, trainer.min_steps = 10**6, -1, 1, 1
+    trainer.max_time, trainer.fast_dev_run, trainer.limit_val_batches = None, False, 0
+    trainer.enable_progress_bar = False
+
+
+def bench(
+    trainer: L.Trainer,
+    model: SimCLR,
+    data: ContrastiveDataModule,
+    *,
+    out: str | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """Measures, prints, and writes JSON.
+
+    Args:
+        trainer: of `fit`, on one device, with a loader that counts `waited`.
+        model: new.
+        data: new.
+        out: a JSON file, or `None`.
+        seconds: how long steps are measured, about.
+
+    Returns:
+        What is written.
+
+    Raises:
+        UserError: numbers out of range; memory that is too little; whatever is wrong with the
+            recipe or the data.
+    """
+    if seconds <= 0:
+        raise UserError(f"seconds is {seconds}, but must be above 0")
+    trainer.callbacks = [  # type: ignore[attr-defined]
+        c
+        for c in trainer.callbacks  # type: ignore[attr-defined]
+        if not isinstance(c, Checkpoint | Gallery)
+    ]
+    data.prepare_data()
+    data.setup("fit")
+    device = trainer.strategy.root_device
+    images_per_s = limits.data_alone(trainer, data)
+    turns = Turns(images_per_s.first, seconds)
+    trainer.callbacks.append(turns)  # type: ignore[attr-defined]
+    with PeakMemory(device) as peak, explained(trainer):
+        trainer.fit(model, data)
+    model.to(device)  # Lightning has put it away
+    found = _summary(turns.steps, data.batch_size, images_per_s.rate)
+    found |= {
+        "peak_memory_bytes": None if peak.bytes is None else peak.before + peak.bytes,
+        "largest_batch": limits.largest(trainer, model, data),
+        **limits.arithmetic(trainer, model),
+    }
+    end_to_end = found["images_per_s"]["end_to_end"]
+    done = found["flops_per_image"] * end_to_end
+    found["share_of_matrix_rate"] = done / found["matrix_flops_per_s"]
+    found["bottleneck"] = bottleneck(found, data, model)
+    found = _about(trainer, model, data) | found | {"versions": versions()}
+    sys.stdout.write("\n".join(_lines(found, len(data.splits.train))) + "\n")
+    if out is not None:
+        path = Path(out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=2) + "\n")
+        sys.stdout.write(f"written to {path}\n")
+    return found
+
+
+def _about(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> dict[str, Any]:
+    return {
+        "device": limits.device_name(trainer.strategy.root_device),
+        "precision": str(trainer.precision),
+        "encoder": model.hparams["encoder"],
+        "dataset": data.dataset,
+        "image_size": data.image_size,
+        "batch_size": data.batch_size,
+    }
+
+
+def _summary(steps: Steps, batch: int, data_rate: float) -> dict[str, Any]:
+    real, bare, waited, views, loss, optimizer = (statistics.median(s) for s in steps)
+    ratios = [b / r for b, r in zip(steps.bare, steps.real, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    share = {
+        "network": (bare - loss - optimizer) / real,
+        "loss": loss / real,
+        "optimizer": optimizer / real,
+        "views": views / real,
+        "waiting_for_data": waited / real,
+    }
+    share["rest"] = 1 - sum(share.values())
+    return {
+        "images_per_s": {
+            "data": data_rate,
+            "views": batch / views,
+            "bare_step": batch / bare,
+            "end_to_end": batch / real,
+        },
+        "end_to_end_over_bare": bare / real,
+        "end_to_end_over_bare_quartiles": [low, high],
+        "turns": len(steps.real),
+        "step_seconds": real,
+        "share": share,
+    }
+
+
+def bottleneck(found: dict[str, Any], data: ContrastiveDataModule, model: SimCLR) -> str:
+    """What the step spends its time on, and what to change, in a sentence.
+
+    Args:
+        found: `share` and `end_to_end_over_bare`.
+        data: of the run.
+        model: likewise.
+    """
+    share, ratio = found["share"], found["end_to_end_over_bare"]
+    around = {name: share[name] for name in ("waiting_for_data", "views", "rest")}
+    most = max(around, key=lambda name: around[name])
+    if ratio >= ENOUGH:
+        return (
+            f"The bottleneck is the model, as it should be: end to end is {ratio:.2f} of its own "
+            f"speed. Faster is {_faster_model(model)}"
+        )
+    said = {
+        "waiting_for_data": f"the data: {share[most]:.0%} of a step is waiting for it. "
+        + _faster_data(data),
+        "views": f"the augmentation: {share[most]:.0%} of a step. "
+        + (
+            "Smaller views (--data.image_size), or more work for the model on each"
+            if data.compiled
+            else "Give --data.compiled true"
+        ),
+        "rest": f"what is around the step (probe, monitors, logging): {share[most]:.0%} of it. "
+        "Larger batches (--data.batch_size) have fewer steps; --trainer.log_every_n_steps and "
+        "--health.every_n_steps may be larger",
+    }
+    return f"End to end is {ratio:.2f} of the model's own speed, and the bottleneck is {said[most]}"
+
+
+def _faster_model(model: SimCLR) -> str:
+    ways = ["a smaller encoder", "more devices"]
+    if not model.hparams["compiled"]:
+        ways.insert(0, "--model.compiled true")
+    if model.device.type == "cuda" and model.dtype == torch.float32:
+        ways.insert(0, "--trainer.precision bf16-mixed (if it isn't yet)")
+    return f"{', '.join(ways[:-1])}, or {ways[-1]}"
+
+
+def _faster_data(data: ContrastiveDataModule) -> str:
+    if data.dataset == "folder":
+        return (
+            f"Give more --data.num_workers (now {data.num_workers}), or write the folder once as "
+            "pixels: python -m simclr_pl pack"
+        )
+    return "Data that fits in memory shouldn't wait: look what else this machine does"
+
+
+def _lines(found: dict[str, Any], train: int) -> list[str]:
+    speed, share = found["images_per_s"], found["share"]
+    low, high = found["end_to_end_over_bare_quartiles"]
+    rates = {name: f"{rate:,.0f} images/s" for name, rate in speed.items()}
+    parts = ", ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in share.items())
+    peak, largest = found["peak_memory_bytes"], found["largest_batch"]
+    fit = f"about {largest:,} images" if (largest or 0) < train else f"all {train:,} images fit"
+    most = f"{found['matrix_flops_per_s'] / 1e9:,.0f} GFLOP/s"
+    rows = {
+        "machine": f"{found['device']}, precision {found['precision']}",
+        "recipe": f"{found['encoder']}, {found['dataset']} at {found['image_size']} px, batches of "
+        f"{found['batch_size']} images on this device",
+        "data alone": rates["data"],
+        "views alone": rates["views"],
+        "bare step": f"{rates['bare_step']} (network, loss, gradients, optimiser, on views in "
+        "memory: the limit)",
+        "end to end": f"{rates['end_to_end']}, {found['end_to_end_over_bare']:.3f} of the bare "
+        f"step (quartiles of {found['turns']} turns {low:.3f} to {high:.3f})",
+        "a step": f"{1e3 * found['step_seconds']:.4g} ms: {parts}",
+        "peak memory": "not known here" if peak is None else f"{peak / 1e9:.2f} GB",
+        "largest batch": "not known here" if largest is None else fit,
+        "arithmetic": f"{found['flops_per_image'] / 1e9:.3g} GFLOP an image (two views, forward "
+        f"and backward): {found['share_of_matrix_rate']:.0%} of what matrix products in "
+        f"{found['matrix_dtype']} reach here, {most}",
+    }
+    width = max(map(len, rows))
+    return [f"  {name:<{width}}  {value}" for name, value in rows.items()] + [found["bottleneck"]]

@@ -165,7 +165,8 @@ class SimCLRCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = self._callbacks(config)
         if self.session is None:
             self.save_config_callback = None
-            logger = MetricsFile(self.run.metrics) if self.run else False
+            measured = self.subcommand == "bench" and self.run
+            logger = MetricsFile(measured.metrics) if measured else False
             return super().instantiate_trainer(logger=logger, **kwargs)
         run, given = self.session.run, config.trainer.logger
         self.save_config_callback, self.save_config_kwargs = _SaveConfig, {"run": run}

@@ -14,12 +14,11 @@ from simclr_pl.distributed import globalise_batch_norm, sum_over_ranks
 from simclr_pl.errors import no_labels
 from simclr_pl.evaluate.scoring import count_right
 from simclr_pl.model.checkpoint import KEY, Backbone
+from simclr_pl.model.log import is_logged, log_gradient_norm, log_learning_rate
 from simclr_pl.model.optim import (
     OptimizerRecipe,
     build_optimizer,
     catch_up,
-    gradient_norm,
-    log_learning_rate,
     may_fuse,
     peak_learning_rate,
     warmup_cosine,
@@ -107,13 +106,15 @@ class FineTuning(L.LightningModule):
         rows = sum_over_ranks(total.new_full((), len(batch.labels)))
         # DDP averages over ranks, which may hold different numbers of images.
         loss = total * self.trainer.world_size / rows
-        self.log("finetune/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)
-        log_learning_rate(self)
+        if is_logged(self.trainer):
+            self.log("finetune/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)
+            log_learning_rate(self)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the global gradient's norm, before any clipping."""
-        self.log("train/grad_norm", gradient_norm(self))
+        if is_logged(self.trainer):
+            log_gradient_norm(self)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser and per-step schedule; steps and global batch come from the trainer."""

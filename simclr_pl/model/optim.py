@@ -3,9 +3,8 @@
 import math
 from typing import Any, Literal, NamedTuple, get_args
 
-import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -148,14 +147,3 @@ def catch_up(schedule: Any) -> None:
     groups = schedule.optimizer.param_groups
     for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = base * factor(schedule.last_epoch)
-
-
-def log_learning_rate(module: L.LightningModule) -> None:
-    """Logs the step's rate. As a tensor: Lightning would copy a number to the device, and wait."""
-    optimizer: Any = module.optimizers()
-    module.log("train/lr", torch.tensor(optimizer.param_groups[0]["lr"], device="cpu"))
-
-
-def gradient_norm(module: nn.Module) -> Tensor:
-    """The norm of all gradients together, a scalar."""
-    return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])

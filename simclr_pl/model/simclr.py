@@ -14,6 +14,7 @@ from simclr_pl.distributed import globalise_batch_norm, rank_and_world, sum_over
 from simclr_pl.errors import UserError
 from simclr_pl.model import checkpoint as checkpoints
 from simclr_pl.model.encoder import EncoderSpec, Stem, build_encoder
+from simclr_pl.model.log import is_logged, log_gradient_norm, log_learning_rate
 from simclr_pl.model.loss import NTXentLoss
 from simclr_pl.model.micro_batches import encode_in_parts
 from simclr_pl.model.optim import (
@@ -22,8 +23,6 @@ from simclr_pl.model.optim import (
     Scaling,
     build_optimizer,
     catch_up,
-    gradient_norm,
-    log_learning_rate,
     may_fuse,
     peak_learning_rate,
     warmup_cosine,
@@ -243,7 +242,8 @@ class SimCLR(L.LightningModule):
             positive_rank=anchors.positive_rank,
             log_sum=anchors.log_sum,
         )
-        self._log_step(output)
+        if is_logged(self.trainer):
+            self._log_step(output)
         return output
 
     def _features(self, batch: Views | MicroBatches) -> Tensor:
@@ -275,7 +275,8 @@ class SimCLR(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the global gradient's norm, before any clipping."""
-        self.log("train/grad_norm", gradient_norm(self))
+        if is_logged(self.trainer):
+            log_gradient_norm(self)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser and per-step schedule; steps and global batch come from the trainer."""

@@ -76,12 +76,15 @@ class SimCLRCLI(LightningCLI):
     run: RunDirectory | None = None
     session: Session | None = None
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's four, but `fit` resumes by --resume alone; and `bench`."""
-        table = LightningCLI.subcommands()
-        fit = table["fit"] | {"ckpt_path", "weights_only"}
-        return {**table, "fit": fit, "bench": set()}
+    command = "fit"
+    """Which one is asked for."""
+
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:
+        """Of Lightning's four and `bench` the one that is asked for: each takes time to parse."""
+        table = {**LightningCLI.subcommands(), "bench": set()}
+        table["fit"] |= {"ckpt_path", "weights_only"}  # it resumes by --resume alone
+        return {cls.command: table[cls.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what belongs to a run."""
@@ -332,6 +335,7 @@ def run_cli(args: list[str]) -> None:
             )
     sys.argv = [sys.argv[0], *args]
     # A reference that outlives a constructor which raises.
+    SimCLRCLI.command = args[0]
     cli = SimCLRCLI.__new__(SimCLRCLI)
     try:
         cli.__init__(  # type: ignore[misc]

@@ -59,7 +59,7 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
         "images": f"{data.channels} x {data.image_size} x {data.image_size}, "
         f"mean {list(data.mean or ())}, std {list(data.std or ())}",
         "encoder": f"{model.hparams['encoder']}, stem {model.stem_built}, {parameters / 1e6:.2f} M "
-        "parameters with the projector",
+        "parameters with the projector" + (", compiled" if model.hparams["compiled"] else ""),
         "global batch": f"{batch} images ({per_device} a device), "
         f"{2 * batch - 2} negatives an anchor",
         **micro,

@@ -38,7 +38,7 @@ def on_one_device(config: Any) -> None:
     world = int(count) * trainer.num_nodes
     config.data.batch_size = max(2, config.data.batch_size // world)
     trainer.devices, trainer.num_nodes, trainer.strategy = 1, 1, "auto"
-    trainer.max_epochs, trainer.max_steps, trainer.min_epochs, trainer.min_steps = 10**6, -1, 1, 1
+    trainer.max_epochs, trainer.max_steps, trainer.min_epochs, trainer.min_steps = 10**6, -1, 0, 0
     trainer.max_time, trainer.fast_dev_run, trainer.limit_val_batches = None, False, 0
     trainer.enable_progress_bar = False
 

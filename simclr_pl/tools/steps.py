@@ -17,7 +17,7 @@ from simclr_pl.tools.limits import synchronise
 TURNS = 5
 """Of real and bare steps, at least: medians want a few."""
 
-BLOCK = 0.5
+BLOCK = 0.25
 """Seconds of steps in a row that a turn measures; two steps where those take longer."""
 
 WARM_UP = 3
@@ -97,11 +97,18 @@ class Turns(L.Callback):
         steps = self.steps
         steps.real.append((self._now() - self._start) / self._block)
         steps.waited.append((_waited(trainer) - self._waited) / self._block)
+        rates = [group["lr"] for group in self._bare.optimizer.param_groups]
+        self._set_rates([0.0] * len(rates))  # the same batch over and over would spoil the weights
         steps.bare.append(self._time(self._bare, self._block))
         for values, seconds in zip(steps[3:], self._parts(trainer), strict=True):
             values.append(seconds)
+        self._set_rates(rates)
         if len(steps.real) >= TURNS and self._now() - self._began > self.seconds:
             trainer.should_stop = True
+
+    def _set_rates(self, rates: list[float]) -> None:
+        for group, rate in zip(self._bare.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def _parts(self, trainer: L.Trainer) -> list[float]:
         data: ContrastiveDataModule = trainer.datamodule  # type: ignore[attr-defined]

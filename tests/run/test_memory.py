@@ -1,0 +1,110 @@
+"""Where memory ends: the largest batch that fits, and the sentence that says so."""
+
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from commands import QUICK, Outcome, finish, rows, start
+
+from simclr_pl.run.memory import PeakMemory, free_memory, largest_batch, ran_out
+
+GIB = 2**30
+
+LARGE = (
+    *QUICK,
+    *("--data.image_size", "32", "--data.batch_size", "1400"),
+    *("--model.encoder_args", '{"channels": [24, 24, 48, 48], "stem_type": "", "stem_width": 24}'),
+    *("--trainer.limit_val_batches", "0"),
+)
+"""Some 4 GiB a step."""
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 5, 17, 100, 511, 512, 999])
+def test_the_largest_batch_is_found_to_an_eighth_and_never_too_large(limit: int) -> None:
+    tried = []
+
+    def fits(images: int) -> bool:
+        tried.append(images)
+        return images <= limit
+
+    found = largest_batch(fits, 1000)
+    assert found <= limit
+    assert limit - found <= max(limit / 4, 1)
+    assert len(tried) <= 12
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), True),
+        (RuntimeError("MPS backend out of memory"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (KeyError("memory"), False),
+    ],
+)
+def test_running_out_of_memory_is_told_from_other_errors(error: Exception, memory: bool) -> None:
+    assert ran_out(error) is memory
+
+
+def test_a_peak_is_what_was_there_at_once() -> None:
+    with PeakMemory(torch.device("cpu")) as peak:
+        for _ in range(3):
+            torch.ones(64 * 2**20, dtype=torch.uint8)
+    assert peak.bytes is not None
+    assert 60 * 2**20 < peak.bytes < 160 * 2**20
+    free = free_memory(torch.device("cpu"))
+    assert free is not None
+    assert 2**28 < free < 2**50
+
+
+# In a process that may not have more ------------------------------------------------------------
+
+
+def limited(gib: float) -> Callable[[], None]:
+    """Bounds a process's address space; libraries take some gigabytes of it before they begin."""
+
+    def limit() -> None:
+        size = int(gib * GIB)
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+    return limit
+
+
+def train(directory: Path, gib: float, *args: object) -> Outcome:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    command = ("fit", *LARGE, "--run_dir", directory, *args)
+    process = start(*command, preexec_fn=limited(gib), env=environment)
+    return finish(process, timeout=240)
+
+
+def suggested(sentence: str, flag: str) -> int:
+    return int(sentence.split(flag)[1].split(maxsplit=1)[0].rstrip(","))
+
+
+@pytest.mark.timeout(600)
+def test_out_of_memory_says_what_fits_and_that_does(tmp_path: Path) -> None:
+    said = train(tmp_path / "run", 9).sentence
+    assert "out of memory at step 0, with batches of 1400 images: about " in said
+    assert not (tmp_path / "run").exists()  # not a step was finished
+    micro = suggested(said, "--model.micro_batch_size ")
+    assert 100 < micro < 1400
+    assert micro == suggested(said, "--data.batch_size ")
+    outcome = train(tmp_path / "run", 9, "--model.micro_batch_size", micro)
+    assert outcome.code == 0, outcome
+    assert len([row for row in rows(tmp_path / "run") if "train/loss" in row]) == 2
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.ddp
+def test_ranks_out_of_memory_end_with_the_sentence(tmp_path: Path) -> None:
+    outcome = train(tmp_path / "run", 6.5, "--trainer.devices", 2)
+    assert outcome.code != 0
+    assert "out of memory at step 0, with batches of 1400 images: about " in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not (tmp_path / "run").exists()

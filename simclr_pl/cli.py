@@ -334,9 +334,12 @@ def run_cli(args: list[str]) -> None:
                 "finetune --resume, or score its checkpoint with linear or knn"
             )
     sys.argv = [sys.argv[0], *args]
+
+    class Asked(SimCLRCLI):
+        command = args[0]
+
     # A reference that outlives a constructor which raises.
-    SimCLRCLI.command = args[0]
-    cli = SimCLRCLI.__new__(SimCLRCLI)
+    cli = Asked.__new__(Asked)
     try:
         cli.__init__(  # type: ignore[misc]
             SimCLR,

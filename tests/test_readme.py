@@ -51,6 +51,7 @@ def test_commands_run_in_the_order_of_the_readme(
         if {"configs/cifar.yaml", "configs/fashion_mnist.yaml"} & set(args):
             # Their data would be downloaded: what is tested is the recipe, on images that are here.
             args += ["--data.dataset=digits", "--trainer.accelerator=cpu", "--data.batch_size=64"]
+            args += ["--data.compiled=false", "--model.compiled=false"]  # half a minute each
         resumed = ["--trainer.max_epochs=3"] if "--resume" in args else []
         extra = {"fit": [*SHORT, *resumed], "finetune": ["--epochs=2"]}.get(args[0], [])
         assert main([*args, *extra]) == 0, (args, capsys.readouterr().err)

@@ -12,6 +12,7 @@ from simclr_pl.model.optim import (
     OptimizerRecipe,
     Scaling,
     build_optimizer,
+    may_fuse,
     peak_learning_rate,
     warmup_cosine,
 )
@@ -138,6 +139,48 @@ def test_lars_is_the_papers_on_weights_and_plain_sgd_on_biases_and_norms() -> No
             expected = sgd_literally(start[name], grads[name], 2.0)
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-12, atol=1e-12)
         assert parameter.requires_grad != parameter.detach().equal(start[name])
+
+
+# One kernel for all parameters -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_fused_optimisers_take_the_same_steps(name: OptimizerName) -> None:
+    ends = []
+    for fused in (False, True):
+        modules = network()
+        optimizer = build_optimizer(modules, recipe(name), 0.1, fused=fused)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(4):
+            for parameter in modules.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator).double()
+            optimizer.step()
+        ends.append(torch.cat([p.detach().flatten() for p in modules.parameters()]))
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-12, atol=1e-13)
+
+
+def test_lars_takes_the_same_steps_on_lists_of_parameters() -> None:
+    """As it does on CUDA."""
+    ends = []
+    for foreach in (False, True):
+        modules = network()
+        optimizer = build_optimizer(modules, recipe("lars"), 2.0)
+        for group in optimizer.param_groups:
+            assert group["foreach"] is None  # chosen by the device
+            group["foreach"] = foreach
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(4):
+            for parameter in modules.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator).double()
+            optimizer.step()
+        ends.append(torch.cat([p.detach().flatten() for p in modules.parameters()]))
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-12, atol=1e-13)
+
+
+def test_a_scaler_of_float16_wants_plain_optimisers() -> None:
+    assert not may_fuse("16-mixed")
+    assert may_fuse("bf16-mixed")
+    assert may_fuse("32-true")
 
 
 # What is refused ---------------------------------------------------------------------------------

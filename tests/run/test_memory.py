@@ -1,17 +1,14 @@
 """Where memory ends: the largest batch that fits, and the sentence that says so."""
 
-import os
-import resource
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from commands import QUICK, Outcome, finish, rows, start
+from commands import QUICK, REPOSITORY, Outcome, environment, finish, rows
 
 from simclr_pl.run.memory import PeakMemory, free_memory, largest_batch, ran_out
-
-GIB = 2**30
 
 LARGE = (
     *QUICK,
@@ -66,20 +63,17 @@ def test_a_peak_is_what_was_there_at_once() -> None:
 # In a process that may not have more ------------------------------------------------------------
 
 
-def limited(gib: float) -> Callable[[], None]:
-    """Bounds a process's address space; libraries take some gigabytes of it before they begin."""
-
-    def limit() -> None:
-        size = int(gib * GIB)
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
-
-    return limit
-
-
 def train(directory: Path, gib: float, *args: object) -> Outcome:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    command = ("fit", *LARGE, "--run_dir", directory, *args)
-    process = start(*command, preexec_fn=limited(gib), env=environment)
+    """Trains in a process that may take so much more than what its libraries have taken."""
+    script = REPOSITORY / "tests" / "limited.py"
+    command = (sys.executable, script, "fit", *LARGE, "--run_dir", directory)
+    process = subprocess.Popen(
+        [str(word) for word in (*command, *args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(BYTES=str(int(gib * 2**30))),
+    )
     return finish(process, timeout=240)
 
 
@@ -89,13 +83,13 @@ def suggested(sentence: str, flag: str) -> int:
 
 @pytest.mark.timeout(600)
 def test_out_of_memory_says_what_fits_and_that_does(tmp_path: Path) -> None:
-    said = train(tmp_path / "run", 9).sentence
+    said = train(tmp_path / "run", 2).sentence
     assert "out of memory at step 0, with batches of 1400 images: about " in said
     assert not (tmp_path / "run").exists()  # not a step was finished
     micro = suggested(said, "--model.micro_batch_size ")
     assert 100 < micro < 1400
     assert micro == suggested(said, "--data.batch_size ")
-    outcome = train(tmp_path / "run", 9, "--model.micro_batch_size", micro)
+    outcome = train(tmp_path / "run", 2, "--model.micro_batch_size", micro)
     assert outcome.code == 0, outcome
     assert len([row for row in rows(tmp_path / "run") if "train/loss" in row]) == 2
 
@@ -103,7 +97,7 @@ def test_out_of_memory_says_what_fits_and_that_does(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.ddp
 def test_ranks_out_of_memory_end_with_the_sentence(tmp_path: Path) -> None:
-    outcome = train(tmp_path / "run", 6.5, "--trainer.devices", 2)
+    outcome = train(tmp_path / "run", 1.2, "--trainer.devices", 2)
     assert outcome.code != 0
     assert "out of memory at step 0, with batches of 1400 images: about " in outcome.err
     assert "Traceback" not in outcome.err

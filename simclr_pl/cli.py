@@ -75,6 +75,8 @@ class SimCLRCLI(LightningCLI):
 
     run: RunDirectory | None = None
     session: Session | None = None
+    scratch: tempfile.TemporaryDirectory[str] | None = None
+    """What `bench` writes its metrics to."""
 
     command = "fit"
     """Which one is asked for."""
@@ -358,3 +360,6 @@ def run_cli(args: list[str]) -> None:
         if cli.session is not None:
             cli.session.discard()
         raise
+    finally:
+        if cli.scratch is not None:
+            cli.scratch.cleanup()

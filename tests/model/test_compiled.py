@@ -13,7 +13,11 @@ from recording import InterruptionError
 from simclr_pl import SimCLR, UserError, load_encoder
 from simclr_pl.compiler import compiled
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [
+    pytest.mark.timeout(600),
+    # The compiler's own look at what comes between encoder and projector; it is not shown.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
+]
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler"

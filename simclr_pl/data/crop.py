@@ -18,6 +18,9 @@ RATIO = (3 / 4, 4 / 3)
 ATTEMPTS = 10
 """Tries to find a box inside the image, as torchvision has it; then the centre."""
 
+CLEAN_SHARE = 0.875
+"""Share of a photograph's shorter side in its clean view: the usual 224 of 256 pixels."""
+
 DRAWS = 2 * ATTEMPTS + 2
 """Uniform numbers a crop needs."""
 

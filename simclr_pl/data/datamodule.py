@@ -7,10 +7,10 @@ import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from simclr_pl.batch import UNLABELLED, Batch, EvaluationBatch, MicroBatches, Views
+from simclr_pl.batch import UNLABELLED, Batch, Cut, EvaluationBatch, MicroBatches, Views
 from simclr_pl.data.datasets import load, prepare, statistics
 from simclr_pl.data.loaders import EvaluationLoader, TrainLoader
-from simclr_pl.data.sources import AnySource, ArrayImages, Cut, ImageFiles
+from simclr_pl.data.sources import AnySource, ArrayImages, ImageFiles
 from simclr_pl.data.splits import Splits
 from simclr_pl.data.views import SimCLRViews
 from simclr_pl.errors import UserError

@@ -1,5 +1,7 @@
 """Where images come from: one tensor in memory, or files decoded by worker processes.
 
+(Or a packed set, which `packed` has.)
+
 A source is a split's images with labels. It is asked for the batches of an epoch, as lists of
 indices, and yields them as `Batch`; it knows nothing of ranks, orders or augmentation beyond the
 boxes to cut.
@@ -7,7 +9,7 @@ boxes to cut.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from simclr_pl.batch import Batch, Cut
 from simclr_pl.data.crop import CLEAN_SHARE, centre_boxes
 from simclr_pl.data.decode import MIN_SIDE, EncodedImage, crops_of
+from simclr_pl.data.packed import PackedImages
 from simclr_pl.data.views import SimCLRViews
 from simclr_pl.errors import UserError
 
@@ -65,6 +68,10 @@ class ArrayImages:
         """The same images with other labels."""
         return ArrayImages(self.images, labels)
 
+    def bytes_to(self, device: torch.device) -> int:
+        """How many bytes of that device's memory `to` would take."""
+        return 0 if self.images.device == device else self.images.nbytes
+
     def to(self, device: torch.device) -> "ArrayImages":
         """The same images on another device; labels and plan stay on the CPU."""
         return ArrayImages(self.images.to(device), self.labels)
@@ -109,7 +116,7 @@ class ImageFiles:
                 _Crops(self.paths, self.labels, self.views, cut),
                 batch_sampler=sampler,
                 num_workers=self.workers,
-                collate_fn=_as_is,  # type: ignore[arg-type]  # `__getitems__` gives a whole batch
+                collate_fn=as_is,
                 persistent_workers=self.workers > 0,
                 pin_memory=torch.cuda.is_available(),
             )
@@ -119,14 +126,9 @@ class ImageFiles:
         yield from loader
 
     def close(self) -> None:
-        """Ends the worker processes; the next batches start new ones.
-
-        Left to the garbage collector, each is waited for in vain for 5 seconds: their queues may be
-        collected first.
-        """
+        """Ends the worker processes; the next batches start new ones."""
         for _, loader in self._loaders.values():
-            if loader._iterator is not None:
-                loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+            end_workers(loader)
         self._loaders.clear()
 
     def select(self, index: Tensor) -> "ImageFiles":
@@ -138,7 +140,17 @@ class ImageFiles:
         return ImageFiles(self.paths, labels)
 
 
-AnySource = ArrayImages | ImageFiles
+AnySource = ArrayImages | ImageFiles | PackedImages
+
+
+def end_workers(loader: DataLoader[Any]) -> None:
+    """Ends a loader's persistent worker processes.
+
+    Left to the garbage collector, each is waited for in vain for 5 seconds: their queues may be
+    collected first.
+    """
+    if loader._iterator is not None:
+        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 class _Place(NamedTuple):
@@ -194,5 +206,6 @@ class _Crops(Dataset[Batch]):
         return torch.stack(boxes, 1)
 
 
-def _as_is(batch: Batch) -> Batch:
+def as_is(batch: Any) -> Any:
+    """Collates nothing: where `__getitems__` gives a whole batch."""
     return batch

@@ -136,9 +136,7 @@ class SimCLRViews(nn.Module):
         return first, second
 
     @torch.no_grad()
-    def one(
-        self, images: Tensor, index: Tensor, epoch: int, sizes: Tensor | None = None
-    ) -> Tensor:
+    def one(self, images: Tensor, index: Tensor, epoch: int, sizes: Tensor | None = None) -> Tensor:
         """Makes the first of the two views alone: `float32 [B, C, S, S]`."""
         return self._views(images, index, epoch, sizes, 1)
 

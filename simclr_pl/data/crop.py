@@ -6,6 +6,7 @@ and PIL apply. Which ones and how much of each is worked out for every sample; a
 them in the other order.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -103,7 +104,8 @@ def taps(
     pixel = (centre - reach).floor_() + place[:, None, None]
     weights = (1 - (pixel - centre).abs_() / reach).clamp_(min=0)
     weights *= (pixel >= start) & (pixel < start + length)
-    weights /= weights.sum(0)
+    # One after the other: `sum` goes in an order that depends on K, and K on the batch.
+    weights /= functools.reduce(torch.add, weights)
     return pixel.clamp_(0, size - 1).long(), weights
 
 

@@ -1,8 +1,6 @@
 """A packed set on disk: a directory with one file of pixels, and one that says what is in it."""
 
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor
 
 from simclr_pl.data.packed import PackedImages
-from simclr_pl.data.readers import Raw, first_line
+from simclr_pl.data.readers import Raw, load_arrays
 from simclr_pl.errors import UserError
 
 PIXELS, INDEX = "pixels.uint8", "index.npz"
@@ -89,13 +87,7 @@ def _read_index(root: Path) -> dict[str, Any]:
     how = "write one with python -m simclr_pl pack DIR OUT, and give OUT as --data.root"
     if not path.is_file():
         raise UserError(f"{root} holds no packed set ({INDEX} is missing): {how}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (
-        ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error
-    ) as error:  # fmt: skip
-        raise UserError(f"{path} cannot be read ({first_line(error)}): pack it again") from error
+    arrays = load_arrays(path, "pack the images again")
     if "format" in arrays and arrays["format"].tolist() != FORMAT:
         raise UserError(
             f"{root} was packed in format {arrays['format'].tolist()}, and this version reads "
@@ -112,7 +104,8 @@ def _fits(sizes: Any, labels: Any, counts: Any, classes: Any, **_: Any) -> bool:
     return bool(
         numbers and sizes.ndim == 2 and sizes.shape[1] == 2 and len(sizes) and (sizes > 0).all()
         and labels.shape == (len(sizes),) and classes.ndim == 1
-        and counts.shape == (len(SPLITS),) and counts.sum() == len(sizes) and counts[0] > 0
+        and counts.shape == (len(SPLITS),) and counts.sum() == len(sizes)
+        and (counts >= 0).all() and counts[0] > 0
     )  # fmt: skip
 
 

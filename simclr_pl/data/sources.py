@@ -1,6 +1,6 @@
-"""Where images come from: one tensor in memory, or files decoded by worker processes.
+"""Where images come from: one tensor in memory, files decoded by workers, or a mapped file.
 
-(Or a packed set, which `packed` has.)
+(The last one is in `packed`.)
 
 A source is a split's images with labels. It is asked for the batches of an epoch, as lists of
 indices, and yields them as `Batch`; it knows nothing of ranks, orders or augmentation beyond the
@@ -78,7 +78,7 @@ class ArrayImages:
 
 
 class ImageFiles:
-    """Image files, decoded to RGB by worker processes, once for all crops that are wanted of them.
+    """Image files, read once by worker processes and decoded to RGB once for both views.
 
     Both views' boxes are pure functions of (seed, epoch, index), so that a worker can cut them from
     the full-size image; the rest of the augmentation is done on the device.

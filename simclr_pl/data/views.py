@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from simclr_pl.allocator import keep_freed_memory
+from simclr_pl.allocator import ask_for_large_pages, keep_freed_memory
 from simclr_pl.data import color, fused
 from simclr_pl.data.blur import blurred
 from simclr_pl.data.crop import CLEAN_SHARE, DRAWS, centre_boxes, random_boxes, resampled, taps
@@ -202,6 +202,8 @@ class SimCLRViews(nn.Module):
         how = how.to(device)
         place = color.place_of_hue(how.jitter)
         done = torch.empty(count, channels, size, size, device=device, dtype=torch.float32)
+        if done.is_cpu:
+            ask_for_large_pages(done.data_ptr(), done.nbytes)
         start = 0
         for places in place.tensor_split(-(-count // _at_a_time(PART, done[0]))):
             part = places.argsort(stable=True) + start

@@ -30,7 +30,7 @@ from simclr_pl.tools.pack import pack
 FILES, CLASSES, QUALITY = 2048, 8, 90
 """JPEGs in the folder, folders they lie in, and PIL's number for their quality."""
 
-BATCH, BATCHES, WORKERS, TURNS = 64, 24, 2, 5
+BATCH, BATCHES, WORKERS, TURNS = 64, 20, 2, 5
 """Images a batch, batches of an epoch that a turn goes through, processes that decode, turns."""
 
 BAR = 2.0

@@ -81,7 +81,7 @@ class ImageFiles:
     """Image files, read once by worker processes and decoded to RGB once for both views.
 
     Both views' boxes are pure functions of (seed, epoch, index), so that a worker can cut them from
-    the full-size image; the rest of the augmentation is done on the device.
+    the file; the rest of the augmentation is done on the device.
 
     Args:
         paths: the files.

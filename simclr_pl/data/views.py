@@ -270,6 +270,8 @@ def _mirrored(images: Tensor, flip: Tensor) -> Tensor:
     """`uint8 [B, C, S, S]` to planes `float [C, B, S, S]` in [0, 1], those of `flip` mirrored."""
     planes = images.new_empty(images.transpose(0, 1).shape, dtype=torch.float32)
     planes.copy_(images.transpose(0, 1)).div_(255)
+    if not planes.is_cpu:  # it would wait to be told how many there are
+        return torch.where(flip[:, None, None], planes.flip(-1), planes)
     chosen = flip.nonzero()[:, 0]
     return planes.index_copy_(1, chosen, planes.index_select(1, chosen).flip(-1))
 

@@ -25,6 +25,7 @@ COMMANDS = {
         "simclr_pl.tools.compare",
         "is pretraining worth it? raw pixels, untrained and pretrained encoder, one protocol",
     ),
+    "pack": ("simclr_pl.tools.pack", "write a folder of images once, to train without decoding"),
     "views": ("simclr_pl.tools.views", "a picture of what the augmentation does"),
     "bench": (
         "simclr_pl.cli",

@@ -2,10 +2,13 @@
 
 import ctypes
 import os
+import sys
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # names of `mallopt`, from malloc.h
 
 _LARGEST = 32 * 2**20  # the most that glibc takes for the first of them on 64 bits
+
+_LARGE_PAGE, _MADV_HUGEPAGE = 2**21, 14  # bytes; the name of `madvise`, from Linux' mman.h
 
 
 def keep_freed_memory() -> bool:
@@ -36,3 +39,25 @@ def give_back_memory() -> None:
     except (AttributeError, OSError, TypeError):
         return
     trim(0)
+
+
+def ask_for_large_pages(address: int, size: int) -> bool:
+    """Tells Linux that new memory may come in pages of 2 MiB, if it is too large to be kept.
+
+    In pages of 4 KiB, each of which has to be asked for and cleared, the views of a batch of
+    photographs take a fifth longer. Where the system has no large pages nothing changes.
+
+    Args:
+        address: of the memory.
+        size: in bytes.
+
+    Returns:
+        Whether the system was asked.
+    """
+    if sys.platform != "linux" or size < _LARGEST:
+        return False
+    begin = -(-address // _LARGE_PAGE) * _LARGE_PAGE
+    end = (address + size) // _LARGE_PAGE * _LARGE_PAGE
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return bool(madvise(begin, end - begin, _MADV_HUGEPAGE) == 0)

@@ -5,13 +5,16 @@ views, `C` channels, `S` image side in pixels, `D` feature width, `P` projection
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 UNLABELLED = -1
 """The label of an image whose class is unknown, or must not be seen (the validation holdout)."""
+
+Cut = Literal["views", "clean", "both"]
+"""What a batch is for: two views, the clean image, or both."""
 
 
 class Batch(NamedTuple):
@@ -25,17 +28,26 @@ class Batch(NamedTuple):
         labels: `int64 [B]`, `UNLABELLED` where unknown.
         index: `int64 [B]`, the place of each image in its split: what its randomness hangs on.
         epoch: the epoch these images were drawn in.
+        sizes: `int64 [B, 2]`, height and width in pixels of whole images of different sizes, which
+            lie in the top left corner of `images`, with padding behind; `None` where they fill it.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor  # type: ignore[assignment]  # a tuple has a method of that name
     epoch: int
+    sizes: Tensor | None = None
 
-    def split(self, sizes: Sequence[int]) -> list["Batch"]:
+    def split(self, counts: Sequence[int]) -> list["Batch"]:
         """Consecutive parts of so many images."""
-        columns = (self.images.split(sizes), self.labels.split(sizes), self.index.split(sizes))
-        return [Batch(*part, self.epoch) for part in zip(*columns, strict=True)]
+        columns = (self.images.split(counts), self.labels.split(counts), self.index.split(counts))
+        parts = [Batch(*part, self.epoch) for part in zip(*columns, strict=True)]
+        if self.sizes is None:
+            return parts
+        return [
+            part._replace(sizes=sizes)
+            for part, sizes in zip(parts, self.sizes.split(counts), strict=True)
+        ]
 
 
 class Views(NamedTuple):

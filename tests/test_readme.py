@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from photographs import fill
 
 from simclr_pl.__main__ import COMMANDS, main
 
@@ -45,10 +46,13 @@ def test_commands_run_in_the_order_of_the_readme(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    fill(tmp_path / "my" / "images", 16)
     commands = _commands()
     assert {args[0] for args in commands} == set(COMMANDS)
     for args in commands:
-        if {"configs/cifar.yaml", "configs/fashion_mnist.yaml"} & set(args):
+        if args[0] == "fit" and "my/packed" in args:
+            args += ["--trainer.accelerator=cpu", "--data.batch_size=8", "--data.image_size=32"]
+        elif {"configs/cifar.yaml", "configs/fashion_mnist.yaml"} & set(args):
             # Their data would be downloaded: what is tested is the recipe, on images that are here.
             args += ["--data.dataset=digits", "--trainer.accelerator=cpu", "--data.batch_size=64"]
             args += ["--data.compiled=false", "--model.compiled=false"]  # half a minute each

@@ -33,6 +33,8 @@ from ranks import ranks
 from recording import InterruptionError, Pass, passes
 from sklearn.datasets import load_digits
 
+from simclr_pl.tools.pack import pack
+
 pytestmark = [pytest.mark.ddp, pytest.mark.timeout(400)]
 
 RECIPE = (
@@ -264,6 +266,20 @@ def test_a_resume_in_mid_epoch_with_other_workers_changes_not_a_bit(
     break_off(tmp_path, *pictures, "--data.num_workers", before)
     train(tmp_path, 1, *pictures, "--data.num_workers", after, "--resume")
     assert_same_bits(workers[0], tmp_path)
+
+
+# Packed images ------------------------------------------------------------------------------------
+
+
+def test_devices_see_the_same_views_of_packed_images(
+    pictures: tuple[str, ...], tmp_path: Path
+) -> None:
+    root = pack(pictures[3], str(tmp_path / "set"), num_workers=0)
+    data = ("--data.dataset", "packed", "--data.root", str(root), "--data.batch_size", "20")
+    one, two = (train(tmp_path / str(n), n, *data, *DOUBLE) for n in (1, 2))
+    assert passes(one) == passes(two)
+    assert_same_end(one, two)
+    assert_same_metrics(one, two)
 
 
 # Micro-batches ------------------------------------------------------------------------------------

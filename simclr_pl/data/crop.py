@@ -6,6 +6,7 @@ and PIL apply. Which ones and how much of each is worked out for every sample; a
 them in the other order.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -19,6 +20,9 @@ RATIO = (3 / 4, 4 / 3)
 
 ATTEMPTS = 10
 """Tries to find a box inside the image, as torchvision has it; then the centre."""
+
+CLEAN_SHARE = 0.875
+"""Share of a photograph's shorter side in its clean view: the usual 224 of 256 pixels."""
 
 DRAWS = 2 * ATTEMPTS + 2
 """Uniform numbers a crop needs."""
@@ -106,7 +110,8 @@ def taps(
     pixel = (centre - reach).floor_() + place[:, None, None]
     weights = (1 - (pixel - centre).abs_() / reach).clamp_(min=0)
     weights *= (pixel >= start) & (pixel < start + length)
-    weights /= weights.sum(0)
+    # One after the other: `sum` goes in an order that depends on K, and K on the batch.
+    weights /= functools.reduce(torch.add, weights)
     return pixel.clamp_(0, size - 1).long(), weights
 
 

@@ -7,10 +7,10 @@ import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from simclr_pl.batch import UNLABELLED, Batch, EvaluationBatch, MicroBatches, Views
+from simclr_pl.batch import UNLABELLED, Batch, Cut, EvaluationBatch, MicroBatches, Views
 from simclr_pl.data.datasets import load, prepare, statistics
 from simclr_pl.data.loaders import EvaluationLoader, TrainLoader
-from simclr_pl.data.sources import AnySource, ArrayImages, Cut, ImageFiles
+from simclr_pl.data.sources import AnySource, ImageFiles
 from simclr_pl.data.splits import Splits
 from simclr_pl.data.views import SimCLRViews
 from simclr_pl.errors import UserError
@@ -19,25 +19,27 @@ from simclr_pl.randomness import run_seed
 Split = Literal["train", "val", "test"]
 
 RESIDENT_SHARE = 0.25
-"""In-memory sets up to this share of a GPU's free memory are kept on it."""
+"""Sets up to this share of a GPU's free memory are kept on it, those of image files aside."""
 
 
 class ContrastiveDataModule(L.LightningDataModule):
     """Pairs of augmented views for pretraining, clean images (and pairs) for evaluation.
 
     Args:
-        dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, or npz.
-        root: folder of the data; for `folder` the images' own, for `npz` the file.
+        dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, packed, or npz.
+        root: folder of the data; for `folder` the images' own, for `packed` what `pack` has
+            written, for `npz` the file.
         batch_size: images a step, global: over all devices together.
-        image_size: side of a view in pixels (default: the data's own; 224 for folders).
+        image_size: side of a view in pixels (default: the data's own; 224 for photographs: of
+            `folder` and `packed`).
         scale: bounds of a crop's area, as a share of the image's.
         flip: probability of mirroring left and right.
         jitter: colour jitter, the paper's strength s (1 for ImageNet, 0.5 for CIFAR-10, 0: none).
         grayscale: probability of dropping colour.
         blur: probability of Gaussian blur (the paper has 0.5 for ImageNet, 0 for CIFAR-10).
-        mean: of each channel, from 0 to 1 (default: counted; ImageNet's for folders).
+        mean: of each channel, from 0 to 1 (default: counted; ImageNet's for photographs).
         std: of each channel, likewise.
-        num_workers: processes that decode image files, a device; sets in memory need none.
+        num_workers: processes that decode image files, a device; other sets need none.
         split_seed: of the validation holdout; keep it, so that runs are comparable.
         predict_split: what `predict` encodes: train, val or test.
         compiled: compile what makes the views: the same to rounding, and faster; needs a C++
@@ -259,7 +261,7 @@ class ContrastiveDataModule(L.LightningDataModule):
 
     def make_views(self, batch: Batch) -> Views:
         """Two views of each image of a batch."""
-        first, second = self.views(batch.images, batch.index, batch.epoch)
+        first, second = self.views(batch.images, batch.index, batch.epoch, batch.sizes)
         return Views(first, second, batch.labels, batch.index)
 
     @torch.no_grad()
@@ -268,7 +270,9 @@ class ContrastiveDataModule(L.LightningDataModule):
         # Worker-cut batches hold the clean crop last, already square and of the right size.
         whole = batch.images if batch.images.dim() == 4 else batch.images[:, -1]
         pair = self.make_views(batch) if views else None
-        return EvaluationBatch(self.views.clean(whole), pair, batch.labels, batch.index)
+        return EvaluationBatch(
+            self.views.clean(whole, batch.sizes), pair, batch.labels, batch.index
+        )
 
     def _wire(self, source: AnySource | None) -> Any:
         if isinstance(source, ImageFiles):
@@ -276,14 +280,14 @@ class ContrastiveDataModule(L.LightningDataModule):
         return source
 
     def _place(self, source: AnySource) -> AnySource:
-        """Keeps a set in memory on the GPU where it fits."""
-        if self.trainer is None or not isinstance(source, ArrayImages):
+        """Keeps a set on the GPU where it fits."""
+        if self.trainer is None or isinstance(source, ImageFiles):
             return source
         device = self.trainer.strategy.root_device
-        if device.type != "cuda" or source.images.device == device:
+        if device.type != "cuda":
             return source
         free, _ = torch.cuda.mem_get_info(device)
-        return source.to(device) if source.images.nbytes <= RESIDENT_SHARE * free else source
+        return source.to(device) if source.bytes_to(device) <= RESIDENT_SHARE * free else source
 
     def _micro_batches(self, world: int) -> int:
         """How many of them make a batch: the model knows what goes through it at a time."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from simclr_pl.batch import UNLABELLED
+from simclr_pl.data.packing import read_packed
 from simclr_pl.data.readers import (
     FASHION_FILES,
     Entry,
@@ -26,7 +27,7 @@ from simclr_pl.data.readers import (
     read_npz,
     torchvision_set,
 )
-from simclr_pl.data.sources import AnySource, ImageFiles
+from simclr_pl.data.sources import AnySource, ArrayImages
 from simclr_pl.data.splits import Splits, holdout
 from simclr_pl.errors import UserError
 
@@ -61,7 +62,8 @@ def load(name: str, root: str | Path, split_seed: int = 0) -> Splits:
 
     Args:
         name: a key of `DATASETS`.
-        root: folder of the data; for `folder` the images' own, for `npz` the file.
+        root: folder of the data; for `folder` the images' own, for `packed` the
+            directory that `pack` has written, for `npz` the file.
         split_seed: of the validation holdout, where the data set brings none.
 
     Raises:
@@ -88,9 +90,9 @@ def load(name: str, root: str | Path, split_seed: int = 0) -> Splits:
 def statistics(source: AnySource) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, on a scale of 0 to 1.
 
-    In-memory sets are counted; for image files the usual ImageNet values serve.
+    In-memory sets are counted; for image files, and packed ones, the usual ImageNet values serve.
     """
-    if isinstance(source, ImageFiles):
+    if not isinstance(source, ArrayImages):
         return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     sample = source.images[:: -(-len(source) // MOST_COUNTED)]
     levels = torch.arange(256, dtype=torch.float64) / 255
@@ -136,5 +138,6 @@ DATASETS: dict[str, Entry] = {
         "stl10_binary.tar.gz",
     ),
     "folder": Entry(read_folder),
+    "packed": Entry(read_packed),
     "npz": Entry(read_npz),
 }

@@ -82,7 +82,7 @@ class LabelledDataModule(ContrastiveDataModule):
         trainer = self.trainer
         assert trainer is not None
         if trainer.training:
-            images = self.views.one(batch.images, batch.index, batch.epoch)
+            images = self.views.one(batch.images, batch.index, batch.epoch, batch.sizes)
         else:
             images = self.make_clean(batch, views=False).clean
         return LabelledImages(images, batch.labels)

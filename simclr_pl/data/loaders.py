@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simclr_pl.batch import Batch
-from simclr_pl.data.sources import AnySource, Cut
+from simclr_pl.batch import Batch, Cut
+from simclr_pl.data.sources import AnySource
 from simclr_pl.distributed import shard
 from simclr_pl.randomness import epoch_order
 

@@ -217,6 +217,20 @@ def _read_split(root: Path, known: tuple[str, ...] | None) -> tuple[ImageFiles, 
     return ImageFiles(paths, torch.tensor(labels, dtype=torch.int64)), classes
 
 
+def load_arrays(path: Path, remedy: str) -> dict[str, Any]:
+    """All arrays of an .npz file; `remedy` is what to do where it is none, or not whole."""
+    # NumPy would take a single array too, and leaves an archive open that it cannot read.
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is not a readable .npz file: {remedy}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{path} is not a readable .npz file ({first_line(error)}): {remedy}"
+        ) from error
+
+
 def read_npz(root: Path) -> Raw:
     """A NumPy file as MedMNIST's: `train_images`, `train_labels`, and so for val and test.
 
@@ -224,14 +238,7 @@ def read_npz(root: Path) -> Raw:
     """
     if not root.is_file():
         raise UserError(f"there is no file {root}: give the .npz file as --data.root")
-    # NumPy would take a single array too, and leaves an archive open that it cannot read.
-    if not zipfile.is_zipfile(root):
-        raise UserError(f"{root} is not a readable .npz file: save it again with numpy.savez")
-    try:
-        with np.load(root, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{root} is not a readable .npz file ({first_line(error)})") from error
+    arrays = load_arrays(root, "save it again with numpy.savez")
     if "train_images" not in arrays:
         raise UserError(
             f"{root} has no array 'train_images', only {', '.join(arrays) or 'nothing'}"

@@ -1,34 +1,29 @@
-"""Where images come from: one tensor in memory, or files decoded by worker processes.
+"""Where images come from: one tensor in memory, files decoded by workers, or a mapped file.
+
+(The last one is in `packed`.)
 
 A source is a split's images with labels. It is asked for the batches of an epoch, as lists of
 indices, and yields them as `Batch`; it knows nothing of ranks, orders or augmentation beyond the
 boxes to cut.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from simclr_pl.batch import Batch
-from simclr_pl.data.crop import centre_boxes
+from simclr_pl.batch import Batch, Cut
+from simclr_pl.data.crop import CLEAN_SHARE, centre_boxes
+from simclr_pl.data.decode import MIN_SIDE, EncodedImage, crops_of
+from simclr_pl.data.packed import PackedImages
 from simclr_pl.data.views import SimCLRViews
 from simclr_pl.errors import UserError
 
-Cut = Literal["views", "clean", "both"]
-"""What a batch is for: two views, the clean image, or both."""
-
-MIN_SIDE = 4
-"""Sides below this, in pixels, leave a crop nothing to choose."""
-
-CLEAN_SHARE = 0.875
-"""Share of a photograph's shorter side in its clean view: the usual 224 of 256 pixels."""
+CHUNK = 32
+"""Files that a worker holds at a time."""
 
 
 class ArrayImages:
@@ -73,16 +68,20 @@ class ArrayImages:
         """The same images with other labels."""
         return ArrayImages(self.images, labels)
 
+    def bytes_to(self, device: torch.device) -> int:
+        """How many bytes of that device's memory `to` would take."""
+        return 0 if self.images.device == device else self.images.nbytes
+
     def to(self, device: torch.device) -> "ArrayImages":
         """The same images on another device; labels and plan stay on the CPU."""
         return ArrayImages(self.images.to(device), self.labels)
 
 
 class ImageFiles:
-    """Image files, decoded to RGB by worker processes, once for all crops that are wanted of them.
+    """Image files, read once by worker processes and decoded to RGB once for both views.
 
     Both views' boxes are pure functions of (seed, epoch, index), so that a worker can cut them from
-    the full-size image; the rest of the augmentation is done on the device.
+    the file; the rest of the augmentation is done on the device.
 
     Args:
         paths: the files.
@@ -117,7 +116,7 @@ class ImageFiles:
                 _Crops(self.paths, self.labels, self.views, cut),
                 batch_sampler=sampler,
                 num_workers=self.workers,
-                collate_fn=_as_is,  # type: ignore[arg-type]  # `__getitems__` gives a whole batch
+                collate_fn=as_is,
                 persistent_workers=self.workers > 0,
                 pin_memory=torch.cuda.is_available(),
             )
@@ -127,14 +126,9 @@ class ImageFiles:
         yield from loader
 
     def close(self) -> None:
-        """Ends the worker processes; the next batches start new ones.
-
-        Left to the garbage collector, each is waited for in vain for 5 seconds: their queues may be
-        collected first.
-        """
+        """Ends the worker processes; the next batches start new ones."""
         for _, loader in self._loaders.values():
-            if loader._iterator is not None:
-                loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+            end_workers(loader)
         self._loaders.clear()
 
     def select(self, index: Tensor) -> "ImageFiles":
@@ -146,7 +140,17 @@ class ImageFiles:
         return ImageFiles(self.paths, labels)
 
 
-AnySource = ArrayImages | ImageFiles
+AnySource = ArrayImages | ImageFiles | PackedImages
+
+
+def end_workers(loader: DataLoader[Any]) -> None:
+    """Ends a loader's persistent worker processes.
+
+    Left to the garbage collector, each is waited for in vain for 5 seconds: their queues may be
+    collected first.
+    """
+    if loader._iterator is not None:
+        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 class _Place(NamedTuple):
@@ -175,55 +179,33 @@ class _Crops(Dataset[Batch]):
         self.paths, self.labels, self.views, self.cut = paths, labels, views, cut
 
     def __getitems__(self, places: list[_Place]) -> Batch:
-        epoch = places[0].epoch
+        epoch, size = places[0].epoch, self.views.image_size
         index = torch.tensor([place.image for place in places])
-        images = [_open(self.paths[i]) for i in index.tolist()]
-        width, height = torch.tensor([image.size for image in images]).T
-        boxes = []
+        kinds = {"views": [2], "clean": [1], "both": [2, 1]}[self.cut]
+        crops = torch.empty(len(index), sum(kinds), 3, size, size, dtype=torch.uint8)
+        for part, out in zip(index.split(CHUNK), crops.split(CHUNK), strict=True):
+            files = [EncodedImage(self.paths[i]) for i in part.tolist()]
+            boxes = self._boxes(part, epoch, files).split(kinds, 1)
+            # Views and the clean image are decoded as if the other had not been asked for.
+            groups = zip(*(kind.tolist() for kind in boxes), strict=True)
+            for file, of_file, there in zip(files, groups, out, strict=True):
+                crops_of(file, of_file, size, there)
+        return Batch(crops, self.labels[index], index, epoch)
+
+    def _boxes(self, index: Tensor, epoch: int, files: Sequence[EncodedImage]) -> Tensor:
+        """`int64 [B, K, 4]`: both views' boxes, then the clean one, as far as they are wanted."""
+        height = torch.tensor([file.height for file in files])
+        width = torch.tensor([file.width for file in files])
+        boxes: list[Tensor] = []
         if self.cut != "clean":
-            boxes += [
-                self.views.boxes(self.views.draw(index, epoch, v), height, width) for v in (0, 1)
-            ]
+            view = torch.arange(2).repeat_interleave(len(index))
+            how = self.views.draw(index.repeat(2), epoch, view)
+            boxes += self.views.boxes(how, height.repeat(2), width.repeat(2)).chunk(2)
         if self.cut != "views":
             boxes.append(centre_boxes(height, width, CLEAN_SHARE))
-        crops = [
-            torch.stack([_cut(image, box, self.views.image_size) for box in of_image])
-            for image, of_image in zip(images, torch.stack(boxes, 1), strict=True)
-        ]
-        return Batch(torch.stack(crops), self.labels[index], index, epoch)
+        return torch.stack(boxes, 1)
 
 
-def _as_is(batch: Batch) -> Batch:
+def as_is(batch: Any) -> Any:
+    """Collates nothing: where `__getitems__` gives a whole batch."""
     return batch
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of PIL, about odd metadata in good images
-            with Image.open(path) as image:
-                rgb = _eight_bits(image).convert("RGB")
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be decoded ({error}): remove it, or save it again"
-        ) from error
-    if min(rgb.size) < MIN_SIDE:
-        raise UserError(
-            f"{path} is {rgb.width} x {rgb.height} pixels, too small to crop: remove it "
-            f"(at least {MIN_SIDE} x {MIN_SIDE} are needed)"
-        )
-    return rgb
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit gray with its shades kept: PIL's own conversion makes all above 255 white."""
-    if not image.mode.startswith("I;16"):
-        return image
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-
-
-def _cut(image: Image.Image, box: Tensor, size: int) -> Tensor:
-    top, left, height, width = box.tolist()
-    crop = image.crop((left, top, left + width, top + height))
-    pixels = np.array(crop.resize((size, size), Image.Resampling.BILINEAR))
-    return torch.from_numpy(pixels).permute(2, 0, 1)

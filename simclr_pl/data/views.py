@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from simclr_pl.allocator import keep_freed_memory
+from simclr_pl.allocator import ask_for_large_pages, keep_freed_memory
 from simclr_pl.compiler import check_compiler, compiled
 from simclr_pl.constants import constant
 from simclr_pl.data import color, fused
 from simclr_pl.data.blur import blurred
-from simclr_pl.data.crop import DRAWS, centre_boxes, random_boxes, resampled, taps
+from simclr_pl.data.crop import CLEAN_SHARE, DRAWS, centre_boxes, random_boxes, resampled, taps
 from simclr_pl.errors import UserError
 from simclr_pl.randomness import uniform
 
@@ -116,7 +116,9 @@ class SimCLRViews(nn.Module):
         self.mean, self.std = tuple(mean), tuple(std)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, index: Tensor, epoch: int, sizes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Makes two views.
 
         Args:
@@ -124,29 +126,37 @@ class SimCLRViews(nn.Module):
                 already cut both views' boxes.
             index: `int64 [B]`, each image's place in its split.
             epoch: the epoch, from 0.
+            sizes: `int64 [B, 2]`, height and width of each image in pixels, where they don't fill
+                `images`; nothing behind them is looked at.
 
         Returns:
             Two tensors `float32 [B, C, S, S]`, normalised.
         """
         # Both in one go: small batches, too, are worked on in large parts.
-        first, second = self._views(images, index, epoch, 2).split(len(images))
+        first, second = self._views(images, index, epoch, sizes, 2).split(len(images))
         return first, second
 
     @torch.no_grad()
-    def one(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+    def one(self, images: Tensor, index: Tensor, epoch: int, sizes: Tensor | None = None) -> Tensor:
         """Makes the first of the two views alone: `float32 [B, C, S, S]`."""
-        return self._views(images, index, epoch, 1)
+        return self._views(images, index, epoch, sizes, 1)
 
     @torch.no_grad()
-    def clean(self, images: Tensor) -> Tensor:
-        """The central square, normalised: `uint8 [B, C, H, W]` to `float [B, C, S, S]`."""
+    def clean(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """The central square, normalised: `uint8 [B, C, H, W]` to `float [B, C, S, S]`.
+
+        Images with `sizes` (see `forward`) are photographs: `CLEAN_SHARE` of their shorter side.
+        """
         height, width = images.shape[-2:]
         mean, std = self._statistics(images.device)
-        if height == width == self.image_size:
+        if sizes is None and height == width == self.image_size:
             return images.float().div_(255).sub_(mean).div_(std)
         which = torch.arange(len(images), device=images.device)
-        box = centre_boxes(height, width).to(images.device).expand(len(images), 4)
-        planes = self._resized(images, which, box, None)
+        if sizes is None:
+            box = centre_boxes(height, width)
+        else:
+            box = centre_boxes(sizes[:, 0], sizes[:, 1], CLEAN_SHARE)
+        planes = self._resized(images, which, box.to(images.device).expand(len(images), 4), None)
         return planes.transpose(0, 1).contiguous().sub_(mean).div_(std)
 
     def draw(self, index: Tensor, epoch: int, view: int | Tensor) -> ViewParameters:
@@ -182,19 +192,23 @@ class SimCLRViews(nn.Module):
         """Crop boxes `int64 [B, 4]` (top, left, height, width) for images of the given sizes."""
         return random_boxes(how.crop, height, width, self.scale)
 
-    def _views(self, images: Tensor, index: Tensor, epoch: int, views: int) -> Tensor:
+    def _views(
+        self, images: Tensor, index: Tensor, epoch: int, sizes: Tensor | None, views: int
+    ) -> Tensor:
         """All first views and then all second ones, made in parts that a CPU's cache holds."""
         count, channels, size = views * len(images), images.shape[-3], self.image_size
         device = images.device
         image = torch.arange(len(images), device=device).repeat(views)
         view = torch.arange(views, device=device).repeat_interleave(len(images))
         how = self.draw(index.repeat(views), epoch, view)
-        box = self.boxes(how, *images.shape[-2:]).to(device)
+        size_of = images.shape[-2:] if sizes is None else sizes.repeat(views, 1).unbind(1)
+        box = self.boxes(how, *size_of).to(device)
         how = how.to(device)
         place = color.place_of_hue(how.jitter)
         if not images.is_cpu:
             return self._recolour(self._cut(images, image, view, box, how.flip), how)
         done = torch.empty(count, channels, size, size, dtype=torch.float32)
+        ask_for_large_pages(done.data_ptr(), done.nbytes)
         start = 0
         for places in place.tensor_split(-(-count // _at_a_time(PART, done[0]))):
             part = places.argsort(stable=True) + start
@@ -210,7 +224,8 @@ class SimCLRViews(nn.Module):
     ) -> Tensor:
         """Crops, mirrored where they are to be: `float [C, B, S, S]` in [0, 1]."""
         if images.dim() == 5:
-            return _mirrored(images[which, view], flip)
+            cut = which * images.shape[1] + view
+            return _mirrored(images.flatten(0, 1).index_select(0, cut), flip)
         return self._resized(images, which, box, flip)
 
     def _resized(self, images: Tensor, which: Tensor, box: Tensor, flip: Tensor | None) -> Tensor:
@@ -273,8 +288,12 @@ def _at_a_time(cache: int, image: Tensor) -> int:
 
 def _mirrored(images: Tensor, flip: Tensor) -> Tensor:
     """`uint8 [B, C, S, S]` to planes `float [C, B, S, S]` in [0, 1], those of `flip` mirrored."""
-    planes = images.transpose(0, 1).contiguous().float().div_(255)
-    return torch.where(flip[:, None, None], planes.flip(-1), planes)
+    planes = images.new_empty(images.transpose(0, 1).shape, dtype=torch.float32)
+    planes.copy_(images.transpose(0, 1)).div_(255)
+    if not planes.is_cpu:  # it would wait to be told how many there are
+        return torch.where(flip[:, None, None], planes.flip(-1), planes)
+    chosen = flip.nonzero()[:, 0]
+    return planes.index_copy_(1, chosen, planes.index_select(1, chosen).flip(-1))
 
 
 def _check(

@@ -28,5 +28,6 @@ def encode_crops(
     with in_eval_mode(encoder):
         for batch in source.batches(rows.split(data.batch_size), epoch, "views"):
             moved = batch._replace(images=batch.images.to(device))
-            features.append(encoder(data.views.one(moved.images, moved.index, epoch)))
+            views = data.views.one(moved.images, moved.index, epoch, moved.sizes)
+            features.append(encoder(views))
     return torch.cat(features)

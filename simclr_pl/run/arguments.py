@@ -23,26 +23,36 @@ class OneSentence:
         commands = [a.choices.values() for a in self._actions if isinstance(a.choices, dict)]
         parsers = [self, *itertools.chain(*commands)]
         known = [str(key) for parser in parsers for key in vars(parser.get_defaults().as_flat())]
-        raise UserError(_plain(message, known)) from ex
+        sentence = _plain(message, known)
+        for action in self._actions:
+            if not action.option_strings:  # a word without a name
+                sentence = sentence.replace(f"--{action.dest} is", f"{action.dest} (see --help) is")
+        raise UserError(sentence) from ex
 
 
 class _Parser(OneSentence, ArgumentParser):
     pass
 
 
-def call(function: Callable[..., Any], args: list[str], several: str | None = None) -> Any:
+def call(
+    function: Callable[..., Any],
+    args: list[str],
+    several: str | None = None,
+    *,
+    positional: bool = False,
+) -> Any:
     """Runs a function as a command: its parameters are options, its docstring their help.
 
     Args:
         function: with type hints and Google docstring.
         args: the command's name and its options.
         several: a parameter that takes words without a name, any number of them.
+        positional: parameters without a default are words without a name.
     """
     parser = _Parser(prog=f"python -m simclr_pl {args[0]}", allow_abbrev=False)
     parser.description = (function.__doc__ or "").split("\n\nArgs:")[0].split("\n    Args:")[0]
-    # Keyword-only parameters: every one is an option.
     skip: set[str | int] = set() if several is None else {several}
-    parser.add_function_arguments(function, as_positional=False, skip=skip)
+    parser.add_function_arguments(function, as_positional=positional, skip=skip)
     if several is not None:
         parser.add_argument(several, nargs="*", type=str, default=[], metavar=several[:-1].upper())
     chosen = parser.parse_args(_spelled_out(function, args[1:]))

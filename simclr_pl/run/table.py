@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 
 from simclr_pl.data.datamodule import ContrastiveDataModule
+from simclr_pl.data.packed import PackedImages
 from simclr_pl.data.sources import ArrayImages
 from simclr_pl.model.simclr import SimCLR
 
@@ -38,6 +39,9 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
     source = getattr(trainer.train_dataloader, "source", None)
     if isinstance(source, ArrayImages):
         where = f"in memory ({source.images.device.type})"
+    elif isinstance(source, PackedImages):
+        there = source.pixels.device.type
+        where = "a file mapped into memory" if there == "cpu" else f"in memory ({there})"
     else:
         where = f"decoded by {data.num_workers or 'no'} workers a device"
     where += "; views compiled" if data.compiled else ""

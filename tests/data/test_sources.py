@@ -14,9 +14,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from simclr_pl import SimCLRViews, UserError
-from simclr_pl.batch import UNLABELLED, Batch
-from simclr_pl.data.crop import centre_boxes
-from simclr_pl.data.sources import CLEAN_SHARE, ArrayImages, Cut, ImageFiles
+from simclr_pl.batch import UNLABELLED, Batch, Cut
+from simclr_pl.data.crop import CLEAN_SHARE, centre_boxes
+from simclr_pl.data.sources import ArrayImages, ImageFiles
 
 SIDE = 20
 SIZES = [(40, 30), (33, 50), (64, 64), (25, 21), (21, 90), (20, 20), (100, 37), (48, 31)]

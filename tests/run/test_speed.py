@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from simclr_pl import ContrastiveDataModule
-from simclr_pl.batch import Batch
+from simclr_pl.batch import Batch, Cut
 from simclr_pl.data import loaders
-from simclr_pl.data.sources import ArrayImages, Cut
+from simclr_pl.data.sources import ArrayImages
 from simclr_pl.run import speed
 from simclr_pl.run.metrics import MetricsFile, read_metrics
 from simclr_pl.run.speed import Throughput

@@ -1,0 +1,148 @@
+"""`pack`: a folder of images decoded once, for training that decodes nothing."""
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
+from tqdm import tqdm
+
+from simclr_pl.data.decode import MIN_SIDE, EncodedImage
+from simclr_pl.data.packing import PIXELS, SPLITS, save_index, save_pixels
+from simclr_pl.data.readers import read_folder
+from simclr_pl.data.sources import ImageFiles, as_is, end_workers
+from simclr_pl.errors import UserError
+from simclr_pl.run.arguments import call
+
+LONGEST = 2
+"""Sides of an image that is kept whole: a longer one is cut to so many times its shorter side."""
+
+CHUNK = 16
+"""Images that a worker hands over at a time."""
+
+
+def pack(folder: str, out: str, *, short_side: int = 256, num_workers: int = 2) -> Path:
+    """Writes a folder of images once as one file of pixels, to be trained on as `packed`.
+
+    Images whose shorter side is longer than `short_side` are made smaller, bilinear with
+    antialiasing; of panoramas longer than 2:1 the middle is kept. Classes and splits are those of
+    data set `folder`.
+
+    Args:
+        folder: of images: a folder a class, or none, or such below train/, val/ and test/.
+        out: directory to write, which must not exist.
+        short_side: longest that an image's shorter side stays, in pixels.
+        num_workers: processes that decode; 0 decodes in this one.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: nothing to pack, an image that cannot be decoded, `out` exists or cannot be
+            written, or numbers out of range. Nothing is left behind.
+    """
+    if short_side < MIN_SIDE:
+        raise UserError(f"short_side is {short_side}, but must be at least {MIN_SIDE} pixels")
+    if num_workers < 0:
+        raise UserError(f"num_workers is {num_workers}, but must be 0 or more")
+    source, target = Path(folder), Path(out)
+    if not source.is_dir():
+        raise UserError(f"there is no folder {source}: give the images' folder first")
+    if target.exists() or target.is_symlink():
+        raise UserError(f"{target} exists: give another directory, or remove it first")
+    if not target.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {target.parent} to write {target.name} into: make it")
+    raw = read_folder(source)
+    found = {name: getattr(raw, name) for name in SPLITS}
+    splits = {name: files for name, files in found.items() if files is not None}
+    # Beside the target, so that renaming is one step: what has its name is whole.
+    unfinished = target.with_name(f"{target.name}.{os.getpid()}.unfinished")
+    try:
+        unfinished.mkdir()
+        sizes = _write_pixels(unfinished / PIXELS, splits, short_side, num_workers)
+        labels = torch.cat([split.labels for split in splits.values()])
+        counts = {name: len(split) for name, split in splits.items()}
+        save_index(unfinished, sizes, labels, counts, raw.classes)
+        unfinished.rename(target)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "free some space, or give a smaller short_side" if full else "give another place"
+        raise UserError(f"{target} cannot be written ({error.strerror}): {hint}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    size = (target / PIXELS).stat().st_size
+    sys.stdout.write(
+        f"{len(labels)} images packed into {target} ({size / 1e9:.3g} GB): train on them with "
+        f"--data.dataset packed --data.root {target}\n"
+    )
+    return target
+
+
+def _write_pixels(
+    path: Path, splits: dict[str, ImageFiles], short_side: int, workers: int
+) -> Tensor:
+    """Writes all splits' images; returns `int64 [N, 2]`, the height and width that each has now."""
+    paths = [path for split in splits.values() for path in split.paths]
+    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        _Smaller(paths, short_side),
+        batch_sampler=[list(part) for part in _parts(len(paths))],
+        num_workers=workers,
+        collate_fn=as_is,
+        persistent_workers=workers > 0,
+    )
+    sizes: list[Tensor] = []
+
+    def images() -> Iterator[Tensor]:
+        with tqdm(desc="packing", total=len(paths), unit=" images", disable=None) as bar:
+            for pixels, of_part in loader:
+                sizes.append(of_part)
+                yield pixels
+                bar.update(len(of_part))
+
+    try:
+        with path.open("wb") as file:
+            save_pixels(file, images())
+    finally:
+        end_workers(loader)
+    return torch.cat(sizes)
+
+
+def _parts(count: int) -> Iterator[range]:
+    return (range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+
+
+class _Smaller(Dataset[tuple[Tensor, Tensor]]):
+    """Runs in the workers: planes of some files one after the other, and their sizes."""
+
+    def __init__(self, paths: list[Path], short_side: int) -> None:
+        self.paths, self.short_side = paths, short_side
+
+    def __getitems__(self, places: list[int]) -> tuple[Tensor, Tensor]:
+        images = [smaller(EncodedImage(self.paths[i]).rgb(), self.short_side) for i in places]
+        pixels = torch.cat([pil_to_tensor(image).flatten() for image in images])
+        return pixels, torch.tensor([(image.height, image.width) for image in images])
+
+
+def smaller(image: Image.Image, short_side: int) -> Image.Image:
+    """The middle of a panorama, then no shorter side above `short_side` pixels."""
+    short = min(image.size)
+    width, height = (min(side, LONGEST * short) for side in image.size)
+    if (width, height) != image.size:
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    if short <= short_side:
+        return image
+    width, height = (max(short_side, round(side * short_side / short)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def run_cli(args: list[str]) -> None:
+    """The command."""
+    call(pack, args, positional=True)

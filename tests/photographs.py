@@ -1,0 +1,40 @@
+"""Images as smooth as photographs, and their files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Noise whose amplitude falls as 1 / frequency, as that of photographs does, in three colours.
+
+    Args:
+        width: in pixels.
+        height: in pixels.
+        seed: no two are alike.
+    """
+    generator = np.random.default_rng(seed)
+    down, across = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+    amplitude = 1 / np.maximum(np.hypot(down, across), 1 / max(width, height)) ** 1.2
+    amplitude[0, 0] = 0
+
+    def field() -> Any:
+        phase = np.exp(2j * np.pi * generator.random(amplitude.shape))
+        values = np.fft.irfft2(amplitude * phase, s=(height, width))
+        return values / values.std()
+
+    light = field()
+    pixels = np.stack([120 + 45 * (light + 0.35 * field()) for _ in range(3)], -1)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def fill(folder: Path, count: int, first: int = 0, suffix: str = ".jpg") -> list[Path]:
+    """Writes photographs of different sizes, upright and not, and returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number:03d}{suffix}" for number in range(first, first + count)]
+    for number, path in enumerate(paths, first):
+        width, height = 40 + 7 * (number % 5), 36 + 9 * (number % 3)
+        photograph(width, height, number).save(path)
+    return paths

@@ -3,11 +3,8 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-from simclr_pl.allocator import ask_for_large_pages
 
 SCRIPT = """
 import resource, sys, torch
@@ -58,33 +55,26 @@ def test_whoever_has_tuned_malloc_is_left_alone(setting: dict[str, str]) -> None
     assert count > 0.9 * 10 * 19_531
 
 
-LARGE = """
-import resource, sys, torch
-from simclr_pl.allocator import ask_for_large_pages
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-before = faults()
-new = torch.empty(2**26, dtype=torch.uint8)
-told = ask_for_large_pages(new.data_ptr(), new.nbytes) if sys.argv[1] == "ask" else False
-new.fill_(1)
-print(told, faults() - before, int(new.sum()))
+GIVEN_BACK = """
+import torch
+from pathlib import Path
+from simclr_pl.allocator import give_back_memory, keep_freed_memory
+keep_freed_memory()
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+before = resident()
+some = [torch.ones(5_000_000) for _ in range(10)]
+del some
+kept = resident() - before
+give_back_memory()
+print(kept, resident() - before)
 """
 
 
-def test_new_memory_comes_in_large_pages_where_they_are_asked_for() -> None:
-    switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if not switch.is_file() or "[madvise]" not in switch.read_text():
-        pytest.skip("the system has no large pages, or gives them unasked")
-    found = {}
-    for how in ("ask", "don't"):
-        command = [sys.executable, "-c", LARGE, how]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found[how] = done.stdout.split()
-    assert [found[how][0] for how in ("ask", "don't")] == ["True", "False"]
-    assert found["ask"][2] == found["don't"][2] == str(2**26)
-    # 16,384 small pages; large ones are given as far as there are any.
-    assert int(found["ask"][1]) < int(found["don't"][1])
-
-
-def test_small_memory_is_left_to_malloc() -> None:
-    assert not ask_for_large_pages(0, 2**20)
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_what_is_kept_can_be_given_back() -> None:
+    command = [sys.executable, "-c", GIVEN_BACK]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    kept, left = map(int, done.stdout.split())
+    assert kept > 190_000_000
+    assert left < 20_000_000

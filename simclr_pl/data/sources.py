@@ -55,10 +55,14 @@ class ArrayImages:
     def batches(self, plan: Sequence[Tensor], epoch: int, cut: Cut) -> Iterator[Batch]:
         """Yields whole images, whatever `cut` is: views are made on the device."""
         device = self.images.device
+        # Out of pinned memory a GPU fetches them while the host goes on.
+        pinned = device.type == "cpu" and torch.cuda.is_available()
         for index in plan:
             labels = self.labels[index].to(device, non_blocking=True)
             there = index.to(device, non_blocking=True)
-            yield Batch(self.images[there], labels, there, epoch)
+            images = self.images.new_empty(len(index), *self.images.shape[1:], pin_memory=pinned)
+            torch.index_select(self.images, 0, there, out=images)
+            yield Batch(images, labels, there, epoch)
 
     def select(self, index: Tensor) -> "ArrayImages":
         """The images at `index`, as a split of their own."""

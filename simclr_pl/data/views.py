@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from simclr_pl.allocator import ask_for_large_pages, keep_freed_memory
+from simclr_pl.allocator import keep_freed_memory
 from simclr_pl.compiler import check_compiler, compiled
 from simclr_pl.constants import constant
 from simclr_pl.data import color, fused
@@ -208,7 +208,6 @@ class SimCLRViews(nn.Module):
         if not images.is_cpu:
             return self._recolour(self._cut(images, image, view, box, how.flip), how)
         done = torch.empty(count, channels, size, size, dtype=torch.float32)
-        ask_for_large_pages(done.data_ptr(), done.nbytes)
         start = 0
         for places in place.tensor_split(-(-count // _at_a_time(PART, done[0]))):
             part = places.argsort(stable=True) + start

@@ -75,7 +75,11 @@ class Pretrained(NamedTuple):
         elsewhere = (
             self.chosen.root and Path(self.chosen.root).resolve() != Path(str(root)).resolve()
         )
-        if elsewhere and own in ("folder", "npz"):  # of others, root is where they were put
+        if elsewhere and own in (
+            "folder",
+            "packed",
+            "npz",
+        ):  # of others, root is where they were put
             return self.run.path / name / Path(str(self.chosen.root)).stem
         return self.run.path / name
 

@@ -75,7 +75,7 @@ class Run:
 
 def data_name(dataset: str, root: str) -> str:
     """What to call the data: `folder` says nothing without the folder's name."""
-    return f"{dataset} {Path(root).name}" if dataset in ("folder", "npz") else dataset
+    return f"{dataset} {Path(root).name}" if dataset in ("folder", "packed", "npz") else dataset
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:

@@ -33,9 +33,6 @@ FILES, CLASSES, QUALITY = 2048, 8, 90
 BATCH, BATCHES, WORKERS, TURNS = 64, 20, 2, 5
 """Images a batch, batches of an epoch that a turn goes through, processes that decode, turns."""
 
-BAR = 2.0
-"""What the folder has to reach at 224 px, in torchvision's images a second."""
-
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Work = Callable[[], object]
 
@@ -121,7 +118,7 @@ def main() -> None:
         photographs(folder)
         kilobytes = sum(path.stat().st_size for path in folder.rglob("*.jpg")) / FILES / 1e3
         pack(str(folder), str(packed))
-        rows, ratio = [], {}
+        rows = []
         for size in (224, 96):
             times = in_turns(
                 {
@@ -132,7 +129,6 @@ def main() -> None:
                 torch.device("cpu"),
                 TURNS,
             )
-            ratio[size] = times["torchvision"].median / times["folder"].median
             rows.append(
                 [f"{size} px", *(_rate(time, times["torchvision"]) for time in times.values())]
             )
@@ -146,9 +142,6 @@ def main() -> None:
         f"{FILES} JPEGs of 500 x 375 pixels, {kilobytes:.0f} kB each (quality {QUALITY}), from the "
         f"page cache; {WORKERS} workers for torchvision and `folder`, none for `packed`, on "
         f"{os.cpu_count()} cores.",
-        "",
-        f"The bar is {BAR:g} x for `folder` at 224 px: {ratio[224]:.1f} x, "
-        f"{'reached' if ratio[224] >= BAR else 'missed'}.",
         "",
         f"`python benchmarks/folders.py`; {machine(torch.device('cpu'), 'torchvision', 'pillow')}.",
     ]

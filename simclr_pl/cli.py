@@ -1,7 +1,6 @@
 """`fit`, `validate`, `test`, `predict`: LightningCLI, wired to a run directory."""
 
 import itertools
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +27,7 @@ from simclr_pl.run.progress import Progress
 from simclr_pl.run.recipe import portable, save_config
 from simclr_pl.run.results import write_result
 from simclr_pl.run.session import Session, quieten
+from simclr_pl.run.shorthand import spelled_out
 from simclr_pl.run.speed import Throughput
 from simclr_pl.run.table import DerivedTable
 from simclr_pl.run.wandb import Mode, append_to_summary
@@ -289,35 +289,6 @@ def _refuse(trainer: Any) -> None:
         )
 
 
-def _split_equals(arg: str) -> list[str]:
-    """`--run_dir=RUN` is `--run_dir RUN`."""
-    return arg.split("=", 1) if re.match(r"--(run_dir|config|ckpt_path)=", arg) else [arg]
-
-
-def _with_run(args: list[str]) -> list[str]:
-    """`validate --run_dir RUN` means that run's configuration and last checkpoint."""
-    args = [part for arg in args for part in _split_equals(arg)]
-    command, *rest = args
-    if command in ("fit", "bench") or rest[-1:] == ["--run_dir"]:
-        return args
-    if "--run_dir" not in rest:
-        return [command, *_own_config(rest), *rest]
-    run = RunDirectory(Path(rest[rest.index("--run_dir") + 1]))
-    if not run.config.is_file():
-        raise UserError(f"{run.path} holds no run: give the directory of a run as --run_dir")
-    if not any(a.startswith("--ckpt_path") for a in rest):
-        rest = [*rest, "--ckpt_path", str(run.last_checkpoint)]
-    return [command, "--config", str(run.config), *rest]
-
-
-def _own_config(rest: list[str]) -> list[str]:
-    """A run's checkpoint alone brings its run's configuration: no other would score that run."""
-    if "--config" in rest or "-c" in rest or "--ckpt_path" not in rest[:-1]:
-        return []
-    run = run_of(Path(rest[rest.index("--ckpt_path") + 1]))
-    return ["--config", str(run.config)] if run else []
-
-
 def run_cli(args: list[str]) -> None:
     """Runs one of the four commands.
 
@@ -328,7 +299,7 @@ def run_cli(args: list[str]) -> None:
         UserError: for whatever the user can put right.
     """
     quieten()
-    args = _with_run(args)
+    args = spelled_out(args)
     for flag, value in itertools.pairwise(args):
         if flag in ("-c", "--config") and "label_fraction" in read_config(Path(value)):
             raise UserError(

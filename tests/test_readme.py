@@ -57,7 +57,11 @@ def test_commands_run_in_the_order_of_the_readme(
             args += ["--data.dataset=digits", "--trainer.accelerator=cpu", "--data.batch_size=64"]
             args += ["--data.compiled=false", "--model.compiled=false"]  # half a minute each
         resumed = ["--trainer.max_epochs=3"] if "--resume" in args else []
-        extra = {"fit": [*SHORT, *resumed], "finetune": ["--epochs=2"]}.get(args[0], [])
+        extra = {
+            "fit": [*SHORT, *resumed],
+            "finetune": ["--epochs=2"],
+            "bench": ["--seconds=1"],
+        }.get(args[0], [])
         assert main([*args, *extra]) == 0, (args, capsys.readouterr().err)
     written = {p.name for p in (tmp_path / "runs" / "mine").rglob("*")}
     assert {

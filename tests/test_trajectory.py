@@ -4,6 +4,7 @@ Batches of 128 over three devices are 42, 43 and 43 images: none of it needs equ
 """
 
 import os
+import shutil
 import signal
 from itertools import groupby
 from pathlib import Path
@@ -167,6 +168,22 @@ def test_weights_and_running_statistics_are_those_of_one_device(
 @pytest.mark.parametrize("devices", [2, 3])
 def test_metrics_are_those_of_one_device(doubles: dict[int, Path], devices: int) -> None:
     assert_same_metrics(doubles[1], doubles[devices])
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_compiled_runs_are_those_of_one_device_too(
+    doubles: dict[int, Path], tmp_path: Path
+) -> None:
+    """Compiled views are made in float32, and so differ from others by its rounding."""
+    compiled = ("--model.compiled=true", "--data.compiled=true", *DOUBLE)
+    one = train(tmp_path / "one", 1, *compiled)
+    two = train(tmp_path / "two", 2, *compiled)
+    torch.compiler.reset()
+    assert_same_end(one, two)
+    assert_same_metrics(one, two)
+    assert passes(one) == passes(two)  # the same pixels, to the bit
+    assert distance(one, doubles[1]) < 1e-3
 
 
 def test_the_run_says_something(doubles: dict[int, Path], tmp_path: Path) -> None:

@@ -37,6 +37,10 @@ def test_views_ask_the_device_for_nothing(
         assert (view.device.type, view.shape) == ("meta", (16, channels, 24, 24))
     if not workers_cut:
         assert views.clean(images).shape == (16, channels, 24, 24)
+        sizes = torch.empty(16, 2, dtype=torch.int64, device="meta")  # of packed images
+        for view in views(images, index, 3, sizes):
+            assert view.shape == (16, channels, 24, 24)
+        assert views.clean(images, sizes).shape == (16, channels, 24, 24)
 
 
 def test_blurring_all_and_dropping_some_is_blurring_some() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import ENCODER_ARGS, Outcome, run
+from commands import ENCODER_ARGS, Outcome, fit, run
 from PIL import Image
 
 MODEL = (
@@ -116,6 +116,15 @@ def test_image_files_are_measured_with_their_workers(tmp_path: Path) -> None:
     outcome = bench(*folder, *size, "--out", out)
     assert (outcome.code, outcome.err) == (0, "")
     assert json.loads(out.read_text())["dataset"] == "folder"
+
+
+def test_a_run_stands_for_its_recipe_and_is_left_alone(tmp_path: Path) -> None:
+    fit(tmp_path / "run")
+    before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
+    outcome = run("bench", "--run_dir", tmp_path / "run", "--seconds", "0.2")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "resnet10t, digits at 8 px, batches of 128 images" in outcome.out
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,45 @@
+"""A run's directory, or one of its checkpoints, stands for the run's own configuration."""
+
+import re
+from pathlib import Path
+
+from simclr_pl.errors import UserError
+from simclr_pl.run.directory import RunDirectory, run_of
+
+
+def spelled_out(args: list[str]) -> list[str]:
+    """`validate --run_dir RUN` means that run's configuration and last checkpoint.
+
+    For `bench`, which trains anew, the configuration alone.
+
+    Args:
+        args: command and options, as on the command line.
+
+    Raises:
+        UserError: a directory without a run.
+    """
+    args = [part for arg in args for part in _split_equals(arg)]
+    command, *rest = args
+    if command == "fit" or rest[-1:] == ["--run_dir"]:
+        return args
+    if "--run_dir" not in rest:
+        return [command, *_own_config(rest), *rest]
+    run = RunDirectory(Path(rest[rest.index("--run_dir") + 1]))
+    if not run.config.is_file():
+        raise UserError(f"{run.path} holds no run: give the directory of a run as --run_dir")
+    if command != "bench" and not any(a.startswith("--ckpt_path") for a in rest):
+        rest = [*rest, "--ckpt_path", str(run.last_checkpoint)]
+    return [command, "--config", str(run.config), *rest]
+
+
+def _split_equals(arg: str) -> list[str]:
+    """`--run_dir=RUN` is `--run_dir RUN`."""
+    return arg.split("=", 1) if re.match(r"--(run_dir|config|ckpt_path)=", arg) else [arg]
+
+
+def _own_config(rest: list[str]) -> list[str]:
+    """A run's checkpoint alone brings its run's configuration: no other would score that run."""
+    if "--config" in rest or "-c" in rest or "--ckpt_path" not in rest[:-1]:
+        return []
+    run = run_of(Path(rest[rest.index("--ckpt_path") + 1]))
+    return ["--config", str(run.config)] if run else []

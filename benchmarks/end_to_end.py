@@ -1,7 +1,7 @@
 """Whole training steps: against their own bare step, and against lightly's published example.
 
     pip install -e ".[bench]"
-    python benchmarks/end_to_end.py        # 7 minutes on two CPU cores
+    python benchmarks/end_to_end.py        # 10 minutes on two CPU cores
 
 First `python -m simclr_pl bench` of shipped recipes: what data, views, probe, monitors and logging
 leave of the speed of a step on views in memory. Then lightly's example for PyTorch Lightning
@@ -38,8 +38,8 @@ from torch.utils.data import DataLoader, Dataset
 from simclr_pl import ContrastiveDataModule, SimCLR
 
 RECIPES = ("fashion_mnist", "digits")
-IMAGES, BATCH, WORKERS = 256 * 40, 256, 2
-SKIP, STEPS, TURNS = 8, 24, 5
+IMAGES, BATCH, WORKERS = 256 * 50, 256, 2
+SKIP, STEPS, TURNS = 8, 40, 5
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 

@@ -144,16 +144,25 @@ def test_lars_is_the_papers_on_weights_and_plain_sgd_on_biases_and_norms() -> No
 # One kernel for all parameters -----------------------------------------------------------------
 
 
+def test_a_cpu_has_plain_optimisers() -> None:
+    for name in ("sgd", "adamw"):
+        groups = build_optimizer(network(), recipe(name), 0.1, fused=True).param_groups
+        assert not any(group["fused"] for group in groups)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_fused_optimisers_take_the_same_steps(name: OptimizerName) -> None:
     ends = []
     for fused in (False, True):
-        modules = network()
+        modules = network().cuda()
         optimizer = build_optimizer(modules, recipe(name), 0.1, fused=fused)
+        assert all(group["fused"] is fused for group in optimizer.param_groups)
         generator = torch.Generator().manual_seed(1)
         for _ in range(4):
             for parameter in modules.parameters():
-                parameter.grad = torch.randn(parameter.shape, generator=generator).double()
+                gradient = torch.randn(parameter.shape, generator=generator)
+                parameter.grad = gradient.to(parameter)
             optimizer.step()
         ends.append(torch.cat([p.detach().flatten() for p in modules.parameters()]))
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-12, atol=1e-13)

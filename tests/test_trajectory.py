@@ -183,7 +183,7 @@ def test_compiled_runs_are_those_of_one_device_too(
     assert_same_end(one, two)
     assert_same_metrics(one, two)
     assert passes(one) == passes(two)  # the same pixels, to the bit
-    assert distance(one, doubles[1]) < 1e-3
+    assert distance(one, doubles[1]) < 2e-2
 
 
 def test_the_run_says_something(doubles: dict[int, Path], tmp_path: Path) -> None:

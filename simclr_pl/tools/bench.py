@@ -77,6 +77,10 @@ def bench(
     data.prepare_data()
     data.setup("fit")
     device = trainer.strategy.root_device
+    sys.stdout.write(
+        f"measuring data, then steps for {seconds:g} s (more where they are slow), then limits\n"
+    )
+    sys.stdout.flush()
     images_per_s = limits.data_alone(trainer, data)
     turns = Turns(images_per_s.first, seconds)
     trainer.callbacks.append(turns)  # type: ignore[attr-defined]

@@ -65,10 +65,11 @@ def test_a_person_reads_the_same_and_what_to_change(
 
 
 def test_it_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     outcome = bench("--data.batch_size", 64)
     assert outcome.code == 0
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_operations_are_counted_as_the_formula_has_them(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def test_out_of_memory_says_what_fits_and_that_does(tmp_path: Path) -> None:
 def test_ranks_out_of_memory_end_with_the_sentence(tmp_path: Path) -> None:
     outcome = train(tmp_path / "run", 1.2, "--trainer.devices", 2)
     assert outcome.code != 0
-    assert "out of memory at step 0, with batches of 1400 images: about " in outcome.err
+    # (How many fit is each rank's own affair: they share what there is.)
+    assert "out of memory at step 0, with batches of 1400 images: " in outcome.err
     assert "Traceback" not in outcome.err
     assert not (tmp_path / "run").exists()

@@ -21,8 +21,8 @@ from simclr_pl.model.simclr import SimCLR
 from simclr_pl.run.arguments import OneSentence, read_config
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint, StopOnNaN
 from simclr_pl.run.directory import RunDirectory, choose_directory, run_of
-from simclr_pl.run.memory import OutOfMemory, explained
 from simclr_pl.run.metrics import MetricsFile
+from simclr_pl.run.out_of_memory import OutOfMemory, explained
 from simclr_pl.run.progress import Progress
 from simclr_pl.run.recipe import portable, save_config
 from simclr_pl.run.results import write_result

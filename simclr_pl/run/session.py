@@ -12,8 +12,8 @@ from lightning.pytorch.loggers import Logger
 
 from simclr_pl.model.checkpoint import read_checkpoint
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
-from simclr_pl.run.memory import OutOfMemory, explained
 from simclr_pl.run.metrics import MetricsFile
+from simclr_pl.run.out_of_memory import OutOfMemory, explained
 from simclr_pl.run.recipe import check_same_recipe
 from simclr_pl.run.wandb import PROJECT, Mode, build_logger, resolve_mode
 

@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.errors import UserError
 from simclr_pl.model.simclr import SimCLR
-from simclr_pl.run.memory import PeakMemory, explained
+from simclr_pl.run.memory import PeakMemory
+from simclr_pl.run.out_of_memory import explained
 from simclr_pl.run.results import versions
 from simclr_pl.tools import limits
 from simclr_pl.tools.gallery import Gallery

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from simclr_pl.batch import Batch
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.model.simclr import SimCLR
-from simclr_pl.run.memory import MARGIN, PeakMemory, fits, free_memory, largest_batch, try_step
+from simclr_pl.run.memory import free_memory
+from simclr_pl.run.out_of_memory import MARGIN, continued, fits, largest_batch, try_step
 
 DATA_SECONDS = 2.0
 """How long data alone is read."""
@@ -93,18 +94,8 @@ def largest(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> i
         if size >= most and fits(trainer, model, most):
             return most
         return int(MARGIN * largest_batch(lambda images: fits(trainer, model, images), size))
-    free = free_memory(device)
-    peaks: list[int] = []
-    sizes = (max(1, data.batch_size // 2), data.batch_size)
-    for size in sizes:
-        with PeakMemory(device) as peak:
-            try_step(trainer, model, size)
-        if free is None or peak.bytes is None:
-            return None
-        peaks.append(peak.bytes)
-    assert free is not None
-    each = max(1.0, (peaks[1] - peaks[0]) / (sizes[1] - sizes[0]))
-    return min(most, int(MARGIN * (sizes[1] + (free - peaks[1]) / each)))
+    found = continued(trainer, model, max(2, data.batch_size), free_memory(device))
+    return None if found is None else min(most, int(MARGIN * found))
 
 
 def arithmetic(trainer: L.Trainer, model: SimCLR) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from commands import QUICK, REPOSITORY, Outcome, environment, finish, rows
 
-from simclr_pl.run.memory import PeakMemory, free_memory, largest_batch, ran_out
+from simclr_pl.run.memory import PeakMemory, free_memory, ran_out
+from simclr_pl.run.out_of_memory import largest_batch
 
 LARGE = (
     *QUICK,

@@ -1,4 +1,4 @@
-"""`fit`, `validate`, `test`, `predict`: LightningCLI, wired to a run directory."""
+"""`fit`, `validate`, `test`, `predict`, `bench`: LightningCLI, wired to a run directory."""
 
 import itertools
 import sys
@@ -197,7 +197,7 @@ class SimCLRCLI(LightningCLI):
             extra.append(FeatureWriter(self._features_path()))
         return extra
 
-    # The four commands ----------------------------------------------------------------------------
+    # The five commands ----------------------------------------------------------------------------
 
     def fit(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
         """Trains; resumes where that was asked for and there is something to resume."""
@@ -290,7 +290,7 @@ def _refuse(trainer: Any) -> None:
 
 
 def run_cli(args: list[str]) -> None:
-    """Runs one of the four commands.
+    """Runs one of the five commands.
 
     Args:
         args: command and options, as on the command line.

@@ -204,11 +204,11 @@ class SimCLRViews(nn.Module):
         size_of = images.shape[-2:] if sizes is None else sizes.repeat(views, 1).unbind(1)
         box = self.boxes(how, *size_of).to(device)
         how = how.to(device)
-        place = color.place_of_hue(how.jitter)
         if not images.is_cpu:
             return self._recolour(self._cut(images, image, view, box, how.flip), how)
         done = torch.empty(count, channels, size, size, dtype=torch.float32)
         start = 0
+        place = color.place_of_hue(how.jitter)
         for places in place.tensor_split(-(-count // _at_a_time(PART, done[0]))):
             part = places.argsort(stable=True) + start
             planes = self._cut(images, image[part], view[part], box[part], how.flip[part])

@@ -2,8 +2,9 @@
 
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pytest
@@ -76,6 +77,25 @@ def scales(path: Path, boxes: list[list[int]]) -> tuple[int, int]:
     return file.scale(boxes[:2], SIDE), file.scale(boxes[2:], SIDE)
 
 
+class Pair(NamedTuple):
+    """A crop as it was made, from a decode at 1 / scale, and as the whole image's would be."""
+
+    crop: Tensor
+    whole: Tensor
+    scale: int
+
+
+def pairs(paths: list[Path], views: SimCLRViews, epochs: int = 6) -> Iterator[Pair]:
+    """Both views' and the clean one of each file."""
+    for epoch in range(epochs):
+        found = crops(paths, views, "both", epoch)
+        for place, path in enumerate(paths):
+            boxes = boxes_of(path, place, views, epoch)
+            train, clean = scales(path, boxes)
+            for box, crop, scale in zip(boxes, found[place], (train, train, clean), strict=True):
+                yield Pair(crop, whole(path, box), scale)
+
+
 def test_no_crop_has_fewer_pixels_than_a_view_unless_the_file_has(files: list[Path]) -> None:
     seen = set()
     for place, path in enumerate(files):
@@ -116,15 +136,10 @@ def test_crops_of_a_whole_decode_are_the_bits_of_the_crop_of_the_whole_image(
             with Image.open(jpeg) as image:
                 image.save(path)
     compared = 0
-    for epoch in range(6):
-        found = crops(paths, views, "both", epoch)
-        for place, path in enumerate(paths):
-            boxes = boxes_of(path, place, views, epoch)
-            train, clean = scales(path, boxes)
-            for box, crop, scale in zip(boxes, found[place], (train, train, clean), strict=True):
-                if scale == 1:
-                    assert torch.equal(crop, whole(path, box))
-                    compared += 1
+    for pair in pairs(paths, views):
+        if pair.scale == 1:
+            assert torch.equal(pair.crop, pair.whole)
+            compared += 1
     assert compared == 18 * len(paths) if suffix == "png" else compared > 10
 
 
@@ -133,17 +148,12 @@ def test_crops_of_a_smaller_decode_are_close_to_those_of_the_whole_image(
 ) -> None:
     """A level or two of 255: frequencies are cut off by the JPEG's blocks, not by a triangle."""
     differences = []
-    for epoch in range(6):
-        found = crops(files, views, "both", epoch)
-        for place, path in enumerate(files):
-            boxes = boxes_of(path, place, views, epoch)
-            train, clean = scales(path, boxes)
-            for box, crop, scale in zip(boxes, found[place], (train, train, clean), strict=True):
-                if scale > 1:
-                    far = (crop.float() - whole(path, box).float()).abs()
-                    differences.append(float(far.mean()))
-                    # Nothing is shifted: the edges are as close as the rest.
-                    assert float(far[:, [0, -1]].mean()) < 8
+    for pair in pairs(files, views):
+        if pair.scale > 1:
+            far = (pair.crop.float() - pair.whole.float()).abs()
+            differences.append(float(far.mean()))
+            # Nothing is shifted: the edges are as close as the rest.
+            assert float(far[:, [0, -1]].mean()) < 8
     assert len(differences) > 60
     assert max(differences) < 4
     assert sum(differences) / len(differences) < 2

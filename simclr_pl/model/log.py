@@ -8,14 +8,16 @@ from torch import nn
 
 
 def is_logged(trainer: L.Trainer) -> bool:
-    """Whether Lightning hands this step's numbers to its loggers, or it is the very first.
+    """Whether Lightning hands this step's numbers to its loggers, or it is the first or the last.
 
-    On other steps nobody would see them: they aren't worked out, nor summed over ranks.
+    (Those two are for the lines that a person sees.) On other steps nobody would see them: they
+    aren't worked out, nor summed over ranks.
     """
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
     dry_run = trainer.fast_dev_run  # type: ignore[attr-defined]
     step = trainer.global_step
-    return bool(step == 0 or dry_run or (every and (step + 1) % every == 0))
+    shown = step == 0 or step + 1 == trainer.estimated_stepping_batches
+    return bool(shown or dry_run or (every and (step + 1) % every == 0))
 
 
 def log_learning_rate(module: L.LightningModule) -> None:

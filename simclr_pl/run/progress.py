@@ -32,6 +32,7 @@ class Progress(ProgressBar):
         self._on = True
         self._bar: Any = None
         self._last_line = 0.0
+        self._said = ""
         self._start: tuple[float, int] | None = None  # when, and after which step
 
     def disable(self) -> None:
@@ -99,15 +100,16 @@ class Progress(ProgressBar):
     def _line(self, trainer: L.Trainer) -> None:
         self._last_line = time.monotonic()
         total = int(trainer.estimated_stepping_batches)
-        left = ""
+        epoch = min(trainer.current_epoch + 1, trainer.max_epochs or trainer.current_epoch + 1)
+        line = f"epoch {epoch}/{_epochs(trainer)}  step {trainer.global_step}/{total}  "
+        line += _numbers(trainer)
+        if line == self._said:
+            return
+        self._said, left = line, ""
         if self._start is not None and trainer.global_step > self._start[1]:
             each = (time.monotonic() - self._start[0]) / (trainer.global_step - self._start[1])
             left = f"  {tqdm.format_interval(each * (total - trainer.global_step))} left"
-        epoch = min(trainer.current_epoch + 1, trainer.max_epochs or trainer.current_epoch + 1)
-        sys.stdout.write(
-            f"epoch {epoch}/{_epochs(trainer)}  step {trainer.global_step}/{total}  "
-            f"{_numbers(trainer)}{left}\n"
-        )
+        sys.stdout.write(f"{line}{left}\n")
         sys.stdout.flush()
 
 

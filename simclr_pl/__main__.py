@@ -3,9 +3,11 @@
 import difflib
 import importlib
 import os
+import signal
 import sys
 
 from simclr_pl import __version__
+from simclr_pl.errors import UnfinishedError, UserError
 
 COMMANDS = {
     "fit": ("simclr_pl.cli", "pretrain: fit --config configs/cifar.yaml"),
@@ -73,8 +75,6 @@ def main(args: list[str] | None = None) -> int:
 
 def _run(args: list[str], *, debug: bool) -> int:
     """Runs a known command; an error becomes one sentence."""
-    from simclr_pl.errors import UserError
-
     try:
         importlib.import_module(COMMANDS[args[0]][0]).run_cli(args)
     except KeyboardInterrupt as error:
@@ -82,6 +82,8 @@ def _run(args: list[str], *, debug: bool) -> int:
             raise
         _say(" ".join(["interrupted", *map(str, error.args)]), 130)
         return 130
+    except UnfinishedError as stop:
+        return _say(str(stop), stop.code, "unfinished")
     except UserError as error:
         if debug:
             raise
@@ -99,12 +101,20 @@ def _innermost(text: str) -> str:
     return text.rsplit("UserError: ", 1)[-1].strip()
 
 
-def _say(sentence: str, code: int) -> int:
-    """Writes the sentence, once: of ranks on one machine the first one speaks."""
-    rank = os.environ.get("LOCAL_RANK", "0")
-    sys.stderr.write(f"error: {sentence}\n" if rank == "0" else f"rank {rank}: {sentence}\n")
+def _say(sentence: str, code: int, kind: str = "error") -> int:
+    """Writes the sentence, once: the first rank speaks, the others say who they are."""
+    names = "RANK", "SLURM_PROCID", "LOCAL_RANK"
+    rank = next((os.environ[name] for name in names if name in os.environ), "0")
+    if rank == "0":
+        sys.stderr.write(f"{kind}: {sentence}\n")
+    elif kind == "error":
+        sys.stderr.write(f"rank {rank}: {sentence}\n")
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    for name in ("SIGTERM", "SIGUSR1"):  # a late signal is not to change the exit code
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    sys.exit(code)

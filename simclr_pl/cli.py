@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from simclr_pl.data.datamodule import ContrastiveDataModule
-from simclr_pl.errors import UserError
+from simclr_pl.errors import UnfinishedError, UserError
 from simclr_pl.evaluate.features import FeatureWriter
 from simclr_pl.evaluate.health import HealthMonitor
 from simclr_pl.evaluate.knn import KNNMonitor
@@ -21,6 +21,7 @@ from simclr_pl.model.simclr import SimCLR
 from simclr_pl.run.arguments import OneSentence, read_config
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint, StopOnNaN
 from simclr_pl.run.directory import RunDirectory, choose_directory, run_of
+from simclr_pl.run.job import job
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.out_of_memory import OutOfMemory, explained
 from simclr_pl.run.progress import Progress
@@ -29,6 +30,7 @@ from simclr_pl.run.results import write_result
 from simclr_pl.run.session import Session, quieten
 from simclr_pl.run.shorthand import spelled_out
 from simclr_pl.run.speed import Throughput
+from simclr_pl.run.stop import StopRequest
 from simclr_pl.run.table import DerivedTable
 from simclr_pl.run.wandb import Mode, append_to_summary
 from simclr_pl.tools.bench import bench, on_one_device
@@ -80,6 +82,9 @@ class SimCLRCLI(LightningCLI):
 
     command = "fit"
     """Which one is asked for."""
+
+    stop = StopRequest()
+    """What tells it to stop."""
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
@@ -160,7 +165,7 @@ class SimCLRCLI(LightningCLI):
             if config.init_from:
                 read_checkpoint(config.init_from)
             again = f"--resume --run_dir {self.run.path}"
-            self.session = Session(self.run, again, "--trainer.max_epochs")
+            self.session = Session(self.run, again, "--trainer.max_epochs", self.stop)
             self.session.claim(portable(self._parser("fit"), config), resume=config.resume)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -308,11 +313,17 @@ def run_cli(args: list[str]) -> None:
             )
     sys.argv = [sys.argv[0], *args]
 
+    with job() as stop:
+        _run(args[0], stop)
+
+
+def _run(asked: str, stop: StopRequest) -> None:
     class Asked(SimCLRCLI):
-        command = args[0]
+        command = asked
 
     # A reference that outlives a constructor which raises.
     cli = Asked.__new__(Asked)
+    cli.stop = stop
     try:
         cli.__init__(  # type: ignore[misc]
             SimCLR,
@@ -327,9 +338,11 @@ def run_cli(args: list[str]) -> None:
             auto_configure_optimizers=False,
             parser_kwargs={"allow_abbrev": False, "prog": "python -m simclr_pl"},
         )
-    except BaseException:
+    except BaseException as error:
         if cli.session is not None:
             cli.session.discard()
+            if isinstance(error, UnfinishedError):
+                cli.session.end(error)
         raise
     finally:
         if cli.scratch is not None:

@@ -1,4 +1,7 @@
-"""The one exception whose message is written for the person at the keyboard."""
+"""The exceptions whose messages are written for the person at the keyboard."""
+
+UNFINISHED = 75
+"""Exit code of a run that was told to stop and can go on (EX_TEMPFAIL of sysexits.h)."""
 
 
 class UserError(ValueError):
@@ -7,6 +10,17 @@ class UserError(ValueError):
     The command line prints it without a traceback (`--debug` adds one); from Python it is an
     ordinary `ValueError`.
     """
+
+
+class UnfinishedError(Exception):
+    """A run was told to stop, has saved what it had, and is to be continued.
+
+    The command line prints it and ends with the exit code.
+    """
+
+    def __init__(self, message: str, code: int = UNFINISHED) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def no_labels(split: str) -> UserError:

@@ -77,8 +77,9 @@ class OnlineProbe(L.Callback):
                     )
                 self.head.load_state_dict(self._restored["head"])
                 self.optimizer.load_state_dict(self._restored["optimizer"])
-                if rank_and_world()[0] == 0:  # of all ranks together, so far
-                    self._counts["train"] = self._restored["counts"].to(features.device)
+                counts = self._restored["counts"].to(features.device)  # of all ranks, so far
+                first = rank_and_world()[0] == 0
+                self._counts["train"] = counts if first else torch.zeros_like(counts)
                 self._restored = None
         return self.head, self.optimizer
 

@@ -12,8 +12,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from simclr_pl.batch import StepOutput
-from simclr_pl.errors import UserError
+from simclr_pl.errors import UnfinishedError, UserError
 from simclr_pl.run.metrics import MetricsFile
+from simclr_pl.run.stop import StopRequest, leave_signals_alone
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -66,11 +67,20 @@ class SaveCheckpoint(Checkpoint):
         self.keep_every_n_epochs = keep_every_n_epochs
         self.path: Path | None = None
         """Where `last.ckpt` goes: set by the command line, else below `default_root_dir`."""
+        self.stop: StopRequest | None = None
+        """What tells whether to save and end: set by the command line."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Finds the place."""
         if self.path is None:
             self.path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        if self.stop is not None:
+            leave_signals_alone(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From here on there is something to save when a signal comes."""
+        if self.stop is not None:
+            self.stop.begin(trainer)
 
     def on_train_batch_end(
         self,
@@ -83,15 +93,59 @@ class SaveCheckpoint(Checkpoint):
         """Saves in mid-epoch, unless there is a validation to come first."""
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
-        if self._is_due(trainer) and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+        stopping = self._is_to_stop()
+        if trainer.is_last_batch or loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+            return  # that comes first
+        if stopping or self._is_due(trainer):
             if trainer._logger_connector.should_update_logs:
                 _log_now(trainer)
-            trainer.save_checkpoint(str(self.path))
+            self._save(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stops before a validation, which a resume then begins with."""
+        progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if progress.ready > progress.completed:  # a resume, as `_save_amid_validation` left it
+            progress.ready = progress.started = progress.completed
+        self._save_amid_validation(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Breaks a validation off: however long it takes, a stop doesn't wait for its end."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._is_to_stop()
+            self._save_amid_validation(trainer)
+
+    def _save_amid_validation(self, trainer: L.Trainer) -> None:
+        """Where that was asked for, saves a state from which Lightning validates from the start."""
+        if self.stop is None or not self.stop.agreed:
+            return
+        progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+        total: Any = progress.total
+        total.completed = total.processed = total.completed - progress.current.completed
+        # As in the midst of a first batch: that is how Lightning knows a validation to be done.
+        total.ready = total.started = total.completed + 1
+        progress.reset_on_run()
+        self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves in mid-epoch, behind a validation: Lightning would not make up for a lost one."""
         if trainer.state.fn == TrainerFn.FITTING and self._is_due(trainer):
-            trainer.save_checkpoint(str(self.path))
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        """Saves `last.ckpt`; where that was asked for, it is the last thing done."""
+        trainer.save_checkpoint(str(self.path))
+        self._end_if_to_stop(trainer)
+
+    def _is_to_stop(self) -> bool:
+        return self.stop is not None and self.stop.ask()
+
+    def _end_if_to_stop(self, trainer: L.Trainer) -> None:
+        if self.stop is not None and self.stop.agreed:
+            raise UnfinishedError(
+                f"stopped by {self.stop.name} at step {trainer.global_step}, saved in {self.path}"
+            )
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         """Whether this step is one to save; an epoch's last one is left to the end of the epoch."""
@@ -106,7 +160,8 @@ class SaveCheckpoint(Checkpoint):
         done = trainer.current_epoch + 1
         keep = self.keep_every_n_epochs is not None and done % self.keep_every_n_epochs == 0
         last = done == trainer.max_epochs or trainer.global_step == trainer.max_steps
-        if done % self.every_n_epochs and not keep and not last:
+        stopping = self._is_to_stop()
+        if done % self.every_n_epochs and not keep and not last and not stopping:
             return
         assert self.path is not None
         _log_now(trainer)
@@ -118,6 +173,8 @@ class SaveCheckpoint(Checkpoint):
             second.unlink(missing_ok=True)
             os.link(copy, second)  # no second copy on disk: `last.ckpt` is replaced, not changed
             second.replace(self.path)
+        if not last:  # then there is nothing left to go on with
+            self._end_if_to_stop(trainer)
 
 
 def _log_now(trainer: L.Trainer) -> None:

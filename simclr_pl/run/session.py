@@ -10,11 +10,14 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger
 
+from simclr_pl.errors import UnfinishedError
 from simclr_pl.model.checkpoint import read_checkpoint
+from simclr_pl.run.checkpoints import SaveCheckpoint
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.out_of_memory import OutOfMemory, explained
 from simclr_pl.run.recipe import check_same_recipe
+from simclr_pl.run.stop import StopRequest
 from simclr_pl.run.wandb import PROJECT, Mode, build_logger, resolve_mode
 
 
@@ -25,10 +28,11 @@ class Session:
         run: where everything of it goes.
         again: the options that, added to the same command, continue it.
         longer: the option that moves its end.
+        stop: what tells it to stop.
     """
 
-    def __init__(self, run: RunDirectory, again: str, longer: str) -> None:
-        self.run, self.again, self.longer = run, again, longer
+    def __init__(self, run: RunDirectory, again: str, longer: str, stop: StopRequest) -> None:
+        self.run, self.again, self.longer, self.stop = run, again, longer, stop
         self.resume_from: Path | None = None
         """The checkpoint to go on from, where there is one and that was asked for."""
         self._began = False
@@ -44,6 +48,7 @@ class Session:
             UserError: it holds a run and `resume` wasn't asked for, a broken one, or one of
                 another recipe.
         """
+        self.stop.how_to_go_on = "" if resume else self.again
         if resume and self.run.last_checkpoint.exists():
             read_checkpoint(self.run.last_checkpoint)
             check_same_recipe(self.run, recipe)
@@ -71,8 +76,12 @@ class Session:
 
         Raises:
             KeyboardInterrupt: Ctrl-C, with the step and how to go on.
+            UnfinishedError: a signal, with the step.
             UserError: out of memory, with the largest batch that fits.
         """
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, SaveCheckpoint):
+                callback.stop = self.stop
         path = str(self.resume_from) if self.resume_from else None
         try:
             with explained(trainer):
@@ -89,11 +98,14 @@ class Session:
                 f"of this recipe; a larger {self.longer} goes on\n"
             )
 
-    def end(self, *, failed: bool = False) -> None:
+    def end(self, error: BaseException | None = None) -> None:
         """Closes the run of Weights & Biases: the next training of this process has its own."""
         experiment = getattr(sys.modules.get("wandb"), "run", None)
-        if experiment is not None:
-            experiment.finish(exit_code=int(failed))
+        if experiment is None:
+            return
+        if isinstance(error, UnfinishedError):
+            experiment.mark_preempting()  # it is to be continued, and hasn't failed
+        experiment.finish(exit_code=int(error is not None))
 
     def discard(self) -> None:
         """Leaves nothing behind of a training that never finished a step."""
@@ -115,6 +127,8 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # The compiler looks for CUDA where there is none.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    # On a machine from which jobs are submitted not everything is one.
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
     # Lightning's use of a renamed torch class.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # Steps are counted over epochs: short epochs are logged all the same.

@@ -1,5 +1,6 @@
 """What was derived and not typed, printed before step 0."""
 
+import sys
 from typing import Any
 
 import lightning as L
@@ -23,11 +24,12 @@ class DerivedTable(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints it."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(pl_module, SimCLR) and isinstance(data, ContrastiveDataModule):
+        ours = isinstance(pl_module, SimCLR) and isinstance(data, ContrastiveDataModule)
+        if ours and trainer.is_global_zero:  # Lightning's own would speak once a machine
             rows = {"run directory": self.where, **derived(trainer, pl_module, data)}
             width = max(map(len, rows))
             for name, value in rows.items():
-                trainer.print(f"  {name:<{width}}  {value}")
+                sys.stdout.write(f"  {name:<{width}}  {value}\n")
 
 
 def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> dict[str, Any]:

@@ -15,11 +15,13 @@ from simclr_pl.model.optim import OptimizerRecipe
 from simclr_pl.run.arguments import call
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint, StopOnNaN
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
+from simclr_pl.run.job import job
 from simclr_pl.run.progress import Progress
 from simclr_pl.run.recipe import save_config
 from simclr_pl.run.results import sha256
 from simclr_pl.run.session import Session, quieten
 from simclr_pl.run.speed import Throughput
+from simclr_pl.run.stop import StopRequest
 from simclr_pl.run.wandb import Mode
 from simclr_pl.tools.pretrained import DataChoice, Pretrained, check_seeds, find_pretrained
 from simclr_pl.tools.scores import report
@@ -174,17 +176,19 @@ def finetune(
     recipe.check()
     pretrained = find_pretrained(checkpoint, run_dir, config, data)
     folder = Path(out) if out else pretrained.folder("finetune")
-    job = _Job(pretrained, recipe, split, trainer, wandb, folder, resume)
     start = "from fresh weights" if from_scratch else "from pretrained weights"
     chosen = [pretrained.seed] if seeds is None else seeds
-    for seed in chosen:
-        job.run(seed).check_free(resume=resume)
     fields = recipe.fields | {"epoch": 0 if from_scratch else pretrained.epoch}
-    return report(pretrained, recipe.protocol, split, chosen, job.evaluate, start, wandb, **fields)
+    with job() as stop:
+        trainings = _Trainings(pretrained, recipe, split, trainer, wandb, folder, resume, stop)
+        for seed in chosen:
+            trainings.run(seed).check_free(resume=resume)
+        evaluate = trainings.evaluate
+        return report(pretrained, recipe.protocol, split, chosen, evaluate, start, wandb, **fields)
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Trainings:
     """Trainings that differ by their seed alone."""
 
     pretrained: Pretrained
@@ -194,6 +198,7 @@ class _Job:
     wandb: Mode
     folder: Path
     resume: bool
+    stop: StopRequest
 
     def run(self, seed: int) -> RunDirectory:
         """Where the training with a seed goes."""
@@ -205,13 +210,13 @@ class _Job:
         data.check_scored(self.split)
         # A multiple of ten: of its ten validations the last one is the last epoch's.
         epochs = self.recipe.epochs or max(EPOCHS, 10 * -(-STEPS // (10 * data.steps)))
-        session = Session(self.run(seed), "--resume", "--epochs")
+        session = Session(self.run(seed), "--resume", "--epochs", self.stop)
         config = self._config(seed, epochs, data)
         session.claim(config, resume=self.resume)
         try:
             top1, top5 = self._train(session, config, seed, data, epochs)
-        except BaseException:
-            session.end(failed=True)
+        except BaseException as error:
+            session.end(error)
             session.discard()
             raise
         session.end()

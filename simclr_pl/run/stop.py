@@ -1,0 +1,93 @@
+"""SIGTERM and SIGUSR1: a training stops at a step's end, on all ranks, with a checkpoint."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""What a cluster sends before it takes a machine away (Windows has the first alone)."""
+
+
+class StopRequest:
+    """Remembers that a signal came, and lets all ranks learn of it at the same step.
+
+    The handler only sets a flag: whatever it did more would come in the middle of anything, on each
+    rank elsewhere. At each step's end the ranks begin to add up their flags, on the CPU and beside
+    the training, and look at the sum at the next one: nobody waits, and all stop at one step.
+
+    Before training there is nothing to save: there a signal is an interrupt, as Ctrl-C is.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.agreed = False
+        """Whether all ranks know that they are to stop."""
+        self.how_to_go_on = ""
+        """Options to add to the command that was stopped; none where it has them."""
+        self.training = False
+        self._group: Any = None
+        self._sum: tuple[Any, torch.Tensor] | None = None  # on its way, and where it arrives
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes the signals, and gives them back as they were."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals are the main thread's
+            return
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        first, self.signal = self.signal is None, number
+        if first and not self.training:
+            raise KeyboardInterrupt
+
+    @property
+    def name(self) -> str:
+        """Of the signal."""
+        return signal.Signals(self.signal).name if self.signal else "a signal to another rank"
+
+    def begin(self, trainer: L.Trainer) -> None:
+        """From now on a signal waits for a step's end."""
+        if trainer.world_size > 1 and self._group is None:
+            self._group = dist.new_group(backend="gloo")
+        self.training = True
+
+    def ask(self) -> bool:
+        """Whether to stop; asked by all ranks equally often."""
+        if self.agreed or self._group is None:
+            self.agreed = self.agreed or self.signal is not None
+            return self.agreed
+        if self._sum is not None:
+            arriving, total = self._sum
+            arriving.wait()
+            self.agreed = bool(total)
+        total = torch.tensor(int(self.signal is not None))
+        self._sum = dist.all_reduce(total, group=self._group, async_op=True), total
+        return self.agreed
+
+
+def leave_signals_alone(trainer: L.Trainer) -> None:
+    """Takes Lightning's own answers to signals out of a training.
+
+    Its handler runs a collective wherever the rank is, which hangs, and its loop broadcasts and
+    reads back a flag before every step, for which an accelerator has to wait.
+    """
+    connector: Any = trainer._signal_connector
+    loop: Any = trainer.fit_loop.epoch_loop
+    connector.register_signal_handlers = loop._broadcast_sigterm_tensor = _nothing
+
+
+def _nothing() -> None:
+    pass

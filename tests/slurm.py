@@ -1,0 +1,167 @@
+"""A real Slurm of two nodes on this machine, for as long as a test needs it."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from commands import REPOSITORY, environment
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
+
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+MpiDefault=none
+ReturnToService=2
+KillWait=5
+SchedulerParameters=requeue_delay=0
+SchedulerTimeSlice=5
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1
+PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=20 MaxTime=60 OverSubscribe=NO
+PartitionName=high Nodes=n1,n2 PriorityTier=10 MaxTime=60 OverSubscribe=NO PreemptMode=OFF
+"""
+
+
+def missing() -> str:
+    """Why there can be no Slurm here; empty where there can."""
+    if os.geteuid() != 0:
+        return "Slurm's programs have to be started by root"
+    absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+    return f"not installed: {', '.join(absent)}" if absent else ""
+
+
+def _path() -> str:
+    return os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
+
+
+class Slurm:
+    """The cluster, as its users see it.
+
+    Args:
+        folder: for whatever it writes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.configuration = folder / "slurm.conf"
+        more = {"SLURM_CONF": str(self.configuration), "PATH": _path(), "MASTER_ADDR": "127.0.0.1"}
+        clean = {k: v for k, v in environment().items() if not k.startswith(("SLURM", "PYTEST"))}
+        self.environment = {**clean, **more}
+
+    def run(self, *command: object) -> str:
+        """What a command of Slurm prints; it has to work."""
+        done = subprocess.run(
+            [str(word) for word in command],
+            env=self.environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        return done.stdout
+
+    def submit(self, *words: object) -> str:
+        """Submits a job, and returns its number."""
+        return self.run("sbatch", "--parsable", *words).strip().split(";")[0]
+
+    def job(self, number: str) -> dict[str, str]:
+        """What Slurm knows of a job."""
+        words = self.run("scontrol", "--oneliner", "show", "job", number).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def wait(self, done: Callable[[], bool], seconds: float) -> None:
+        """Waits for something to become true."""
+        end = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < end, self.run("scontrol", "show", "job") + self.logs()
+            time.sleep(0.1)
+
+    def logs(self) -> str:
+        """The last lines of all of Slurm's logs."""
+        texts = [
+            path.name + "\n" + "\n".join(path.read_text().splitlines()[-30:])
+            for path in sorted(self.folder.glob("*.log"))
+        ]
+        return "\n".join(texts)
+
+
+@contextmanager
+def slurm(folder: Path) -> Iterator[Slurm]:
+    """Starts a controller and two nodes with a CPU each, and ends them."""
+    cluster = Slurm(folder)
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    for name in ("state", "spool-n1", "spool-n2"):
+        (folder / name).mkdir()
+    folder.chmod(0o755)
+    host = socket.gethostname()
+    cluster.configuration.write_text(
+        CONFIGURATION.format(host=host, ports=ports, folder=folder)
+    )
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o600)
+    daemons: list[subprocess.Popen[bytes]] = []
+
+    def start(*command: object) -> None:
+        with (folder / f"{len(daemons)}.out.log").open("wb") as out:
+            words = [str(word) for word in command]
+            daemons.append(
+                subprocess.Popen(words, env=cluster.environment, stdout=out, stderr=out)
+            )
+
+    try:
+        files = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munge.pid",
+                 "log-file": "munge.log", "seed-file": "munge.seed"}  # fmt: skip
+        start("munged", "--foreground", "--force", *(f"--{k}={folder / v}" for k, v in files.items()))
+        cluster.wait((folder / "munge.socket").exists, 20)
+        start("slurmctld", "-D")
+        for node in ("n1", "n2"):
+            start("slurmd", "-D", "-N", node)
+        cluster.wait(lambda: _idle(cluster) == 2, 30)
+        yield cluster
+    finally:
+        subprocess.run(["scancel", "--full", "--user=root", "--signal=KILL"], env=cluster.environment,
+                       check=False, capture_output=True, timeout=30)  # fmt: skip
+        for daemon in reversed(daemons):
+            daemon.send_signal(signal.SIGTERM)
+        for daemon in daemons:
+            try:
+                daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+
+
+def _idle(cluster: Slurm) -> int:
+    done = subprocess.run(
+        ["sinfo", "--noheader", "--Node", "--format=%t"],
+        env=cluster.environment, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    return done.stdout.split()[:2].count("idle") if done.returncode == 0 else 0

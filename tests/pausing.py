@@ -5,6 +5,7 @@ callback does nothing: one command line serves the run left alone, the killed on
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,9 +23,10 @@ PATIENCE = 120.0
 class Pause(L.Callback):
     """Waits at the moment that `PAUSE_AT` names, such as `validation 2` or `whole 5`.
 
-    `validation N` is inside the Nth validation of this process. At `part N` the Nth checkpoint that
-    it writes is partly on disk, at `whole N` the Nth `last.ckpt` is all there but not yet in its
-    place, at `renamed N` it has just got there.
+    `start N` is before training, `step N` in the run's Nth step, `epoch N` at the end of its Nth
+    epoch, `validation N` inside the Nth validation of this process. At `part N` the Nth checkpoint
+    that it writes is partly on disk, at `whole N` the Nth `last.ckpt` is all there but not yet in
+    its place, at `renamed N` it has just got there.
     """
 
     def __init__(self) -> None:
@@ -32,6 +34,18 @@ class Pause(L.Callback):
         self.place, self.left = place, int(count or 0)
         if place in ("part", "whole", "renamed"):
             sys.addaudithook(Writing(place, self.left).see)
+
+    def on_fit_start(self, *args: Any) -> None:
+        if self.place == "start":
+            wait()
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if self.place == "step" and trainer.global_step == self.left - 1:
+            wait()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if self.place == "epoch" and trainer.current_epoch == self.left - 1:
+            wait()
 
     def on_validation_batch_end(self, *args: Any) -> None:
         if self.place == "validation" and args[4] == 0:  # of two batches
@@ -85,7 +99,28 @@ def _is_ours(event: str, args: tuple[Any, ...]) -> bool:
 
 
 def wait() -> None:
-    """Says that the moment has come, and waits to be killed."""
+    """Says that the moment has come, and waits to be killed, or to be told to stop."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    arrived: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        _tell(number, arrived)
     Path(os.environ[FLAG]).touch()
-    time.sleep(PATIENCE)
-    os._exit(3)  # nobody came: no test may take this for a run that goes on
+    end = time.monotonic() + PATIENCE
+    while not arrived and time.monotonic() < end:
+        time.sleep(0.01)
+    if not arrived:
+        os._exit(3)  # nobody came: no test may take this for a run that goes on
+    time.sleep(0.1)  # there may be more of them
+
+
+def _tell(number: int, arrived: list[int]) -> None:
+    """Notes a signal before whoever listens to it does what they do."""
+    listening = signal.getsignal(number)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+        if callable(listening):
+            listening(number, frame)
+
+    signal.signal(number, note)

@@ -122,9 +122,7 @@ def slurm(folder: Path) -> Iterator[Slurm]:
         (folder / name).mkdir()
     folder.chmod(0o755)
     host = socket.gethostname()
-    cluster.configuration.write_text(
-        CONFIGURATION.format(host=host, ports=ports, folder=folder)
-    )
+    cluster.configuration.write_text(CONFIGURATION.format(host=host, ports=ports, folder=folder))
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)
@@ -133,14 +131,14 @@ def slurm(folder: Path) -> Iterator[Slurm]:
     def start(*command: object) -> None:
         with (folder / f"{len(daemons)}.out.log").open("wb") as out:
             words = [str(word) for word in command]
-            daemons.append(
-                subprocess.Popen(words, env=cluster.environment, stdout=out, stderr=out)
-            )
+            daemons.append(subprocess.Popen(words, env=cluster.environment, stdout=out, stderr=out))
 
     try:
         files = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munge.pid",
                  "log-file": "munge.log", "seed-file": "munge.seed"}  # fmt: skip
-        start("munged", "--foreground", "--force", *(f"--{k}={folder / v}" for k, v in files.items()))
+        start(
+            "munged", "--foreground", "--force", *(f"--{k}={folder / v}" for k, v in files.items())
+        )
         cluster.wait((folder / "munge.socket").exists, 20)
         start("slurmctld", "-D")
         for node in ("n1", "n2"):
@@ -148,8 +146,10 @@ def slurm(folder: Path) -> Iterator[Slurm]:
         cluster.wait(lambda: _idle(cluster) == 2, 30)
         yield cluster
     finally:
-        subprocess.run(["scancel", "--full", "--user=root", "--signal=KILL"], env=cluster.environment,
-                       check=False, capture_output=True, timeout=30)  # fmt: skip
+        scancel = ["scancel", "--full", "--user=root", "--signal=KILL"]
+        subprocess.run(
+            scancel, env=cluster.environment, check=False, capture_output=True, timeout=30
+        )
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in daemons:

@@ -1,8 +1,6 @@
 """Kills: whenever a run is killed, its resume ends as the run that was left alone, to the bit."""
 
-import os
 import random
-import signal
 import subprocess
 import time
 import zipfile
@@ -11,22 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pausing
 import pytest
-import torch
 from commands import (
     DRAWING,
     QUICK,
-    REPOSITORY,
-    cells,
     checkpoint,
-    environment,
-    finish,
     fit,
     rows,
-    signal_when,
-    start,
 )
+from stopping import begin, check_same_run, kill_when, paused
 
 STEPS, EPOCHS = 12, 6
 """Steps of an epoch, and epochs."""
@@ -35,7 +26,6 @@ RECIPE = (
     *("--data.batch_size", "96", "--trainer.limit_train_batches", STEPS),
     *("--trainer.max_epochs", EPOCHS, "--model.encoder_args", DRAWING),
     *("--checkpoint.every_n_steps", "3", "--checkpoint.keep_every_n_epochs", "2"),
-    "--trainer.callbacks+=pausing.Pause",
 )
 """The Nth checkpoint is that of step 3 N, and an epoch's fourth one is written at its end."""
 
@@ -43,59 +33,9 @@ HALVES = ("--trainer.val_check_interval", "0.5")
 """An epoch's validations are behind its second checkpoint's step and its fourth one's."""
 
 
-def begin(directory: Path, *args: Any, moment: str = "") -> subprocess.Popen[str]:
-    """Starts a run, or its continuation, that waits at a moment."""
-    flag = directory.with_suffix(".flag")
-    flag.unlink(missing_ok=True)
-    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
-    about = {pausing.MOMENT: moment, pausing.FLAG: str(flag), "PYTHONPATH": paths}
-    command = ("fit", *QUICK, *RECIPE, *args, "--resume", "--run_dir", directory)
-    return start(*command, env=environment(**about))
-
-
-def paused(directory: Path) -> Callable[[], bool]:
-    """Whether the moment has come."""
-    return directory.with_suffix(".flag").exists
-
-
-def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
-    """Kills a process as soon as `ready`, and sees to it that this is what it died of."""
-    signal_when(process, ready, signal.SIGKILL)
-    outcome = finish(process)
-    assert (outcome.code, outcome.err) == (-signal.SIGKILL, ""), outcome
-
-
-def bits(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's bytes, where -0 is not 0."""
-    return tensor.contiguous().flatten().view(torch.uint8)
-
-
-def differences(one: Any, other: Any, where: str = "") -> list[str]:
-    """Where two checkpoints differ, by a bit or a type."""
-    if type(one) is not type(other):
-        return [f"{where}: {type(one)}, {type(other)}"]
-    if isinstance(one, torch.Tensor):
-        same = (one.dtype, one.shape) == (other.dtype, other.shape)
-        same = same and torch.equal(bits(one), bits(other))
-        return [] if same else [f"{where}: {one}, {other}"]
-    if isinstance(one, dict):
-        if list(one) != list(other):
-            return [f"{where}: {list(one)}, {list(other)}"]
-        return [d for key in one for d in differences(one[key], other[key], f"{where}/{key}")]
-    if isinstance(one, list | tuple) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
-        return [d for i, (a, b) in pairs for d in differences(a, b, f"{where}/{i}")]
-    return [] if one == other else [f"{where}: {one}, {other}"]
-
-
-def check_same_run(killed: Path, whole: Path) -> None:
-    """Everything in every checkpoint, and every number logged, to the bit."""
-    names = sorted(path.name for path in (whole / "checkpoints").iterdir())
-    assert sorted(path.name for path in (killed / "checkpoints").iterdir()) == names
-    for name in names:
-        assert differences(checkpoint(killed, name), checkpoint(whole, name)) == []
-    assert [row["step"] for row in rows(killed)] == [row["step"] for row in rows(whole)]
-    assert cells(killed) == cells(whole)
+def begin_run(directory: Path, *args: Any, moment: str = "") -> subprocess.Popen[str]:
+    """Starts the run, or its continuation, that waits at a moment."""
+    return begin(directory, *QUICK, *RECIPE, *args, "--resume", moment=moment)
 
 
 def check_complete(directory: Path, epochs: int, every: int) -> None:
@@ -134,7 +74,7 @@ def temporary(directory: Path) -> list[Path]:
 def test_a_run_killed_in_mid_epoch_ends_as_one_left_alone(whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     # Two steps behind a checkpoint of every third one, and not at the end of an epoch.
-    kill_when(begin(run), lambda: len(rows(run)) % STEPS in (8, 11))
+    kill_when(begin_run(run), lambda: len(rows(run)) % STEPS in (8, 11))
     saved, reached = checkpoint(run)["global_step"], len(rows(run))
     assert 6 <= saved <= reached < EPOCHS * STEPS
     resume(run)
@@ -145,7 +85,7 @@ def test_a_run_killed_in_an_epochs_validation_ends_as_one_left_alone(
     whole: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    kill_when(begin(run, moment="validation 3"), paused(run))
+    kill_when(begin_run(run, moment="validation 3"), paused(run))
     assert checkpoint(run)["global_step"] == 33
     assert len(rows(run)) == 36
     assert "val/loss" not in rows(run)[-1]
@@ -167,7 +107,7 @@ def test_a_run_killed_at_a_validation_in_mid_epoch_ends_as_one_left_alone(
     halves: Path, tmp_path: Path, moment: str, saved: int
 ) -> None:
     run = tmp_path / "run"
-    kill_when(begin(run, *HALVES, moment=moment), paused(run))
+    kill_when(begin_run(run, *HALVES, moment=moment), paused(run))
     # That of step 18 is written behind the validation: a resume would not make up for it.
     assert checkpoint(run)["global_step"] == saved
     assert len(rows(run)) == 18
@@ -189,7 +129,7 @@ def test_a_run_killed_while_it_saves_has_the_old_checkpoint_or_the_new(
     whole: Path, tmp_path: Path, moment: str, saved: int
 ) -> None:
     run = tmp_path / "run"
-    kill_when(begin(run, moment=moment), paused(run))
+    kill_when(begin_run(run, moment=moment), paused(run))
     assert checkpoint(run)["global_step"] == saved
     found = [(path.stat().st_size > 0, zipfile.is_zipfile(path)) for path in temporary(run)]
     place, _, _ = moment.partition(" ")
@@ -268,10 +208,10 @@ def test_a_run_killed_twenty_times_ends_as_one_left_alone(tmp_path: Path) -> Non
         watched = [run / "metrics.csv", *temporary(run)]
         before = {path: written(path) for path in watched}
         if moment in ("step", "start"):
-            process = begin(run, *MANY)
+            process = begin_run(run, *MANY)
             kill_when(process, after(run, number) if moment == "step" else since_now(number))
         else:
-            kill_when(begin(run, *MANY, moment=f"{moment} {number}"), paused(run))
+            kill_when(begin_run(run, *MANY, moment=f"{moment} {number}"), paused(run))
         places[landed(run, moment, before)] += 1
         if (run / "checkpoints" / "last.ckpt").exists():
             now = checkpoint(run)["global_step"]

@@ -23,7 +23,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         yield running
 
 
-STEPS, EPOCHS = 12, 30
+STEPS, EPOCHS = 12, 20
 
 RECIPE = (
     *QUICK,
@@ -38,12 +38,17 @@ def test_preempted_job_continues(cluster: Slurm, tmp_path: Path) -> None:
         *("--partition", "low", "--nodes", 2, "--gpus-per-task", 0, "--cpus-per-task", 1),
         *("--signal", "SIGUSR1@60", "--time", 10, "--output", out),
     )
-    job = cluster.submit(
-        *options, "scripts/slurm.sbatch", "configs/digits.yaml", run, *RECIPE
-    )
+    job = cluster.submit(*options, "scripts/slurm.sbatch", "configs/digits.yaml", run, *RECIPE)
     cluster.wait(lambda: len(rows(run)) > 20, 120)
     urgent = cluster.submit(
-        "--partition", "high", "--nodes", 2, "--output", tmp_path / "urgent.out", "--wrap", "sleep 3"
+        "--partition",
+        "high",
+        "--nodes",
+        2,
+        "--output",
+        tmp_path / "urgent.out",
+        "--wrap",
+        "sleep 3",
     )
     cluster.wait(lambda: cluster.job(urgent)["JobState"] == "COMPLETED", 90)
     stopped = checkpoint(run)["global_step"]

@@ -45,8 +45,8 @@ def check_same_recipe(run: RunDirectory, now: dict[str, Any]) -> None:
     """
     if not run.config.exists():
         return
-    before = _flat(yaml.safe_load(run.config.read_text()))
-    after = _flat(now)
+    before = flat(yaml.safe_load(run.config.read_text()))
+    after = flat(now)
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE):
             raise UserError(
@@ -54,7 +54,7 @@ def check_same_recipe(run: RunDirectory, now: dict[str, Any]) -> None:
                 "continues the same recipe; give it as it was, or start a new run in another "
                 f"{run.option}"
             )
-    epochs = [int(flat.get("trainer.max_epochs") or -1) for flat in (before, after)]
+    epochs = [int(each.get("trainer.max_epochs") or -1) for each in (before, after)]
     if 0 < epochs[1] < epochs[0]:
         raise UserError(
             f"trainer.max_epochs was {epochs[0]} in {run.path} and is {epochs[1]} now: a resume "
@@ -67,11 +67,12 @@ def check_same_recipe(run: RunDirectory, now: dict[str, Any]) -> None:
         )
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration by dotted names, as on the command line."""
+    found = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
+            found.update(flat(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found

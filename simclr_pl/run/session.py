@@ -16,6 +16,7 @@ from simclr_pl.run.checkpoints import SaveCheckpoint
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.out_of_memory import OutOfMemory, explained
+from simclr_pl.run.ranks import Ranks
 from simclr_pl.run.recipe import check_same_recipe
 from simclr_pl.run.stop import StopRequest
 from simclr_pl.run.wandb import PROJECT, Mode, build_logger, resolve_mode
@@ -36,6 +37,7 @@ class Session:
         self.resume_from: Path | None = None
         """The checkpoint to go on from, where there is one and that was asked for."""
         self._began = False
+        self._ranks = Ranks({})
 
     def claim(self, recipe: dict[str, Any], *, resume: bool) -> None:
         """Takes the directory, for a new run or for the one that is in it.
@@ -49,6 +51,7 @@ class Session:
                 another recipe.
         """
         self.stop.how_to_go_on = "" if resume else self.again
+        self._ranks = Ranks(recipe)
         if resume and self.run.last_checkpoint.exists():
             read_checkpoint(self.run.last_checkpoint)
             check_same_recipe(self.run, recipe)
@@ -68,8 +71,8 @@ class Session:
         return loggers
 
     def callbacks(self) -> list[L.Callback]:
-        """Note that a step was finished, from where on the directory stays; and why it ended."""
-        return [_Began(self), OutOfMemory()]
+        """Watch over ranks; note that a step was finished, and why it was the last."""
+        return [_Began(self), OutOfMemory(), self._ranks]
 
     def train(self, trainer: L.Trainer, model: L.LightningModule, data: Any) -> None:
         """`Trainer.fit`, from the start or from the checkpoint to go on from.
@@ -84,7 +87,7 @@ class Session:
                 callback.stop = self.stop
         path = str(self.resume_from) if self.resume_from else None
         try:
-            with explained(trainer):
+            with self._ranks.meeting(trainer), explained(trainer):
                 trainer.fit(model, data, ckpt_path=path, weights_only=True)
         except SystemExit:  # Lightning's answer to Ctrl-C
             if not trainer.interrupted:

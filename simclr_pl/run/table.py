@@ -24,8 +24,9 @@ class DerivedTable(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints it."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        ours = isinstance(pl_module, SimCLR) and isinstance(data, ContrastiveDataModule)
-        if ours and trainer.is_global_zero:  # Lightning's own would speak once a machine
+        if not trainer.is_global_zero:
+            return
+        if isinstance(pl_module, SimCLR) and isinstance(data, ContrastiveDataModule):
             rows = {"run directory": self.where, **derived(trainer, pl_module, data)}
             width = max(map(len, rows))
             for name, value in rows.items():

@@ -122,8 +122,8 @@ def build_workspace(project: str, entity: str, name: str) -> Any:
         UserError: the package is missing.
     """
     try:
-        from wandb_workspaces.reports.v2 import panels
         import wandb_workspaces.workspaces as ws
+        from wandb_workspaces.reports.v2 import panels
     except ImportError as error:
         raise UserError(
             "dashboard needs the package wandb-workspaces: pip install wandb-workspaces"
@@ -141,7 +141,7 @@ def build_workspace(project: str, entity: str, name: str) -> Any:
         *sections[0].panels,
         panels.MarkdownPanel(markdown=NOTE.format(levels=levels)),
     ]
-    pictures = [
+    pictures: list[Any] = [
         panels.MediaBrowser(title=title, media_keys=[key], num_columns=1)
         for key, title in PICTURES.items()
     ]

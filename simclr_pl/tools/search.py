@@ -169,7 +169,7 @@ def read_search(path: Path) -> Search:
     search = Search(path, method, metric["name"], goal, command, parameters, content)
     if method == "grid":
         for name, spec in parameters.items():
-            _every(name, spec)
+            _every(f"{path}: parameter {name}", spec)
     return search
 
 
@@ -251,7 +251,7 @@ def _multiple(count: float, spec: Spec) -> float:
     return round(count) * q if isinstance(q, int) else float(f"{round(count) * q:.12g}")
 
 
-def _every(name: str, spec: Spec) -> list[Any]:
+def _every(place: str, spec: Spec) -> list[Any]:
     """All values of a parameter."""
     kind = spec["distribution"]
     if kind == "constant":
@@ -264,4 +264,4 @@ def _every(name: str, spec: Spec) -> list[Any]:
         q = spec.get("q", 1)
         first, last = (round(spec[key] / q) for key in ("min", "max"))
         return [_multiple(count, spec) for count in range(first, last + 1)]
-    raise UserError(f"parameter {name}: a grid has no end of {kind}: give values, or method random")
+    raise UserError(f"{place}: a grid has no end of {kind}: give values, or method random")

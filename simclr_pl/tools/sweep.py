@@ -5,10 +5,11 @@ import fcntl
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from simclr_pl.errors import UserError
 from simclr_pl.run.arguments import call
@@ -21,6 +22,9 @@ DONE = "done"
 
 PATIENCE = 10.0
 """Seconds that an interrupted run has to end by itself."""
+
+LOCKED = 3.0
+"""Seconds that a killed run has to be gone."""
 
 
 def sweep(
@@ -90,14 +94,24 @@ def _alone(folder: Path) -> Iterator[int]:
             f"{folder} cannot be written ({error.strerror}): give another --out"
         ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{folder} is at work, in a sweep or in the run that a killed one has left behind: "
-                "wait until that has ended, or give another --out"
-            ) from error
+        end = time.monotonic() + LOCKED
+        while not _lock(file):
+            if time.monotonic() > end:
+                raise UserError(
+                    f"{folder} is at work, in a sweep or in the run that a killed one has left "
+                    "behind: wait until that has ended, or give another --out"
+                )
+            time.sleep(0.1)
         yield file.fileno()
+
+
+def _lock(file: IO[str]) -> bool:
+    """Takes the file's lock, unless another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _claim(folder: Path, search: Search, seed: int, *, resume: bool) -> dict[str, Any]:
@@ -206,7 +220,7 @@ def _check_metric(trials: list[Trial], search: Search, run: RunDirectory) -> Non
     if trials[-1].failure != silent or any(not t.failure for t in trials):
         return
     names = sorted({name for row in read_metrics(run.metrics) for name in row} - {"step", "epoch"})
-    near = difflib.get_close_matches(search.metric, names, 1) or names
+    near = difflib.get_close_matches(search.metric, names) or names
     raise UserError(
         f"{run.path} has {silent}, the metric of {search.path}: did you mean {' or '.join(near)}?"
     )

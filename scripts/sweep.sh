@@ -6,7 +6,8 @@
 #   bash scripts/sweep.sh --slurm 8 -- --time=1:00:00 --gpus-per-node=4 --ntasks-per-node=4
 #                                             the same with an array of 8 Slurm jobs, a run each;
 #                                             options behind -- are sbatch's, and the ranks are srun's
-#   --sweep ENTITY/PROJECT/ID                 more runs of a sweep that is on the server already
+#   --sweep ENTITY/PROJECT/ID                 more runs of a sweep that is on the server already (by
+#                                             --slurm of one that was made so)
 #
 # Values reach `fit` as options: each rank of DDP and of Slurm is started with them.
 set -euo pipefail
@@ -54,24 +55,30 @@ if [ -z "$sweep" ]; then
     trap 'rm -rf "$folder"' EXIT
     yaml=$folder/$(basename "$config")
     cp "$config" "$yaml"
-    if [ -n "$jobs" ]; then # the agent runs once a job, and srun starts the ranks
+    if [ -n "$jobs" ]; then # one agent a job: srun starts the ranks, in one run directory
         python - "$yaml" <<'END'
 import sys, pathlib, yaml
 
 path = pathlib.Path(sys.argv[1])
 sweep = yaml.safe_load(path.read_text())
-path.write_text(yaml.safe_dump({**sweep, "command": ["srun", *sweep["command"]]}, sort_keys=False))
+plain = ["${env}", "${interpreter}", "${program}", "${args}"]  # of W&B, where none is given
+command = ["srun", *map(str, sweep.get("command") or plain)]
+if not any(word.startswith("--run_dir") for word in command):
+    command += ["--run_dir=runs/sweep-${envvar:SLURM_ARRAY_JOB_ID}/${envvar:SLURM_ARRAY_TASK_ID}"]
+path.write_text(yaml.safe_dump({**sweep, "command": command}, sort_keys=False))
 END
     fi
     said=$(wandb sweep "$yaml" 2>&1 </dev/null) || fail "W&B takes no sweep: $(tail -n 1 <<<"$said")"
     sweep=$(sed -n 's/.*wandb agent //p' <<<"$said" | tail -n 1)
     [ -n "$sweep" ] || fail "W&B takes no sweep: $(tail -n 1 <<<"$said")"
 fi
-echo "sweep $sweep; more runs of it: bash scripts/sweep.sh --sweep $sweep"
+echo "sweep $sweep; more runs of it: bash scripts/sweep.sh ${jobs:+--slurm $jobs }--sweep $sweep"
 if [ -z "$jobs" ]; then
     wandb agent ${count:+--count "$count"} "$sweep" </dev/null
     exit
 fi
 mkdir -p runs
-sbatch --array="1-$jobs" --job-name=sweep --ntasks-per-node=1 --output='runs/sweep-%A_%a.log' "$@" \
+# Queued again, a job would be given other values: more runs come by --sweep.
+sbatch --array="1-$jobs" --no-requeue --job-name=sweep --ntasks-per-node=1 \
+    --output='runs/sweep-%A_%a.log' "$@" \
     --wrap="wandb agent --count 1 $sweep"

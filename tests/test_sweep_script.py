@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -30,17 +29,17 @@ def swept(*args: object, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def write(path: Path, run: Path, **more: Any) -> Path:
-    """The shipped sweep, its runs short, and where a test finds them."""
+def write(path: Path, *options: str) -> Path:
+    """The shipped sweep, its runs short, with further options."""
     content = yaml.safe_load((REPOSITORY / "configs" / "sweep.yaml").read_text())
     place = content["command"].index("fit") + 1
-    content["command"] = [*content["command"][:place], *QUICK, "--run_dir", str(run), "${args}"]
-    path.write_text(yaml.safe_dump({**content, **more}, sort_keys=False))
+    content["command"] = [*content["command"][:place], *QUICK, *options, "${args}"]
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
 def test_the_server_s_values_reach_fit_as_options(tmp_path: Path) -> None:
-    config = write(tmp_path / "mine.yaml", tmp_path / "run")
+    config = write(tmp_path / "mine.yaml", "--run_dir", str(tmp_path / "run"))
     values = {"model.temperature": 0.25, "model.learning_rate": 0.02, "data.batch_size": 64}
     with wandb_server() as server:
         server.values = [values]

@@ -61,18 +61,18 @@ def sweep(
     if local < 1:
         raise UserError(f"local is {local}, but must be at least 1 run")
     search = read_search(Path(config))
-    values = search.trials(local, seed)
-    commands = [search.words(of_run) for of_run in values]
+    search.words({})  # whether its macros are known
     folder = Path(out) if out else Path("runs") / search.path.stem
     with _alone(folder) as lock:
         state = _claim(folder, search, seed, resume=resume)
+        values = search.trials(max(local, len(state["ended"])), seed)  # none is left out again
         trials: list[Trial] = []
-        for number, (of_run, command) in enumerate(zip(values, commands, strict=True)):
+        for number, of_run in enumerate(values):
             run = RunDirectory(folder / f"{number:03d}")
             if state["ended"].get(run.path.name) != DONE:
                 shown = ", ".join(f"{name} {of_run[name]}" for name in search.searched)
                 sys.stdout.write(f"run {number + 1} of {len(values)} ({run.path}): {shown}\n")
-                state["ended"][run.path.name] = _train(run, command, lock, config)
+                state["ended"][run.path.name] = _train(run, search.words(of_run), lock, config)
                 _save(folder, state)
             trials.append(_trial(run, of_run, search, state["ended"][run.path.name]))
             _check_metric(trials, search, run)

@@ -139,8 +139,9 @@ def test_resume_tries_what_failed_again_and_nothing_else(
     sweep = ("sweep", "--local", "2", "--config", config, "--out", folder, "--resume")
     outcome = run(*sweep)
     assert outcome.code == 0, outcome
-    assert "run 2 of 2" in outcome.out
-    assert "run 1 of 2" not in outcome.out
+    assert "run 2 of 3" in outcome.out
+    assert "run 1 of 3" not in outcome.out
+    assert len(table(folder)) == 3  # what has ended is in the table, however few are asked for
     assert {name: c for name, c in files(folder).items() if "000" in name} == finished
 
 

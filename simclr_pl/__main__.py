@@ -28,6 +28,10 @@ COMMANDS = {
         "is pretraining worth it? raw pixels, untrained and pretrained encoder, one protocol",
     ),
     "pack": ("simclr_pl.tools.pack", "write a folder of images once, to train without decoding"),
+    "sweep": (
+        "simclr_pl.tools.sweep",
+        "try values of a sweep's YAML, run after run, and compare them in a table",
+    ),
     "views": ("simclr_pl.tools.views", "a picture of what the augmentation does"),
     "bench": (
         "simclr_pl.cli",
@@ -37,6 +41,7 @@ COMMANDS = {
         "simclr_pl.tools.report",
         "curves and pictures of a run on one page, also while it runs; or runs compared",
     ),
+    "dashboard": ("simclr_pl.tools.dashboard", "a W&B workspace with panels for all of it"),
 }
 
 

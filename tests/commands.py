@@ -120,13 +120,19 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> Outcome:
 def signal_when(
     process: subprocess.Popen[str], ready: Callable[[], bool], number: signal.Signals
 ) -> None:
-    """Sends a signal as soon as `ready`; the process has to be alive then."""
+    """Sends a signal as soon as `ready`; the process has to be alive then.
+
+    One that leads a session of its own gets it with all its children, as by Ctrl-C.
+    """
     end = time.monotonic() + 120
     while not ready():
         assert process.poll() is None, finish(process)
         assert time.monotonic() < end, "it never got there"
         time.sleep(0.01)
-    process.send_signal(number)
+    if os.getpgid(process.pid) == process.pid:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
 
 
 def cells(directory: Path) -> list[list[str]]:

@@ -14,7 +14,7 @@ from simclr_pl.data.datasets import DATASETS
 from simclr_pl.model.encoder import EncoderSpec, build_encoder
 
 CONFIGS = REPOSITORY / "configs"
-RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name != "sweep.yaml")
 OVERLAYS = sorted(path.name for path in (CONFIGS / "with").glob("*.yaml"))
 
 HERE = (

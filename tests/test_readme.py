@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from photographs import fill
 
 from simclr_pl.__main__ import COMMANDS, main
@@ -29,6 +30,15 @@ def _commands() -> list[list[str]]:
     return [line[3:] for line in words if line[:3] == ["python", "-m", "simclr_pl"]]
 
 
+def _short_sweep(folder: Path) -> Path:
+    """The shipped sweep: two runs of two epochs."""
+    sweep = yaml.safe_load((REPOSITORY / "configs" / "sweep.yaml").read_text())
+    short = {**sweep, "command": [*sweep["command"], *SHORT], "run_cap": 2}
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump(short, sort_keys=False))
+    return path
+
+
 def test_commands_inside_sentences_and_tables_run_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -40,6 +50,7 @@ def test_commands_inside_sentences_and_tables_run_too(
         assert main(shlex.split(command)) == 0, (command, capsys.readouterr().err)
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # of wandb-workspaces' own code
 @pytest.mark.timeout(600)
 def test_commands_run_in_the_order_of_the_readme(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -59,6 +70,8 @@ def test_commands_run_in_the_order_of_the_readme(
             args[args.index("--trainer.devices") + 1] = "1"
         if args[0] == "fit":  # a compiler's minute, which tests of their own spend
             args += ["--data.compiled=false", "--model.compiled=false"]
+        if args[0] == "sweep":
+            args += ["--config", str(_short_sweep(tmp_path))]
         resumed = ["--trainer.max_epochs=3"] if "--resume" in args else []
         extra = {
             "fit": [*SHORT, *resumed],
@@ -66,6 +79,8 @@ def test_commands_run_in_the_order_of_the_readme(
             "bench": ["--seconds=1"],
         }.get(args[0], [])
         assert main([*args, *extra]) == 0, (args, capsys.readouterr().err)
+    assert (tmp_path / "runs" / "sweep" / "runs.md").is_file()
+    assert (tmp_path / "dashboard.json").is_file()
     written = {p.name for p in (tmp_path / "runs" / "mine").rglob("*")}
     assert {
         "config.yaml",

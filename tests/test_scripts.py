@@ -40,7 +40,7 @@ def test_quickstart_shows_what_pretraining_was_worth(tmp_path: Path) -> None:
             assert min(picture.size) > 300
 
 
-@pytest.mark.parametrize("name", ["quickstart.sh", "test.sh", "install.sh"])
+@pytest.mark.parametrize("name", ["quickstart.sh", "test.sh", "install.sh", "sweep.sh"])
 def test_scripts_are_shell(name: str) -> None:
     path = REPOSITORY / "scripts" / name
     assert subprocess.run(["bash", "-n", path], check=False).returncode == 0

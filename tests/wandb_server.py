@@ -1,4 +1,4 @@
-"""The least of a W&B server: enough for W&B's own client to find a run and edit its summary."""
+"""The least of a W&B server: W&B's own client edits runs, sweeps, and saves views."""
 
 import json
 import threading
@@ -17,12 +17,18 @@ class Server:
         address: to be WANDB_BASE_URL.
         runs: summaries by id.
         edits: the variables of every edit of a run that was asked for.
+        views: the variables of every view of a project that was saved.
+        sweep: the YAML of the sweep that was made last.
+        values: of the runs that a sweep's agents are still to be given.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.runs: dict[str, dict[str, Any]] = {}
         self.edits: list[dict[str, Any]] = []
+        self.views: list[dict[str, Any]] = []
+        self.sweep = ""
+        self.values: list[dict[str, Any]] = []
 
     def answer(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
         """To a GraphQL query."""
@@ -32,7 +38,29 @@ class Server:
             return {"upsertBucket": {"bucket": self._run(given["id"]), "inserted": False}}
         if "query Run(" in query:
             return {"project": {"run": self._run(given["name"])}}
+        if "upsertView(" in query:
+            self.views.append(given)
+            return {"upsertView": {"view": {"id": "1", "name": given["name"]}, "inserted": True}}
+        if "Sweep" in query or "Agent" in query or "Heartbeat" in query:
+            return self._sweeping(query, given)
         return {"viewer": PERSON, "serverInfo": {"features": []}}
+
+    def _sweeping(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
+        if "mutation UpsertSweep" in query:
+            self.sweep = given["config"]
+            project = {"id": "7", "name": given["projectName"], "entity": {"id": "v", "name": "me"}}
+            sweep = {"name": "s7", "project": project}
+            return {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
+        if "mutation CreateAgent" in query:
+            return {"createAgent": {"agent": {"id": "a1"}}}
+        if "mutation Heartbeat" in query:
+            commands: list[dict[str, Any]] = []
+            if self.values and not json.loads(given["runState"]):
+                args = {name: {"value": value} for name, value in self.values.pop(0).items()}
+                about = {"type": "run", "run_id": f"run{len(self.values)}", "program": None}
+                commands = [{**about, "args": args}]
+            return {"agentHeartbeat": {"agent": {"id": "a1"}, "commands": json.dumps(commands)}}
+        return {"project": {"sweep": {"config": self.sweep, "runs": {"edges": []}}}}
 
     def _run(self, name: str) -> dict[str, Any] | None:
         if name not in self.runs:

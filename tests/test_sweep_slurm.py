@@ -4,12 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import slurm
 import yaml
 from commands import REPOSITORY, checkpoint
 from test_sweep_script import swept, write
 from wandb_server import wandb_server
-
-slurm = pytest.importorskip("slurm")
 
 pytestmark = [
     pytest.mark.slurm,

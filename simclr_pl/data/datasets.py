@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from simclr_pl.batch import UNLABELLED
+from simclr_pl.data.once import fetch_once
 from simclr_pl.data.packing import read_packed
 from simclr_pl.data.readers import (
     FASHION_FILES,
     Entry,
+    fashion_is_there,
     fetch_fashion,
     first_line,
     read_digits,
@@ -38,6 +40,9 @@ MOST_COUNTED = 60_000
 def prepare(name: str, root: str | Path) -> None:
     """Downloads a data set if it is one that downloads and its files are not there.
 
+    Of several processes that ask for it, on any number of machines that see the folder, one
+    downloads and the others wait (`fetch_once`).
+
     Raises:
         UserError: an unknown name, or no internet: the sentence says which files to put where.
     """
@@ -47,7 +52,7 @@ def prepare(name: str, root: str | Path) -> None:
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)
     try:
-        entry.fetch(root)
+        fetch_once(name, root, entry.there, entry.fetch)
     except (OSError, RuntimeError, HTTPException, EOFError) as error:
         raise UserError(
             f"{name} is not in {root} and could not be downloaded ({first_line(error)}): "
@@ -129,7 +134,7 @@ _TRAIN_TEST: list[dict[str, Any]] = [{"train": True}, {"train": False}]
 
 DATASETS: dict[str, Entry] = {
     "digits": Entry(read_digits),
-    "fashion_mnist": Entry(read_fashion, fetch_fashion, FASHION_FILES),
+    "fashion_mnist": Entry(read_fashion, fetch_fashion, fashion_is_there, FASHION_FILES),
     "cifar10": torchvision_set("CIFAR10", _TRAIN_TEST, "cifar-10-python.tar.gz"),
     "cifar100": torchvision_set("CIFAR100", _TRAIN_TEST, "cifar-100-python.tar.gz"),
     "stl10": torchvision_set(

@@ -51,12 +51,15 @@ class Entry(NamedTuple):
 
     Attributes:
         read: reads the splits below a root, downloaded before.
-        fetch: downloads through torchvision where files are missing, or `None`.
+        fetch: downloads through torchvision, or `None`: is given the root, where an archive may
+            be, and the folder to put everything into.
+        there: whether a root has all files, whole as far as that can be known.
         files: which files to put where, for people without internet.
     """
 
     read: Callable[[Path], Raw]
-    fetch: Callable[[Path], None] | None = None
+    fetch: Callable[[Path, Path], None] | None = None
+    there: Callable[[Path], bool] = Path.exists
     files: str = ""
 
 
@@ -101,10 +104,18 @@ def torchvision_set(name: str, splits: list[dict[str, Any]], archive: str) -> En
             ) from error
         return _from_torchvision(data, data[0].classes)
 
-    def fetch(root: Path) -> None:
-        make(root, True)
+    def there(root: Path) -> bool:
+        try:
+            return bool(make(root, False))
+        except (OSError, RuntimeError):
+            return False
 
-    return Entry(read, fetch, f"{archive} into {{root}}")
+    def fetch(root: Path, into: Path) -> None:
+        if (root / archive).is_file():  # put there by hand, or before unpacking was broken off
+            (into / archive).symlink_to((root / archive).absolute())
+        make(into, True)
+
+    return Entry(read, fetch, there, f"{archive} into {{root}}")
 
 
 def read_digits(root: Path) -> Raw:
@@ -154,12 +165,16 @@ def read_fashion(root: Path) -> Raw:
     return Raw(split("train"), split("t10k"), _FASHION_CLASSES)
 
 
-def fetch_fashion(root: Path) -> None:
-    """Downloads Fashion-MNIST through torchvision, where it is not on this machine yet."""
-    if _fashion_folder(root) is None:
-        from torchvision.datasets import FashionMNIST
+def fashion_is_there(root: Path) -> bool:
+    """Whether Fashion-MNIST is on this machine."""
+    return _fashion_folder(root) is not None
 
-        FashionMNIST(root, download=True)
+
+def fetch_fashion(root: Path, into: Path) -> None:
+    """Downloads Fashion-MNIST through torchvision."""
+    from torchvision.datasets import FashionMNIST
+
+    FashionMNIST(into, download=True)
 
 
 def _read_idx(path: Path, dims: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

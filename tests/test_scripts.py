@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,17 @@ def test_quickstart_shows_what_pretraining_was_worth(tmp_path: Path) -> None:
             assert min(picture.size) > 300
 
 
-@pytest.mark.parametrize("name", ["quickstart.sh", "test.sh", "install.sh", "sweep.sh"])
-def test_scripts_are_shell(name: str) -> None:
-    path = REPOSITORY / "scripts" / name
-    assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+SCRIPTS = [
+    *sorted((REPOSITORY / "scripts").glob("*.sh")),
+    *sorted((REPOSITORY / "scripts").glob("*.sbatch")),
+    REPOSITORY / ".ci" / "run",
+]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(path: Path) -> None:
+    program = Path(sys.executable).with_name("shellcheck")
+    command = [program, "--norc", "--severity=style", path]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout + found.stderr) == (0, "")
     assert path.stat().st_mode & 0o111

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 from simclr_pl.data.decode import MIN_SIDE, EncodedImage
-from simclr_pl.data.packing import PIXELS, SPLITS, save_index, save_pixels
+from simclr_pl.data.packing import INDEX, PIXELS, SPLITS, save_index, save_pixels
 from simclr_pl.data.readers import read_folder
 from simclr_pl.data.sources import ImageFiles, as_is, end_workers
 from simclr_pl.errors import UserError
@@ -63,7 +64,7 @@ def pack(folder: str, out: str, *, short_side: int = 256, num_workers: int = 2) 
     found = {name: getattr(raw, name) for name in SPLITS}
     splits = {name: files for name, files in found.items() if files is not None}
     # Beside the target, so that renaming is one step: what has its name is whole.
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}.unfinished")
+    unfinished = target.with_name(f"{target.name}.{socket.gethostname()}.{os.getpid()}.unfinished")
     try:
         unfinished.mkdir()
         sizes = _write_pixels(unfinished / PIXELS, splits, short_side, num_workers)
@@ -72,6 +73,11 @@ def pack(folder: str, out: str, *, short_side: int = 256, num_workers: int = 2) 
         save_index(unfinished, sizes, labels, counts, raw.classes)
         unfinished.rename(target)
     except OSError as error:
+        if _is_packed(target):
+            raise UserError(
+                f"{target} was written by another pack meanwhile: it is whole, and this one's work "
+                "was dropped"
+            ) from error
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "free some space, or give a smaller short_side" if full else "give another place"
         raise UserError(f"{target} cannot be written ({error.strerror}): {hint}") from error
@@ -83,6 +89,10 @@ def pack(folder: str, out: str, *, short_side: int = 256, num_workers: int = 2) 
         f"--data.dataset packed --data.root {target}\n"
     )
     return target
+
+
+def _is_packed(folder: Path) -> bool:
+    return (folder / PIXELS).exists() and (folder / INDEX).exists()
 
 
 def _write_pixels(

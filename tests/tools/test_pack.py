@@ -3,6 +3,7 @@
 import resource
 import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -225,10 +226,28 @@ def test_a_killed_pack_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     process = start("pack", tmp_path / "images", tmp_path / "set", "--num_workers", "0")
     signal_when(process, lambda: any(tmp_path.glob("set*")), signal.SIGKILL)
     assert finish(process).code == -signal.SIGKILL
-    assert [path.name for path in tmp_path.glob("set*")] == [f"set.{process.pid}.unfinished"]
+    (dead,) = tmp_path.glob("set*")
+    assert dead.name == f"set.{socket.gethostname()}.{process.pid}.unfinished"
     # And it is in nobody's way.
     assert run("pack", tmp_path / "images", tmp_path / "set", "--num_workers", "0").code == 0
     assert len(load("packed", tmp_path / "set").train) == 300
+
+
+def test_two_packs_of_one_directory_do_not_mix(tmp_path: Path) -> None:
+    fill(tmp_path / "images", 300)
+    command = ("pack", tmp_path / "images", tmp_path / "set", "--num_workers", "0", "--short_side")
+    slow = start(*command, "12")
+    signal_when(slow, lambda: any(tmp_path.glob("set*")), signal.SIGSTOP)
+    assert run(*command, "8").code == 0
+    slow.send_signal(signal.SIGCONT)
+    done = finish(slow)
+    assert done.code == 2
+    said = f"{tmp_path}/set was written by another pack meanwhile: it is whole"
+    assert said in done.err.splitlines()[-1]  # behind the bar, which was begun before the stop
+    images = images_of(load("packed", tmp_path / "set").train)
+    assert {min(image.shape[1:]) for image in images} == {8}
+    assert len(images) == 300
+    assert [path.name for path in tmp_path.glob("set*")] == ["set"]
 
 
 def test_an_interrupted_pack_leaves_nothing(tmp_path: Path) -> None:

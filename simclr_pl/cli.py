@@ -285,6 +285,8 @@ def _refuse(trainer: Any) -> None:
             "data.batch_size to the batch you want, and model.micro_batch_size to what fits in "
             "memory"
         )
+    if trainer.devices in (0, "0"):
+        raise UserError("trainer.devices is 0, but must be at least 1")
     if trainer.limit_train_batches == 0:
         raise UserError("trainer.limit_train_batches is 0: give at least 1 batch, or leave it out")
     if trainer.sync_batchnorm:

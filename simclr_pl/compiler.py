@@ -31,6 +31,7 @@ def check_compiler(key: str) -> None:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that is compiled when it is first called, which takes some seconds.
 
-    And once more when a batch of another size comes, then for any size.
+    Once more where another size comes, then for any size; numbers among its arguments, and what
+    loops over a tensor's rows, are compiled one by one (eight of them, then not at all).
     """
     return torch.compile(function)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from commands import QUICK, fit, rows, run
 from torch import Tensor
+from torch._dynamo import config as dynamo
 
 from simclr_pl import SimCLRViews, UserError
 from simclr_pl.compiler import compiled
@@ -89,6 +90,23 @@ def test_compiled_views_do_not_depend_on_the_batch() -> None:
                 assert torch.equal(got, want[part])
     finally:
         torch.set_num_threads(1)
+
+
+@needs_compiler
+@pytest.mark.timeout(600)
+def test_images_of_many_sizes_do_not_compile_again_and_again() -> None:
+    """Each batch of a packed folder is padded to its own largest image."""
+    views = SimCLRViews(16, **plain(3))
+    fast = SimCLRViews(16, **plain(3), compiled=True)
+    torch.compiler.reset()
+    with dynamo.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
+        for more in range(8):
+            images, index = photos(8, 3, 20 + 7 * more, 30 + 5 * more), torch.arange(8)
+            sizes = torch.tensor([[18 + 7 * more, 30]] * 8)
+            for got, want in zip(
+                fast(images, index, 3, sizes), views(images, index, 3, sizes), strict=True
+            ):
+                torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
 @needs_compiler

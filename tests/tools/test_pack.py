@@ -231,10 +231,11 @@ def test_a_killed_pack_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     assert len(load("packed", tmp_path / "set").train) == 300
 
 
-def test_an_interrupted_pack_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_pack_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     fill(tmp_path / "images", 300)
     process = start("pack", tmp_path / "images", tmp_path / "set", "--num_workers", "0")
-    signal_when(process, lambda: any(tmp_path.glob("set*")), signal.SIGINT)
+    signal_when(process, lambda: any(tmp_path.glob("set*")), number)
     done = finish(process)
     assert (done.code, done.sentence) == (130, "error: interrupted")
     assert not any(tmp_path.glob("set*"))

@@ -20,11 +20,17 @@ def check_compiler(key: str) -> None:
     Raises:
         UserError: there is none.
     """
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+    if not has_compiler():
         raise UserError(
             f"{key} needs a C++ compiler, and none was found: install one (g++), or give "
             f"--{key} false"
         )
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, under its usual names or that of the variable `CXX`."""
+    names = (os.environ.get("CXX", "c++"), "g++", "clang++")
+    return any(shutil.which(name) for name in names)
 
 
 @functools.cache

@@ -179,10 +179,8 @@ def bottleneck(found: dict[str, Any], data: ContrastiveDataModule, model: SimCLR
         )
     around = {name: share[name] for name in share.keys() - {"network", "loss", "optimizer"}}
     most = max(around, key=lambda name: around[name])
-    fewer = (
-        "Larger batches (--data.batch_size) have fewer steps; --trainer.log_every_n_steps and "
-        "--health.every_n_steps may be larger"
-    )
+    larger = "Larger batches (--data.batch_size) have fewer steps"
+    fewer = f"{larger}; --trainer.log_every_n_steps and --health.every_n_steps may be larger"
     views = "Smaller views (--data.image_size), or more work for the model on each"
     said = {
         "waiting_for_data": f"the data: {share[most]:.0%} of a step is waiting for it. "
@@ -194,7 +192,7 @@ def bottleneck(found: dict[str, Any], data: ContrastiveDataModule, model: SimCLR
         + fewer,
     }
     if "callbacks" in share:  # so they aren't in the rest
-        said["rest"] = f"the loop around the step: {share[most]:.0%} of it. {fewer}"
+        said["rest"] = f"the loop around the step: {share[most]:.0%} of it. {larger}"
         if data.dataset == "folder" and data.num_workers:
             said["rest"] = (
                 f"the cores: {share[most]:.0%} of a step goes to what shares them, the "

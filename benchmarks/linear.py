@@ -11,12 +11,13 @@ change the work. Writes benchmarks/results/linear-cpu.md, or linear-cuda.md.
 import time
 
 import torch
-from measuring import MIB, machine, synchronise, table, write
+from measuring import MIB, machine, table, write
 
 from simclr_pl.evaluate.features import accelerator
 from simclr_pl.evaluate.linear import Recipe, evaluate_linear
 from simclr_pl.evaluate.scoring import Rows
 from simclr_pl.run.memory import PeakMemory
+from simclr_pl.tools.limits import synchronise
 
 TRAIN, SCORED = 50_000, 10_000
 

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from simclr_pl.tools.limits import synchronise
+
 RESULTS = Path(__file__).resolve().parent / "results"
 MIB = 2**20
 
@@ -52,11 +54,6 @@ def in_turns(
 def _timing(seconds: list[float]) -> Timing:
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return Timing(median, low, high)
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def in_a_fresh_process(script: str, *args: object) -> Any:

@@ -20,10 +20,11 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from measuring import MIB, in_a_fresh_process, machine, synchronise, table, write
+from measuring import MIB, in_a_fresh_process, machine, table, write
 
 from simclr_pl import ContrastiveDataModule, SimCLR
 from simclr_pl.run.memory import PeakMemory
+from simclr_pl.tools.limits import synchronise
 
 MICRO = 128
 WHOLE = (128, 256, 512, 1024)

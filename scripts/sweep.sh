@@ -68,7 +68,17 @@ if not any(word.startswith("--run_dir") for word in command):
 path.write_text(yaml.safe_dump({**sweep, "command": command}, sort_keys=False))
 END
     fi
-    said=$(wandb sweep "$yaml" 2>&1 </dev/null) || fail "W&B takes no sweep: $(tail -n 1 <<<"$said")"
+    # Into a file: what the client leaves running would hold a pipe open.
+    python - "$yaml" >"$folder/said" 2>&1 <<'END' || fail "W&B takes no sweep: $(tail -n 1 "$folder/said")"
+import subprocess, sys
+
+make = ["wandb", "sweep", sys.argv[1]]
+try:  # its client tries again for minutes, or for as long as nothing comes back
+    sys.exit(subprocess.run(make, stdin=subprocess.DEVNULL, timeout=60).returncode)
+except subprocess.TimeoutExpired:
+    sys.exit("its server did not answer within a minute")
+END
+    said=$(<"$folder/said")
     sweep=$(sed -n 's/.*wandb agent //p' <<<"$said" | tail -n 1)
     [ -n "$sweep" ] || fail "W&B takes no sweep: $(tail -n 1 <<<"$said")"
 fi

@@ -12,8 +12,10 @@ def keep_freed_memory() -> bool:
 
     By default a tensor above some 100 KiB may come as new pages from the kernel each time, which
     then have to be cleared one by one: a third of the time of augmentation on a CPU, and up to a
-    tenth of a training step's. From now on the process keeps what it once needed. Whoever has tuned
-    malloc themselves (`MALLOC_...` or `GLIBC_TUNABLES` in the environment) is left alone.
+    tenth of a training step's. From now on the process keeps what it once needed, and its gaps: the
+    price is memory, above all for tensors of ever other sizes, as batches of packed images are.
+    Whoever has tuned malloc themselves (`MALLOC_...` or `GLIBC_TUNABLES` in the environment) is
+    left alone: `MALLOC_TRIM_THRESHOLD_=131072` has the default.
 
     Returns:
         Whether there was a glibc that could be told.

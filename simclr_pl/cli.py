@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from simclr_pl.compiler import check_compiler
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.errors import UnfinishedError, UserError
 from simclr_pl.evaluate.features import FeatureWriter
@@ -151,6 +152,9 @@ class SimCLRCLI(LightningCLI):
         """Refuses what would change meaning, then decides on the run directory."""
         config = self.config[str(self.subcommand)]
         _refuse(config.trainer)
+        if self.subcommand in ("fit", "bench"):
+            for key in (key for key in ("model", "data") if config[key].compiled):
+                check_compiler(f"{key}.compiled")  # better before a download than behind it
         if self.subcommand == "bench":
             on_one_device(config)
             self.scratch = tempfile.TemporaryDirectory(prefix="simclr_pl-bench-")
@@ -285,6 +289,8 @@ def _refuse(trainer: Any) -> None:
             "data.batch_size to the batch you want, and model.micro_batch_size to what fits in "
             "memory"
         )
+    if trainer.devices in (0, "0"):
+        raise UserError("trainer.devices is 0, but must be at least 1")
     if trainer.limit_train_batches == 0:
         raise UserError("trainer.limit_train_batches is 0: give at least 1 batch, or leave it out")
     if trainer.sync_batchnorm:

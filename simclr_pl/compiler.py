@@ -20,17 +20,24 @@ def check_compiler(key: str) -> None:
     Raises:
         UserError: there is none.
     """
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+    if not has_compiler():
         raise UserError(
             f"{key} needs a C++ compiler, and none was found: install one (g++), or give "
             f"--{key} false"
         )
 
 
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, under its usual names or that of the variable `CXX`."""
+    names = (os.environ.get("CXX", "c++"), "g++", "clang++")
+    return any(shutil.which(name) for name in names)
+
+
 @functools.cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that is compiled when it is first called, which takes some seconds.
 
-    And once more when a batch of another size comes, then for any size.
+    Once more where another size comes, then for any size; numbers among its arguments, and what
+    loops over a tensor's rows, are compiled one by one (eight of them, then not at all).
     """
     return torch.compile(function)

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from simclr_pl.batch import UNLABELLED, Batch, Cut, EvaluationBatch, MicroBatches, Views
+from simclr_pl.compiler import has_compiler
 from simclr_pl.data.datasets import load, prepare, statistics
 from simclr_pl.data.loaders import EvaluationLoader, TrainLoader
 from simclr_pl.data.sources import AnySource, ImageFiles
@@ -42,7 +43,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         num_workers: processes that decode image files, a device; other sets need none.
         split_seed: of the validation holdout; keep it, so that runs are comparable.
         predict_split: what `predict` encodes: train, val or test.
-        compiled: compile what makes the views: the same to rounding, and faster; needs a C++
+        compiled: compile what makes the views: the same to rounding, and faster; `fit` needs a C++
             compiler, which the first steps wait for.
         seed: of order and views (default: what `seed_everything` was given, or 0).
 
@@ -87,7 +88,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         self.compiled = compiled
         # Values out of range are said now, not after a download.
         side = 32 if image_size is None else image_size
-        SimCLRViews(side, **self._augmentation, compiled=compiled)
+        SimCLRViews(side, **self._augmentation)
         self._loader: TrainLoader | None = None
         self._loaded: dict[str, Any] | None = None
         self.splits: Splits
@@ -120,7 +121,8 @@ class ContrastiveDataModule(L.LightningDataModule):
         self.image_size = self._image_size or splits.train.side or 224
         self.views = SimCLRViews(
             self.image_size, **self._augmentation, mean=self.mean, std=self.std, seed=self.seed,
-            compiled=self.compiled,
+            # What was trained with a compiler is evaluated without one, too.
+            compiled=self.compiled and (stage == "fit" or has_compiler()),
         )  # fmt: skip
         self.splits = Splits(
             self._wire(splits.train),

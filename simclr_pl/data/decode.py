@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
@@ -92,16 +92,27 @@ class EncodedImage:
                 warnings.simplefilter("ignore")  # of PIL, about odd metadata in good images
                 yield
         except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+            why = str(error)
+            if isinstance(error, UnidentifiedImageError):  # PIL names the object it looked at
+                why = "no kind of image that PIL knows" if self._bytes else "it is empty"
             raise UserError(
-                f"{self.path} cannot be decoded ({error}): remove it, or save it again"
+                f"{self.path} cannot be decoded ({why}): remove it, or save it again"
             ) from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit gray with its shades kept: PIL's own conversion makes all above 255 white."""
-    if not image.mode.startswith("I;16"):
-        return image
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    """16-bit gray with its shades kept: PIL's own conversion makes all above 255 white.
+
+    Raises:
+        ValueError: numbers of which nobody knows what is black and what is white.
+    """
+    # (Of a PGM, and of a PNG in older versions, PIL has 16 bits in numbers of 32.)
+    wide = image.mode == "I" and image.format in ("PPM", "PNG")
+    if image.mode.startswith("I;16") or wide:
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit numbers without a range; 8 and 16 bits have one")
+    return image
 
 
 def crops_of(file: EncodedImage, groups: Sequence[Sequence[Box]], size: int, out: Tensor) -> None:

@@ -8,7 +8,7 @@ between devices to float32 rounding.)
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,8 +82,9 @@ class SimCLRViews(nn.Module):
         mean: of each channel, on a scale of 0 to 1.
         std: of each channel, likewise.
         seed: the run's seed.
-        compiled: make one kernel of the colour operations (images of 1 or 3 channels): the same
-            views to rounding, and the first batch waits for the compiler.
+        compiled: compile what makes them, cuts (but of images of many sizes), colours (of 1 or 3
+            channels) and, on accelerators, blur: the same views to rounding, and the first batches
+            wait for the compiler.
 
     Raises:
         UserError: a value out of its range; `compiled` without a C++ compiler.
@@ -156,7 +157,8 @@ class SimCLRViews(nn.Module):
             box = centre_boxes(height, width)
         else:
             box = centre_boxes(sizes[:, 0], sizes[:, 1], CLEAN_SHARE)
-        planes = self._resized(images, which, box.to(images.device).expand(len(images), 4), None)
+        box = box.to(images.device).expand(len(images), 4)
+        planes = self._resized(images, which, box, None, mixed=sizes is not None)
         return planes.transpose(0, 1).contiguous().sub_(mean).div_(std)
 
     def draw(self, index: Tensor, epoch: int, view: int | Tensor) -> ViewParameters:
@@ -205,13 +207,15 @@ class SimCLRViews(nn.Module):
         box = self.boxes(how, *size_of).to(device)
         how = how.to(device)
         if not images.is_cpu:
-            return self._recolour(self._cut(images, image, view, box, how.flip), how)
+            planes = self._cut(images, image, view, box, how.flip, mixed=sizes is not None)
+            return self._recolour(planes, how)
         done = torch.empty(count, channels, size, size, dtype=torch.float32)
         start = 0
         place = color.place_of_hue(how.jitter)
         for places in place.tensor_split(-(-count // _at_a_time(PART, done[0]))):
             part = places.argsort(stable=True) + start
-            planes = self._cut(images, image[part], view[part], box[part], how.flip[part])
+            which = image[part], view[part], box[part], how.flip[part]
+            planes = self._cut(images, *which, mixed=sizes is not None)
             there = done[start : start + len(part)]
             made = self._recolour(planes, how.select(part))
             torch.index_select(made, 0, (part - start).argsort(), out=there)
@@ -219,35 +223,37 @@ class SimCLRViews(nn.Module):
         return done
 
     def _cut(
-        self, images: Tensor, which: Tensor, view: Tensor, box: Tensor, flip: Tensor
+        self, images: Tensor, which: Tensor, view: Tensor, box: Tensor, flip: Tensor, *, mixed: bool
     ) -> Tensor:
         """Crops, mirrored where they are to be: `float [C, B, S, S]` in [0, 1]."""
         if images.dim() == 5:
             cut = which * images.shape[1] + view
             return _mirrored(images.flatten(0, 1).index_select(0, cut), flip)
-        return self._resized(images, which, box, flip)
+        return self._resized(images, which, box, flip, mixed=mixed)
 
-    def _resized(self, images: Tensor, which: Tensor, box: Tensor, flip: Tensor | None) -> Tensor:
+    def _resized(
+        self, images: Tensor, which: Tensor, box: Tensor, flip: Tensor | None, *, mixed: bool
+    ) -> Tensor:
         (height, width), size = images.shape[-2:], self.image_size
+        # Code is compiled for a number of taps. Of images of many sizes each batch would have its
+        # own, and all of them would wait for the compiler.
+        weigh, resample = taps, resampled
+        if self.compiled and not mixed:
+            weigh, resample = compiled(taps), compiled(resampled)
         tall, wide = height, width
-        if box.is_cpu and not self.compiled:
-            # It saves work to know; but code is compiled for a number, and accelerators would wait.
+        if box.is_cpu and weigh is taps:  # it saves work to know; accelerators would wait
             tall, wide = int(box[:, 2].max()), int(box[:, 3].max())
         top, left, h, w = box.unbind(1)
-        weigh, resample = self._maybe_compiled(taps), self._maybe_compiled(resampled)
         rows = weigh(top, h, None, height, size, tall)
         columns = weigh(left, w, flip, width, size, wide)
         planes: Tensor = resample(images, which, *rows, *columns)
         return planes
 
-    def _maybe_compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return compiled(function) if self.compiled else function
-
     def _recolour(self, planes: Tensor, how: ViewParameters) -> Tensor:
         """Everything behind the crop: `float [C, B, S, S]` to `[B, C, S, S]`, its own memory."""
         mean, std = self._statistics(planes.device)
         if len(planes) in (1, 3) and (self.compiled or not planes.is_cpu):
-            fuse = self._maybe_compiled(fused.recoloured)
+            fuse = compiled(fused.recoloured) if self.compiled else fused.recoloured
             images: Tensor = fuse(planes, how.jitter, how.gray, mean, std)
         else:
             if self.jitter or self.grayscale:
@@ -257,7 +263,8 @@ class SimCLRViews(nn.Module):
         if self.blur and images.is_cpu:
             _blur_some(images, how)
         elif self.blur:
-            images = self._maybe_compiled(_blur_all)(images, how.blur, how.sigma)
+            blur = compiled(_blur_all) if self.compiled else _blur_all
+            images = blur(images, how.blur, how.sigma)
         return images
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:

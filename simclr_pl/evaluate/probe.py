@@ -77,6 +77,8 @@ class OnlineProbe(L.Callback):
                     )
                 self.head.load_state_dict(self._restored["head"])
                 self.optimizer.load_state_dict(self._restored["optimizer"])
+                for group in self.optimizer.param_groups:
+                    group["fused"] = True  # whatever the run was begun with
                 counts = self._restored["counts"].to(features.device)  # of all ranks, so far
                 first = rank_and_world()[0] == 0
                 self._counts["train"] = counts if first else torch.zeros_like(counts)

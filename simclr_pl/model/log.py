@@ -8,16 +8,27 @@ from torch import nn
 
 
 def is_logged(trainer: L.Trainer) -> bool:
-    """Whether Lightning hands this step's numbers to its loggers, or it is the first or the last.
+    """Whether somebody looks at this step's numbers: loggers, callbacks, or a person.
 
-    (Those two are for the lines that a person sees.) On other steps nobody would see them: they
-    aren't worked out, nor summed over ranks.
+    Loggers do every `log_every_n_steps`; callbacks such as EarlyStopping where an epoch ends or a
+    validation begins; a person at the first step and the last. On other steps nobody would see
+    them: they aren't worked out, nor summed over ranks, and `callback_metrics` keeps the last ones.
     """
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
     dry_run = trainer.fast_dev_run  # type: ignore[attr-defined]
     step = trainer.global_step
-    shown = step == 0 or step + 1 == trainer.estimated_stepping_batches
-    return bool(shown or dry_run or (every and (step + 1) % every == 0))
+    shown = step == 0 or step + 1 == trainer.estimated_stepping_batches or trainer.is_last_batch
+    to_loggers = every and (step + 1) % every == 0
+    return bool(shown or dry_run or to_loggers or _is_validated(trainer))
+
+
+def _is_validated(trainer: L.Trainer) -> bool:
+    """Whether a validation in mid-epoch follows this step."""
+    every = trainer.val_check_batch
+    loop = trainer.fit_loop
+    # (In batches over all epochs where `check_val_every_n_epoch` is None.)
+    done = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx
+    return every not in (None, 0) and (done + 1) % every == 0
 
 
 def log_learning_rate(module: L.LightningModule) -> None:

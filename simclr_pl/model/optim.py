@@ -97,22 +97,35 @@ def build_optimizer(
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if recipe.name == "adamw":
-        return torch.optim.AdamW(
-            groups, lr=learning_rate, betas=(recipe.momentum, 0.999), fused=fused
-        )
+        betas = (recipe.momentum, 0.999)
+        return _on_this_device(torch.optim.AdamW(groups, learning_rate, betas, fused=fused), fused)
     if recipe.name == "sgd":
-        return torch.optim.SGD(
-            groups,
-            lr=learning_rate,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            fused=fused,
+        return _on_this_device(
+            torch.optim.SGD(
+                groups,
+                lr=learning_rate,
+                momentum=recipe.momentum,
+                nesterov=recipe.nesterov,
+                fused=fused,
+            ),
+            fused,
         )
     from timm.optim.lars import Lars  # late: timm takes seconds to import
 
     # Groups without decay are not adapted, which is what the authors do.
     lars: Optimizer = Lars(groups, lr=learning_rate, momentum=recipe.momentum)
     return lars
+
+
+def _on_this_device(optimizer: Optimizer, fused: bool) -> Optimizer:
+    """Fused or not as here, also behind a resume from a run on another device."""
+
+    def again(optimizer: Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group["fused"] = fused
+
+    optimizer.register_load_state_dict_post_hook(again)
+    return optimizer
 
 
 def may_fuse(precision: str) -> bool:

@@ -74,8 +74,8 @@ class SimCLR(L.LightningModule):
         micro_batch_size: images that go through the encoder at a time, global like `batch_size`
             (default: all of a batch). The loss is still that of the whole batch, in less memory,
             for one more forward pass; batch norm then sees a micro-batch at a time.
-        compiled: compile encoder and projector for training: the same to rounding; needs a C++
-            compiler, which the first step and the first validation wait for.
+        compiled: compile encoder and projector for training: the same to rounding; `fit` needs a
+            C++ compiler, which the first step and the first validation wait for.
         seed: of the initial weights (default: what `seed_everything` was given, or 0).
 
     Raises:
@@ -114,8 +114,6 @@ class SimCLR(L.LightningModule):
             raise UserError(
                 f"model.micro_batch_size is {micro_batch_size}, but must be at least 1 image"
             )
-        if compiled:
-            check_compiler("model.compiled")
         self.micro_batch_size = micro_batch_size
         self.seed = run_seed(seed)
         self.loss = NTXentLoss(temperature, loss_block_size)
@@ -144,6 +142,7 @@ class SimCLR(L.LightningModule):
         if self.hparams["global_batch_norm"] and self.trainer.world_size > 1:
             globalise_batch_norm(self, self.trainer.strategy.root_device)
         if self.hparams["compiled"] and self.trainer.state.fn == TrainerFn.FITTING:
+            check_compiler("model.compiled")
             # In place: names in checkpoints stay as they are.
             self.encoder.compile()
             self.projector.compile()

@@ -55,11 +55,11 @@ def call(
     parser.add_function_arguments(function, as_positional=positional, skip=skip)
     if several is not None:
         parser.add_argument(several, nargs="*", type=str, default=[], metavar=several[:-1].upper())
-    chosen = parser.parse_args(_spelled_out(function, args[1:]))
+    chosen = parser.parse_args(_as_options(function, args[1:]))
     return function(**parser.instantiate_classes(chosen).as_dict())
 
 
-def _spelled_out(function: Callable[..., Any], args: list[str]) -> list[str]:
+def _as_options(function: Callable[..., Any], args: list[str]) -> list[str]:
     """Options as a person writes them, as the parser wants them.
 
     `--seeds 0 1 2`, or `--seeds 0 --seeds 1`, is `--seeds=[0,1,2]`; `--augment` alone is true.

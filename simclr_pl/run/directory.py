@@ -91,6 +91,26 @@ class RunDirectory:
                 break
 
 
+def file_to_write(path: str) -> Path:
+    """A file that will be written when the work for it is done; its folder is made.
+
+    Raises:
+        UserError: it cannot be, which is better known before.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): give another --out"
+        ) from error
+    if target.is_dir():
+        raise UserError(f"{path} is a folder: give a file as --out")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise UserError(f"{path} cannot be written (Permission denied): give another --out")
+    return target
+
+
 def run_of(checkpoint: Path) -> RunDirectory | None:
     """The run that a checkpoint lies in: in its folder for checkpoints, or beside config.yaml."""
     folder = checkpoint.absolute().parent

@@ -77,14 +77,35 @@ def free_memory(device: torch.device) -> int | None:
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
     if most != resource.RLIM_INFINITY:
         free.append(max(0, most - of_process("VmSize")))
-    group = Path("/sys/fs/cgroup")  # a container's limit
-    try:
-        limit, used = ((group / f"memory.{n}").read_text().strip() for n in ("max", "current"))
-    except OSError:
-        limit = "max"
-    if limit != "max":
-        free.append(max(0, int(limit) - int(used)))
-    return min(free)
+    left = left_to_container()
+    return min(free if left is None else [*free, left])
+
+
+def left_to_container(groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes up to the limit of a container's processes; `None` where there is no limit.
+
+    Cached files count as free, but for those in active use: the kernel gives them up first.
+
+    Args:
+        groups: where Linux shows them, of version 2 or, below `memory`, 1.
+    """
+    for folder, limit, used, cached in (
+        (groups, "memory.max", "memory.current", "inactive_file"),
+        (
+            groups / "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ):
+        try:
+            most, taken = ((folder / name).read_text().strip() for name in (limit, used))
+            rows = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        if most != "max" and int(most) < 2**60:  # version 1 has a huge number for none
+            return max(0, int(most) - int(taken) + int(rows.get(cached, 0)))
+    return None
 
 
 def ran_out(error: BaseException) -> bool:

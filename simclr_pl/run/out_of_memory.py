@@ -65,7 +65,7 @@ def largest_batch(fits: Callable[[int], bool], too_many: int) -> int:
     while size and not fits(size):
         too_many, size = size, size // 2
     if size:
-        for _ in range(2):
+        for _ in range(3):
             middle = (size + too_many) // 2
             size, too_many = (middle, too_many) if fits(middle) else (size, middle)
     return size
@@ -124,7 +124,7 @@ class OutOfMemory(L.Callback):
         else:
             found = largest_batch(lambda images: fits(trainer, pl_module, images), each)
         most = None if found is None else int(MARGIN * min(found, each - 1)) * world
-        self.sentence = _advice(trainer.global_step, data.batch_size, most, pl_module)
+        self.sentence = advise(trainer.global_step, data.batch_size, most, pl_module)
 
     def _continued(self, trainer: L.Trainer, model: L.LightningModule, too_many: int) -> int | None:
         """By two small batches, and by what the process had when it was refused more."""
@@ -144,7 +144,15 @@ class OutOfMemory(L.Callback):
         return None if found is None else found // 2
 
 
-def _advice(step: int, batch: int, most: int | None, model: L.LightningModule) -> str:
+def advise(step: int, batch: int, most: int | None, model: L.LightningModule) -> str:
+    """What is said when memory has run out.
+
+    Args:
+        step: in which it did.
+        batch: images of a step.
+        most: of them would have fitted, about; `None` where nobody knows.
+        model: whose options are named.
+    """
     began = f"out of memory at step {step}, with batches of {batch} images"
     if most is None:
         return f"{began}; take a smaller one, a smaller encoder, or smaller images"
@@ -153,6 +161,8 @@ def _advice(step: int, batch: int, most: int | None, model: L.LightningModule) -
     began += f": about {most} fit. Give "
     if not isinstance(model, SimCLR):
         return f"{began}--batch_size {most}"
+    if model.micro_batch_size == 1:
+        return f"{began.split(':')[0]}, one at a time; take a smaller encoder, or smaller images"
     if model.micro_batch_size:
         return (
             f"{began}--model.micro_batch_size {min(most, model.micro_batch_size // 2)}, which is "

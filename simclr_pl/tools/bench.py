@@ -1,24 +1,25 @@
 """`bench`: how fast a recipe trains on this machine, what it waits for, and what to change."""
 
 import json
+import os
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.errors import UserError
 from simclr_pl.model.simclr import SimCLR
+from simclr_pl.run.directory import file_to_write
 from simclr_pl.run.memory import PeakMemory
 from simclr_pl.run.out_of_memory import explained
 from simclr_pl.run.results import versions
 from simclr_pl.tools import limits
 from simclr_pl.tools.gallery import Gallery
-from simclr_pl.tools.steps import Steps, Turns
+from simclr_pl.tools.steps import CallbackClock, Seconds, Turns
 
 ENOUGH = 0.95
 """Of the bare step's speed: from there on nothing outside the model is worth a change."""
@@ -30,18 +31,29 @@ def on_one_device(config: Any) -> None:
     Args:
         config: as the command line has parsed it; changed in place.
     """
-    trainer, count = config.trainer, config.trainer.devices
-    if isinstance(count, list):
-        count = len(count)
-    elif count in ("auto", -1, "-1"):
-        on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        count = torch.cuda.device_count() if on_gpu else 1
-    world = int(count) * trainer.num_nodes
-    config.data.batch_size = max(2, config.data.batch_size // world)
+    trainer = config.trainer
+    world = _devices(trainer) * trainer.num_nodes
+    if world > 1:
+        config.data.batch_size = max(2, config.data.batch_size // world)
+        if config.model.micro_batch_size:
+            config.model.micro_batch_size = -(-config.model.micro_batch_size // world)
     trainer.devices, trainer.num_nodes, trainer.strategy = 1, 1, "auto"
     trainer.max_epochs, trainer.max_steps, trainer.min_epochs, trainer.min_steps = 10**6, -1, 0, 0
     trainer.max_time, trainer.fast_dev_run, trainer.limit_val_batches = None, False, 0
-    trainer.enable_progress_bar = False
+    trainer.enable_progress_bar, trainer.profiler = False, None
+
+
+def _devices(trainer: Any) -> int:
+    """How many a machine: Lightning has it as a number, a list, or either of them as a string."""
+    given = trainer.devices
+    if isinstance(given, str) and "," in given:
+        given = [name for name in given.split(",") if name.strip()]
+    if isinstance(given, list):
+        return len(given)
+    if given in ("auto", -1, "-1"):
+        on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        return torch.cuda.device_count() if on_gpu else 1
+    return int(given)
 
 
 def bench(
@@ -70,10 +82,12 @@ def bench(
     """
     if seconds <= 0:
         raise UserError(f"seconds is {seconds}, but must be above 0")
+    target = file_to_write(out) if out else None
     trainer.callbacks = [  # type: ignore[attr-defined]
         c
         for c in trainer.callbacks  # type: ignore[attr-defined]
-        if not isinstance(c, Checkpoint | Gallery)
+        # (Nothing is validated here, and so there is nothing to stop early for.)
+        if not isinstance(c, Checkpoint | Gallery | EarlyStopping)
     ]
     data.prepare_data()
     data.setup("fit")
@@ -82,13 +96,16 @@ def bench(
         f"measuring data, then steps for {seconds:g} s (more where they are slow), then limits\n"
     )
     sys.stdout.flush()
-    images_per_s = limits.data_alone(trainer, data)
-    turns = Turns(images_per_s.first, seconds)
+    alone = limits.data_alone(trainer, data)
+    clock = CallbackClock()
+    turns = Turns(alone.first, seconds, clock)
+    if device.type == "cpu":  # an accelerator goes on behind the host's back
+        trainer.profiler = clock  # type: ignore[attr-defined]
     trainer.callbacks.append(turns)  # type: ignore[attr-defined]
     with PeakMemory(device) as peak, explained(trainer):
         trainer.fit(model, data)
     model.to(device)  # Lightning has put it away
-    found = _summary(turns.steps, data.batch_size, images_per_s.rate)
+    found = _summary(turns.measured, data.batch_size, alone.rate)
     found |= {
         "peak_memory_bytes": None if peak.bytes is None else peak.before + peak.bytes,
         "largest_batch": limits.largest(trainer, model, data),
@@ -100,11 +117,9 @@ def bench(
     found["bottleneck"] = bottleneck(found, data, model)
     found = _about(trainer, model, data) | found | {"versions": versions()}
     sys.stdout.write("\n".join(_lines(found, len(data.splits.train))) + "\n")
-    if out is not None:
-        path = Path(out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=2) + "\n")
-        sys.stdout.write(f"written to {path}\n")
+    if target is not None:
+        target.write_text(json.dumps(found, indent=2) + "\n")
+        sys.stdout.write(f"written to {target}\n")
     return found
 
 
@@ -119,29 +134,31 @@ def _about(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> di
     }
 
 
-def _summary(steps: Steps, batch: int, data_rate: float) -> dict[str, Any]:
-    real, bare, waited, views, loss, optimizer = (statistics.median(s) for s in steps)
-    ratios = [b / r for b, r in zip(steps.bare, steps.real, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    share = {
-        "network": (bare - loss - optimizer) / real,
-        "loss": loss / real,
-        "optimizer": optimizer / real,
-        "views": views / real,
-        "waiting_for_data": waited / real,
+def _summary(turns: list[Seconds], batch: int, data_rate: float) -> dict[str, Any]:
+    step = Seconds(*map(statistics.median, zip(*turns, strict=True)))
+    low, _, high = statistics.quantiles([t.bare / t.real for t in turns], n=4, method="inclusive")
+    seconds = {
+        "network": step.bare - step.loss - step.optimizer,
+        "loss": step.loss,
+        "optimizer": step.optimizer,
+        "views": step.views,
+        "waiting_for_data": step.waited,
     }
+    if step.callbacks:
+        seconds["callbacks"] = step.callbacks
+    share = {name: part / step.real for name, part in seconds.items()}
     share["rest"] = 1 - sum(share.values())
     return {
         "images_per_s": {
             "data": data_rate,
-            "views": batch / views,
-            "bare_step": batch / bare,
-            "end_to_end": batch / real,
+            "views": batch / step.views,
+            "bare_step": batch / step.bare,
+            "end_to_end": batch / step.real,
         },
-        "end_to_end_over_bare": bare / real,
+        "end_to_end_over_bare": step.bare / step.real,
         "end_to_end_over_bare_quartiles": [low, high],
-        "turns": len(steps.real),
-        "step_seconds": real,
+        "turns": len(turns),
+        "step_seconds": step.real,
         "share": share,
     }
 
@@ -155,45 +172,60 @@ def bottleneck(found: dict[str, Any], data: ContrastiveDataModule, model: SimCLR
         model: likewise.
     """
     share, ratio = found["share"], found["end_to_end_over_bare"]
-    around = {name: share[name] for name in ("waiting_for_data", "views", "rest")}
-    most = max(around, key=lambda name: around[name])
     if ratio >= ENOUGH:
         return (
             f"The bottleneck is the model, as it should be: end to end is {ratio:.2f} of its own "
-            f"speed. Faster is {_faster_model(model)}"
+            f"speed. Faster is {_faster_model(found, model)}"
         )
+    around = {name: share[name] for name in share.keys() - {"network", "loss", "optimizer"}}
+    most = max(around, key=lambda name: around[name])
+    larger = "Larger batches (--data.batch_size) have fewer steps"
+    fewer = f"{larger}; --trainer.log_every_n_steps and --health.every_n_steps may be larger"
+    views = "Smaller views (--data.image_size), or more work for the model on each"
     said = {
         "waiting_for_data": f"the data: {share[most]:.0%} of a step is waiting for it. "
         + _faster_data(data),
         "views": f"the augmentation: {share[most]:.0%} of a step. "
-        + (
-            "Smaller views (--data.image_size), or more work for the model on each"
-            if data.compiled
-            else "Give --data.compiled true"
-        ),
+        + (views if data.compiled else "Give --data.compiled true"),
+        "callbacks": f"the probe and the monitors: {share[most]:.0%} of a step. {fewer}",
         "rest": f"what is around the step (probe, monitors, logging): {share[most]:.0%} of it. "
-        "Larger batches (--data.batch_size) have fewer steps; --trainer.log_every_n_steps and "
-        "--health.every_n_steps may be larger",
+        + fewer,
     }
+    if "callbacks" in share:  # so they aren't in the rest
+        said["rest"] = f"the loop around the step: {share[most]:.0%} of it. {larger}"
+        if data.dataset == "folder" and data.num_workers:
+            said["rest"] = (
+                f"the cores: {share[most]:.0%} of a step goes to what shares them, the "
+                f"{data.num_workers} worker processes that decode. {_pack()}, or more cores"
+            )
     return f"End to end is {ratio:.2f} of the model's own speed, and the bottleneck is {said[most]}"
 
 
-def _faster_model(model: SimCLR) -> str:
+def _faster_model(found: dict[str, Any], model: SimCLR) -> str:
     ways = ["a smaller encoder", "more devices"]
     if not model.hparams["compiled"]:
         ways.insert(0, "--model.compiled true")
-    if model.device.type == "cuda" and model.dtype == torch.float32:
-        ways.insert(0, "--trainer.precision bf16-mixed (if it isn't yet)")
+    if found["matrix_dtype"] == "float32" and model.device.type == "cuda":
+        ways.insert(0, "--trainer.precision bf16-mixed")
     return f"{', '.join(ways[:-1])}, or {ways[-1]}"
 
 
 def _faster_data(data: ContrastiveDataModule) -> str:
-    if data.dataset == "folder":
+    if data.dataset == "packed":
         return (
-            f"Give more --data.num_workers (now {data.num_workers}), or write the folder once as "
-            "pixels: python -m simclr_pl pack"
+            "It is read from the disk: a faster one, or memory that holds the file, or pack again "
+            "with a smaller --short_side"
         )
-    return "Data that fits in memory shouldn't wait: look what else this machine does"
+    if data.dataset != "folder":
+        return "Data that fits in memory shouldn't wait: look what else this machine does"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if data.num_workers < (cores or 1):
+        return f"Give more --data.num_workers (now {data.num_workers}, of {cores} cores)"
+    return f"There are no more cores than worker processes ({cores}). {_pack()}"
+
+
+def _pack() -> str:
+    return "Write the folder once as pixels (python -m simclr_pl pack), and measure again"
 
 
 def _lines(found: dict[str, Any], train: int) -> list[str]:

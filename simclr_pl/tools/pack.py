@@ -3,9 +3,11 @@
 import errno
 import os
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -155,4 +157,17 @@ def smaller(image: Image.Image, short_side: int) -> Image.Image:
 
 def run_cli(args: list[str]) -> None:
     """The command."""
-    call(pack, args, positional=True)
+    with _interruptible():
+        call(pack, args, positional=True)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """A context that SIGTERM and SIGHUP leave as Ctrl-C does: what was begun is removed."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -1,11 +1,14 @@
 """Training steps timed: those of `fit`, and in turns with them the same without all around them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor
 
 from simclr_pl.batch import Batch, MicroBatches, Views
@@ -24,24 +27,49 @@ WARM_UP = 3
 """Steps that don't count: they wait for memory, libraries and compilers."""
 
 
-class Steps(NamedTuple):
-    """What was measured of training steps: seconds each, a number a turn.
+class Seconds(NamedTuple):
+    """What a training step takes, in seconds, measured in one turn.
 
     Attributes:
-        real: of `fit`, with data, views, callbacks and logging.
+        real: a step of `fit`, with data, views, callbacks and logging.
         bare: the same on views in memory, without all that: network, loss, gradients, optimiser.
-        waited: of the real ones, for the loader.
+        waited: of the real one, for the loader.
+        callbacks: of the real one, in callbacks; 0 where nobody looked.
         views: making a batch's views.
         loss: its forward and backward.
         optimizer: its step.
     """
 
-    real: list[float]
-    bare: list[float]
-    waited: list[float]
-    views: list[float]
-    loss: list[float]
-    optimizer: list[float]
+    real: float
+    bare: float
+    waited: float
+    callbacks: float
+    views: float
+    loss: float
+    optimizer: float
+
+
+class CallbackClock(PassThroughProfiler):
+    """Adds up the time that a trainer's callbacks take, `Turns` aside.
+
+    Attributes:
+        seconds: so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        self._began: dict[str, float] = {}
+
+    def start(self, action_name: str) -> None:
+        """Lightning's hook, before anything that has a name."""
+        if action_name.startswith("[Callback]") and Turns.__name__ not in action_name:
+            self._began[action_name] = perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        """Lightning's hook, behind it."""
+        if action_name in self._began:
+            self.seconds += perf_counter() - self._began.pop(action_name)
 
 
 class Turns(L.Callback):
@@ -52,11 +80,15 @@ class Turns(L.Callback):
     Args:
         raw: a batch as the loader hands it over.
         seconds: how long, about; `TURNS` turns at least.
+        clock: of the callbacks' time.
+
+    Attributes:
+        measured: a step of each turn.
     """
 
-    def __init__(self, raw: Batch, seconds: float) -> None:
-        self.raw, self.seconds = raw, seconds
-        self.steps = Steps([], [], [], [], [], [])
+    def __init__(self, raw: Batch, seconds: float, clock: CallbackClock) -> None:
+        self.raw, self.seconds, self.clock = raw, seconds, clock
+        self.measured: list[Seconds] = []
         self._done = self._block = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -83,41 +115,41 @@ class Turns(L.Callback):
         else:
             self._warm_up(trainer, pl_module, batch)
         self._done = 0
-        self._waited, self._start = _waited(trainer), self._now()
+        self._callbacks, self._waited = self.clock.seconds, _waited(trainer)
+        self._start = self._now()
 
     def _warm_up(self, trainer: L.Trainer, model: SimCLR, batch: Views | MicroBatches) -> None:
         self._bare = BareStep(trainer, model, batch)
-        for _ in range(WARM_UP):
-            seconds = self._time(self._bare)
+        with self._bare.without_learning():
+            for _ in range(WARM_UP):
+                seconds = self._time(self._bare)
+            self._views(trainer)
         self._block = max(2, round(BLOCK / seconds))
-        self._parts(trainer)
         self._began = self._now()
 
     def _turn(self, trainer: L.Trainer) -> None:
-        steps = self.steps
-        steps.real.append((self._now() - self._start) / self._block)
-        steps.waited.append((_waited(trainer) - self._waited) / self._block)
-        rates = [group["lr"] for group in self._bare.optimizer.param_groups]
-        self._set_rates([0.0] * len(rates))  # the same batch over and over would spoil the weights
-        steps.bare.append(self._time(self._bare, self._block))
-        for values, seconds in zip(steps[3:], self._parts(trainer), strict=True):
-            values.append(seconds)
-        self._set_rates(rates)
-        if len(steps.real) >= TURNS and self._now() - self._began > self.seconds:
+        real = (self._now() - self._start) / self._block
+        waited = (_waited(trainer) - self._waited) / self._block
+        callbacks = (self.clock.seconds - self._callbacks) / self._block
+        with self._bare.without_learning():
+            seconds = Seconds(
+                real=real,
+                bare=self._time(self._bare, self._block),
+                waited=waited,
+                callbacks=callbacks,
+                views=self._time(lambda: self._views(trainer)),
+                loss=self._time(self._bare.loss_alone),
+                optimizer=self._time(self._bare.optimizer.step),
+            )
+        self.measured.append(seconds)
+        if len(self.measured) >= TURNS and self._now() - self._began > self.seconds:
             trainer.should_stop = True
 
-    def _set_rates(self, rates: list[float]) -> None:
-        for group, rate in zip(self._bare.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-
-    def _parts(self, trainer: L.Trainer) -> list[float]:
+    def _views(self, trainer: L.Trainer) -> None:
         data: ContrastiveDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        raw, sizes = self.raw, self._bare.sizes
-        return [
-            self._time(lambda: [data.make_views(part) for part in raw.split(sizes)]),
-            self._time(self._bare.loss_alone),
-            self._time(self._bare.optimizer.step),
-        ]
+        parts = self.raw.split(self._bare.sizes)
+        for part in (*parts, *parts[:-1]):  # of micro-batches all but the last go through twice
+            data.make_views(part)
 
     def _time(self, work: Callable[[], object], times: int = 1) -> float:
         start = self._now()
@@ -131,7 +163,9 @@ class Turns(L.Callback):
 
 
 class BareStep:
-    """A training step on views that are there: network, loss, gradients, optimiser, no more.
+    """A training step on views that are there: network, loss, gradients, optimiser.
+
+    Gradients are clipped where those of `fit` are.
 
     Args:
         trainer: with the optimiser and the precision.
@@ -142,6 +176,8 @@ class BareStep:
     def __init__(self, trainer: L.Trainer, model: SimCLR, batch: Views | MicroBatches) -> None:
         self.model, self.optimizer = model, trainer.optimizers[0]
         self.precision = trainer.precision_plugin
+        self.clip: Any = trainer.gradient_clip_val
+        self.clip_algorithm = GradClipAlgorithmType(trainer.gradient_clip_algorithm or "norm")
         parts = batch.parts if isinstance(batch, MicroBatches) else [batch]
         self.sizes = [len(part.labels) for part in parts]
         self.parts: Any = parts
@@ -169,7 +205,22 @@ class BareStep:
         """Does it."""
         self.optimizer.zero_grad()
         self.model.loss(*self._projections().chunk(2)).backward()
+        if self.clip:
+            self.precision.clip_gradients(self.optimizer, self.clip, self.clip_algorithm)
         self.optimizer.step()
+
+    @contextmanager
+    def without_learning(self) -> Iterator[None]:
+        """A context: the same batch over and over would spoil the weights of the real steps."""
+        groups = self.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = 0.0
+        try:
+            yield
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
 
     def loss_alone(self) -> None:
         """Forward and backward of the loss."""

@@ -12,7 +12,7 @@ from simclr_pl.batch import Batch
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.errors import UserError
 from simclr_pl.run.arguments import call, data_of
-from simclr_pl.run.directory import RunDirectory
+from simclr_pl.run.directory import RunDirectory, file_to_write
 
 DPI = 110
 """Of every picture: legible at 100 %."""
@@ -50,8 +50,7 @@ def views(
         raise UserError(f"{run.path} holds no run: give the directory of a run as --run_dir")
     files = [config] if isinstance(config, str) else config or []
     data = data_of([run.config] if run else [Path(file) for file in files])
-    target = Path(out) if out else (run.pictures if run else Path()) / "views.png"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = file_to_write(out or str((run.pictures if run else Path()) / "views.png"))
     try:
         draw_views(data, images, epochs).savefig(target, dpi=DPI)
     finally:

@@ -242,3 +242,36 @@ def test_what_is_broken_behind_the_header_is_said_with_the_name(tmp_path: Path, 
     file = EncodedImage(path)
     with pytest.raises(UserError, match=r"image\.jpg cannot be decoded .*: remove it"):
         file.rgb(scale)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_sixteen_bits_keep_their_shades(tmp_path: Path, suffix: str) -> None:
+    """PIL has those of a PGM as numbers of 32 bits."""
+    shades = np.random.default_rng(0).integers(0, 2**16, (6, 5), np.uint16)
+    path = tmp_path / f"image.{suffix}"
+    if suffix == "pgm":
+        path.write_bytes(b"P5 5 6 65535\n" + shades.astype(">u2").tobytes())
+    else:
+        Image.fromarray(shades).save(path)
+    found = np.asarray(EncodedImage(path).rgb())
+    assert (found == (shades >> 8).astype(np.uint8)[..., None]).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "it is empty"),
+        (b"<html>not found</html>", "no kind of image that PIL knows"),
+        (np.ones((6, 5), np.float32), "32-bit numbers without a range; 8 and 16 bits have one"),
+        (np.ones((6, 5), np.int32), "32-bit numbers without a range; 8 and 16 bits have one"),
+    ],
+)
+def test_what_is_no_picture_is_said(tmp_path: Path, content: Any, why: str) -> None:
+    path = tmp_path / "image.tif"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        Image.fromarray(content).save(path)
+    with pytest.raises(UserError) as caught:
+        EncodedImage(path).rgb()
+    assert str(caught.value) == f"{path} cannot be decoded ({why}): remove it, or save it again"

@@ -1,16 +1,19 @@
 """Views whose colours are one compiled kernel: the same views, to rounding."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
-from commands import QUICK, fit, rows, run
+from commands import ENCODER_ARGS, QUICK, QUIET, fit, rows, run
 from torch import Tensor
+from torch._dynamo import config as dynamo
 
-from simclr_pl import SimCLRViews, UserError
+from simclr_pl import ContrastiveDataModule, SimCLR, SimCLRViews, UserError
 from simclr_pl.compiler import compiled
 from simclr_pl.data import color, fused
 
@@ -93,6 +96,23 @@ def test_compiled_views_do_not_depend_on_the_batch() -> None:
 
 @needs_compiler
 @pytest.mark.timeout(600)
+def test_images_of_many_sizes_do_not_compile_again_and_again() -> None:
+    """Each batch of a packed folder is padded to its own largest image."""
+    views = SimCLRViews(16, **plain(3))
+    fast = SimCLRViews(16, **plain(3), compiled=True)
+    torch.compiler.reset()
+    with dynamo.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
+        for more in range(8):
+            images, index = photos(8, 3, 20 + 7 * more, 30 + 5 * more), torch.arange(8)
+            sizes = torch.tensor([[18 + 7 * more, 30]] * 8)
+            for got, want in zip(
+                fast(images, index, 3, sizes), views(images, index, 3, sizes), strict=True
+            ):
+                torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+@needs_compiler
+@pytest.mark.timeout(600)
 def test_a_run_trains_on_compiled_views_and_resumes_without(tmp_path: Path) -> None:
     """On the same curve, to what rounding does in four steps; a resume may change the key."""
     outcome = fit(tmp_path / "fast", "--data.compiled", "true", "--data.jitter", "0.5")
@@ -108,13 +128,33 @@ def test_a_run_trains_on_compiled_views_and_resumes_without(tmp_path: Path) -> N
     assert run("views", "--run_dir", tmp_path / "fast").code == 0
 
 
+@pytest.mark.parametrize("key", ["data.compiled", "model.compiled"])
 def test_without_a_compiler_it_is_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
+    fit(tmp_path / "plain")
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    for command in (("fit", "--run_dir", tmp_path / "run"), ("bench",)):
+        outcome = run(*command, *QUICK, f"--{key}", "true")
+        assert f"{key} needs a C++ compiler" in outcome.sentence
+        assert not (tmp_path / "run").exists()
+    # A run from another machine can be looked at all the same.
+    for command in ("validate", "predict"):
+        outcome = run(command, "--run_dir", tmp_path / "plain", f"--{key}", "true")
+        assert (outcome.code, outcome.err) == (0, "")
+
+
+def test_from_python_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"data\.compiled needs a C\+\+ compiler"):
         SimCLRViews(32, compiled=True)
-    outcome = run("fit", *QUICK, "--run_dir", tmp_path / "run", "--data.compiled", "true")
-    assert "data.compiled needs a C++ compiler" in outcome.sentence
-    assert not (tmp_path / "run").exists()
+    for model, data, key in ((True, False, "model"), (False, True, "data")):
+        trainer = L.Trainer(**QUIET, max_epochs=1)
+        encoder = {"encoder": "resnet10t", "encoder_args": json.loads(ENCODER_ARGS)}
+        with pytest.raises(UserError, match=rf"{key}\.compiled needs a C\+\+ compiler.*--{key}"):
+            trainer.fit(
+                SimCLR(**encoder, compiled=model),
+                ContrastiveDataModule("digits", compiled=data),
+            )

@@ -284,6 +284,16 @@ def test_a_restored_probe_continues_as_if_nothing_had_been(used: bool) -> None:
     assert steps(again, 3, 6).weights.equal(through.weights)
 
 
+def test_a_probe_of_before_its_optimiser_was_fused_goes_on() -> None:
+    through = steps(Bench(), 0, 4)
+    state = steps(Bench(), 0, 2).probe.state_dict()
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = None
+    again = Bench()
+    again.probe.load_state_dict(state)
+    assert steps(again, 2, 4).weights.equal(through.weights)
+
+
 def test_a_probe_of_other_classes_is_a_sentence() -> None:
     state = steps(Bench(), 0, 1).probe.state_dict()
     bench = Bench(classes=7)

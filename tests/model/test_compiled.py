@@ -10,7 +10,7 @@ from commands import QUICK, checkpoint, rows, run
 from distances import far
 from recording import InterruptionError
 
-from simclr_pl import SimCLR, UserError, load_encoder
+from simclr_pl import load_encoder
 from simclr_pl.compiler import compiled
 
 pytestmark = [
@@ -99,10 +99,3 @@ def test_micro_batches_are_compiled_too(tmp_path: Path) -> None:
     train(tmp_path / "eager", *micro)
     train(tmp_path / "fast", *micro, *COMPILED)
     assert_same_training(tmp_path / "eager", tmp_path / "fast")
-
-
-def test_without_a_compiler_it_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match=r"model\.compiled needs a C\+\+ compiler.*--model"):
-        SimCLR(compiled=True)

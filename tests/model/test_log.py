@@ -1,12 +1,14 @@
 """Numbers of a step are worked out where they are logged, and are those of any other interval."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
-from commands import QUICK, rows, run
+from commands import ENCODER_ARGS, QUICK, QUIET, rows, run
 
-from simclr_pl import SimCLR
+from simclr_pl import ContrastiveDataModule, SimCLR
 
 STEP = ("train/loss", "train/contrastive_top1", "train/lr", "train/grad_norm")
 
@@ -41,4 +43,38 @@ def test_steps_that_are_not_logged_do_without(
 
     monkeypatch.setattr(SimCLR, "_log_step", counted)
     logged(tmp_path, 4)
-    assert calls == [0, 3, 7, 9]  # the first and the last are for the lines that a person sees
+    # The first and the last are for the lines that a person sees, an epoch's last for callbacks.
+    assert calls == [0, 3, 4, 7, 9]
+
+
+@pytest.mark.parametrize("on_epochs", [True, False])
+def test_callbacks_find_the_loss_of_the_step_before_them(tmp_path: Path, on_epochs: bool) -> None:
+    """As EarlyStopping and ModelCheckpoint do: at a validation and where an epoch ends."""
+    found: dict[int, list[float]] = {}
+
+    class Reads(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, _: Any, outputs: Any, *args: Any) -> None:
+            found[trainer.global_step] = [float(outputs["loss"])]
+
+        def _read(self, trainer: L.Trainer) -> None:
+            found[trainer.global_step].append(float(trainer.callback_metrics["train/loss"]))
+
+        def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
+            self._read(trainer)
+
+        def on_train_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            self._read(trainer)
+
+    trainer = L.Trainer(
+        **{**QUIET, "log_every_n_steps": 100}, max_epochs=2, num_sanity_val_steps=0,
+        limit_train_batches=5, limit_val_batches=1, val_check_interval=2,
+        check_val_every_n_epoch=1 if on_epochs else None, callbacks=[Reads()],
+    )  # fmt: skip
+    trainer.fit(
+        SimCLR("resnet10t", json.loads(ENCODER_ARGS), warmup_epochs=0),
+        ContrastiveDataModule("digits", image_size=8, batch_size=128),
+    )
+    read = {step: losses for step, losses in found.items() if len(losses) > 1}
+    assert list(read) == ([2, 4, 5, 7, 9, 10] if on_epochs else [2, 4, 5, 6, 8, 10])
+    for first, *others in read.values():
+        assert others == [pytest.approx(first, rel=1e-6)] * len(others)

@@ -150,6 +150,16 @@ def test_a_cpu_has_plain_optimisers() -> None:
         assert not any(group["fused"] for group in groups)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_resume_on_a_cpu_is_plain_whatever_the_run_was(name: OptimizerName) -> None:
+    optimizer = build_optimizer(network(), recipe(name), 0.1)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        group["fused"] = True
+    optimizer.load_state_dict(state)
+    assert [group["fused"] for group in optimizer.param_groups] == [False, False]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_fused_optimisers_take_the_same_steps(name: OptimizerName) -> None:

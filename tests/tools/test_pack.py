@@ -250,10 +250,11 @@ def test_two_packs_of_one_directory_do_not_mix(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("set*")] == ["set"]
 
 
-def test_an_interrupted_pack_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_pack_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     fill(tmp_path / "images", 300)
     process = start("pack", tmp_path / "images", tmp_path / "set", "--num_workers", "0")
-    signal_when(process, lambda: any(tmp_path.glob("set*")), signal.SIGINT)
+    signal_when(process, lambda: any(tmp_path.glob("set*")), number)
     done = finish(process)
     assert (done.code, done.sentence) == (130, "error: interrupted")
     assert not any(tmp_path.glob("set*"))

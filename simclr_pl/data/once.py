@@ -1,4 +1,4 @@
-"""Fetched once: one process downloads, the others wait, and what has its name is whole."""
+"""Done once: one process downloads or packs, the others wait; what has its name is whole."""
 
 import errno
 import os
@@ -49,7 +49,7 @@ def fetch_once(
     if there(root):
         return
     root.mkdir(parents=True, exist_ok=True)
-    with _alone(root / f".{name}.lock", f"to get {name} into {root}"):
+    with alone(root / f".{name}.lock", f"to get {name} into {root}"):
         if there(root):  # by now
             return
         unfinished = root / f".{name}.unfinished"
@@ -73,10 +73,22 @@ def _move(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _alone(path: Path, purpose: str) -> Iterator[None]:
-    """Lets one process after the other in, of all machines that see this file.
+def alone(path: Path, purpose: str) -> Iterator[Path]:
+    """Lets one process after the other in, of all machines that see the file of the lock.
 
-    The file stays; where the file system has locks, they end with the process that holds them.
+    Where the file system has locks, they end with the process that holds them. The file stays,
+    since on NFS others may have it open, unless the holder removes it.
+
+    Args:
+        path: of the lock's file.
+        purpose: what the holder does, beginning with "to", for those that wait.
+
+    Yields:
+        The path.
+
+    Raises:
+        OSError: the file cannot be written.
+        UserError: another process has had the lock for `PATIENCE` seconds.
     """
     lock: BaseFileLock = FileLock(path, fallback_to_soft=False, on_acquired=_sign)
     try:
@@ -87,7 +99,7 @@ def _alone(path: Path, purpose: str) -> Iterator[None]:
         lock = SoftFileLock(path.with_suffix(".held"))
         _acquire(lock, purpose)
     try:
-        yield
+        yield path
     finally:
         lock.release()
 
@@ -103,8 +115,8 @@ def _acquire(lock: BaseFileLock, purpose: str) -> None:
         lock.acquire(timeout=PATIENCE - NOTICE)
     except Timeout:
         raise UserError(
-            f"{_holder(lock)} was waited for {purpose}, {time.monotonic() - begun:.0f} s long: "
-            f"start again when it has ended; if it has ended already, remove {lock.lock_file} first"
+            f"waited {time.monotonic() - begun:.0f} s for {_holder(lock)} {purpose}: start "
+            f"again when it has ended; if it has ended already, remove {lock.lock_file} first"
         ) from None
 
 

@@ -1,10 +1,8 @@
 """`pack`: a folder of images decoded once, for training that decodes nothing."""
 
 import errno
-import os
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +16,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 from simclr_pl.data.decode import MIN_SIDE, EncodedImage
-from simclr_pl.data.packing import INDEX, PIXELS, SPLITS, save_index, save_pixels
+from simclr_pl.data.once import alone
+from simclr_pl.data.packing import PIXELS, SPLITS, save_index, save_pixels
 from simclr_pl.data.readers import read_folder
 from simclr_pl.data.sources import ImageFiles, as_is, end_workers
 from simclr_pl.errors import UserError
@@ -65,36 +64,45 @@ def pack(folder: str, out: str, *, short_side: int = 256, num_workers: int = 2) 
     raw = read_folder(source)
     found = {name: getattr(raw, name) for name in SPLITS}
     splits = {name: files for name, files in found.items() if files is not None}
-    # Beside the target, so that renaming is one step: what has its name is whole.
-    unfinished = target.with_name(f"{target.name}.{socket.gethostname()}.{os.getpid()}.unfinished")
     try:
-        unfinished.mkdir()
-        sizes = _write_pixels(unfinished / PIXELS, splits, short_side, num_workers)
-        labels = torch.cat([split.labels for split in splits.values()])
-        counts = {name: len(split) for name, split in splits.items()}
-        save_index(unfinished, sizes, labels, counts, raw.classes)
-        unfinished.rename(target)
+        with alone(target.with_name(f".{target.name}.lock"), f"to write {target}") as lock:
+            try:
+                if target.exists():
+                    raise UserError(f"{target} was written by another pack meanwhile: it is whole")
+                _write(target, splits, raw.classes, short_side, num_workers)
+            finally:
+                lock.unlink(missing_ok=True)
     except OSError as error:
-        if _is_packed(target):
-            raise UserError(
-                f"{target} was written by another pack meanwhile: it is whole, and this one's work "
-                "was dropped"
-            ) from error
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "free some space, or give a smaller short_side" if full else "give another place"
         raise UserError(f"{target} cannot be written ({error.strerror}): {hint}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    size = (target / PIXELS).stat().st_size
+    images, size = sum(map(len, splits.values())), (target / PIXELS).stat().st_size
     sys.stdout.write(
-        f"{len(labels)} images packed into {target} ({size / 1e9:.3g} GB): train on them with "
+        f"{images} images packed into {target} ({size / 1e9:.3g} GB): train on them with "
         f"--data.dataset packed --data.root {target}\n"
     )
     return target
 
 
-def _is_packed(folder: Path) -> bool:
-    return (folder / PIXELS).exists() and (folder / INDEX).exists()
+def _write(
+    target: Path,
+    splits: dict[str, ImageFiles],
+    classes: tuple[str, ...],
+    short_side: int,
+    workers: int,
+) -> None:
+    """Writes beside the target, so that renaming is one step: what has its name is whole."""
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of one that was killed
+    try:
+        unfinished.mkdir()
+        sizes = _write_pixels(unfinished / PIXELS, splits, short_side, workers)
+        labels = torch.cat([split.labels for split in splits.values()])
+        counts = {name: len(split) for name, split in splits.items()}
+        save_index(unfinished, sizes, labels, counts, classes)
+        unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write_pixels(

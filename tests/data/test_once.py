@@ -241,7 +241,7 @@ def test_nobody_waits_for_ever(tmp_path: Path, capsys: pytest.CaptureFixture[str
         with pytest.raises(UserError) as caught:
             once.fetch_once("set", tmp_path, there, fetched)
     assert str(caught.value).startswith(
-        f"process 123 on node7 was waited for to get set into {tmp_path}"
+        f"waited 1 s for process 123 on node7 to get set into {tmp_path}: start again"
     )
     assert f"remove {tmp_path}/.set.lock" in str(caught.value)
     assert capsys.readouterr().out == (
@@ -264,7 +264,7 @@ def test_a_file_system_without_locks(
     monkeypatch.setattr(fcntl, "flock", no_locks(number))
     # A process of another machine that was killed: nobody here can know.
     (tmp_path / ".set.held").write_text("123\nnode7\n")
-    with pytest.raises(UserError, match="process 123 on node7 was waited for") as caught:
+    with pytest.raises(UserError, match="s for process 123 on node7 to get set") as caught:
         once.fetch_once("set", tmp_path, there, fetched)
     assert f"remove {tmp_path}/.set.held" in str(caught.value)
     (tmp_path / ".set.held").unlink()

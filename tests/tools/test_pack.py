@@ -1,10 +1,12 @@
 """pack as a command, and what packed images are good for: training, resumes, evaluations."""
 
+import os
 import resource
 import shutil
 import signal
-import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from simclr_pl import UserError
+from simclr_pl.data import once
 from simclr_pl.data.datasets import load
 from simclr_pl.data.packed import PackedImages
 from simclr_pl.data.packing import INDEX, PIXELS
@@ -226,28 +230,32 @@ def test_a_killed_pack_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     process = start("pack", tmp_path / "images", tmp_path / "set", "--num_workers", "0")
     signal_when(process, lambda: any(tmp_path.glob("set*")), signal.SIGKILL)
     assert finish(process).code == -signal.SIGKILL
-    (dead,) = tmp_path.glob("set*")
-    assert dead.name == f"set.{socket.gethostname()}.{process.pid}.unfinished"
+    assert [path.name for path in tmp_path.glob("set*")] == ["set.unfinished"]
     # And it is in nobody's way.
     assert run("pack", tmp_path / "images", tmp_path / "set", "--num_workers", "0").code == 0
     assert len(load("packed", tmp_path / "set").train) == 300
+    assert [path.name for path in tmp_path.glob("*set*")] == ["set"]
 
 
-def test_two_packs_of_one_directory_do_not_mix(tmp_path: Path) -> None:
-    fill(tmp_path / "images", 300)
-    command = ("pack", tmp_path / "images", tmp_path / "set", "--num_workers", "0", "--short_side")
-    slow = start(*command, "12")
-    signal_when(slow, lambda: any(tmp_path.glob("set*")), signal.SIGSTOP)
-    assert run(*command, "8").code == 0
-    slow.send_signal(signal.SIGCONT)
-    done = finish(slow)
-    assert done.code == 2
-    said = f"{tmp_path}/set was written by another pack meanwhile: it is whole"
-    assert said in done.err.splitlines()[-1]  # behind the bar, which was begun before the stop
-    images = images_of(load("packed", tmp_path / "set").train)
-    assert {min(image.shape[1:]) for image in images} == {8}
-    assert len(images) == 300
-    assert [path.name for path in tmp_path.glob("set*")] == ["set"]
+def test_a_second_pack_of_the_same_directory_waits_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "images", 2)
+    target, said = tmp_path / "set", ""
+    monkeypatch.setattr(once, "NOTICE", 0.1)
+    with ThreadPoolExecutor(1) as second:
+        with once.alone(tmp_path / ".set.lock", "to write it"):
+            result = second.submit(pack, str(tmp_path / "images"), str(target), num_workers=0)
+            while not said:
+                assert not result.done(), result.result()
+                time.sleep(0.01)
+                said = capsys.readouterr().out
+            assert left(tmp_path) == [".set.lock", "images"]  # it has not begun
+            target.mkdir()
+        with pytest.raises(UserError, match="set was written by another pack meanwhile"):
+            result.result(60)
+    assert said == f"waiting for process {os.getpid()} on {os.uname().nodename} to write {target}\n"
+    assert left(tmp_path) == ["images", "set"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -11,11 +11,12 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 
 from simclr_pl.model.checkpoint import read_checkpoint
-from simclr_pl.run.directory import RunDirectory, is_rank_zero
+from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.out_of_memory import OutOfMemory, explained
 from simclr_pl.run.recipe import check_same_recipe
-from simclr_pl.run.wandb import PROJECT, Mode, build_logger, resolve_mode
+from simclr_pl.run.tensorboard import tensorboard_logger
+from simclr_pl.run.wandb import end_run
 
 
 class Session:
@@ -50,17 +51,13 @@ class Session:
             self.resume_from = self.run.last_checkpoint
         self.run.claim(resume=resume)
 
-    def loggers(self, wandb: Mode) -> list[Logger]:
-        """`metrics.csv`, and Weights & Biases on rank 0 unless it is off."""
+    def loggers(self, *, tensorboard: bool) -> list[Logger]:
+        """`metrics.csv`, and TensorBoard's files where they are wanted."""
         step = None
         if self.resume_from is not None:
             step = int(read_checkpoint(self.resume_from)["global_step"])
         loggers: list[Logger] = [MetricsFile(self.run.metrics, step)]
-        if is_rank_zero():
-            name = f"{self.run.path.parent.name}/{self.run.path.name}"
-            logger = build_logger(resolve_mode(wandb), self.run, PROJECT, name)
-            loggers += [] if logger is None else [logger]
-        return loggers
+        return [*loggers, tensorboard_logger(self.run, step)] if tensorboard else loggers
 
     def callbacks(self) -> list[L.Callback]:
         """Note that a step was finished, from where on the directory stays; and why it ended."""
@@ -91,9 +88,7 @@ class Session:
 
     def end(self, *, failed: bool = False) -> None:
         """Closes the run of Weights & Biases: the next training of this process has its own."""
-        experiment = getattr(sys.modules.get("wandb"), "run", None)
-        if experiment is not None:
-            experiment.finish(exit_code=int(failed))
+        end_run(self.run, failed=failed)
 
     def discard(self) -> None:
         """Leaves nothing behind of a training that never finished a step."""

@@ -13,6 +13,7 @@ from simclr_pl.evaluate.scoring import Score
 from simclr_pl.model.checkpoint import load_backbone
 from simclr_pl.model.optim import OptimizerRecipe
 from simclr_pl.run.arguments import call
+from simclr_pl.run.artifacts import LogCheckpoints, artifact_of
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint, StopOnNaN
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.progress import Progress
@@ -20,7 +21,9 @@ from simclr_pl.run.recipe import save_config
 from simclr_pl.run.results import sha256
 from simclr_pl.run.session import Session, quieten
 from simclr_pl.run.speed import Throughput
-from simclr_pl.run.wandb import Mode
+from simclr_pl.run.tensorboard import check_tensorboard
+from simclr_pl.run.tracking import Tracking
+from simclr_pl.run.wandb import WandbChoice
 from simclr_pl.tools.pretrained import DataChoice, Pretrained, check_seeds, find_pretrained
 from simclr_pl.tools.scores import report
 
@@ -121,7 +124,8 @@ def finetune(
     learning_rate: float | None = None,
     weight_decay: float = 0.0,
     trainer: TrainerChoice = TrainerChoice(),
-    wandb: Mode = "auto",
+    wandb: WandbChoice = WandbChoice(),  # noqa: B008 - frozen
+    tensorboard: bool = False,
     out: str | None = None,
     resume: bool = False,
 ) -> list[Score]:
@@ -153,7 +157,8 @@ def finetune(
             0.2 from scratch).
         weight_decay: on weights; biases and norms have none.
         trainer: where and how it is computed.
-        wandb: Weights & Biases; auto is online when logged in, else offline.
+        wandb: Weights & Biases.
+        tensorboard: whether numbers go into tensorboard/ of each run too.
         out: folder for the runs, instead of RUN/finetune.
         resume: go on with what was broken off, or begin where nothing is there yet.
 
@@ -172,15 +177,18 @@ def finetune(
         epochs, batch_size, learning_rate, weight_decay,
     )  # fmt: skip
     recipe.check()
+    if tensorboard:
+        check_tensorboard()
     pretrained = find_pretrained(checkpoint, run_dir, config, data)
     folder = Path(out) if out else pretrained.folder("finetune")
-    job = _Job(pretrained, recipe, split, trainer, wandb, folder, resume)
+    job = _Job(pretrained, recipe, split, trainer, wandb, tensorboard, folder, resume)
     start = "from fresh weights" if from_scratch else "from pretrained weights"
     chosen = [pretrained.seed] if seeds is None else seeds
     for seed in chosen:
         job.run(seed).check_free(resume=resume)
     fields = recipe.fields | {"epoch": 0 if from_scratch else pretrained.epoch}
-    return report(pretrained, recipe.protocol, split, chosen, job.evaluate, start, wandb, **fields)
+    name, mode = recipe.protocol, wandb.mode
+    return report(pretrained, name, split, chosen, job.evaluate, start, mode, **fields)
 
 
 @dataclass(frozen=True)
@@ -191,7 +199,8 @@ class _Job:
     recipe: _Recipe
     split: Literal["val", "test"]
     choice: TrainerChoice
-    wandb: Mode
+    wandb: WandbChoice
+    tensorboard: bool
     folder: Path
     resume: bool
 
@@ -226,15 +235,13 @@ class _Job:
         epochs: int,
     ) -> tuple[float, float]:
         model = self._model(seed, data)
-        trainer = self._trainer(session, epochs)
+        trainer = self._trainer(session, config, epochs)
         trainer.print(
             f"{session.run.path}: {data.labels} labelled images, {epochs} epochs of {data.steps} x "
             f"{data.batch_size} images"
         )
         if is_rank_zero():
             save_config(session.run, config)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(config)
         session.train(trainer, model, data)
         score = trainer.validate if self.split == "val" else trainer.test
         score(model, data, verbose=False)
@@ -267,12 +274,14 @@ class _Job:
             seed=seed,
         )
 
-    def _trainer(self, session: Session, epochs: int) -> L.Trainer:
+    def _trainer(self, session: Session, config: dict[str, Any], epochs: int) -> L.Trainer:
         choice = asdict(self.choice)
         often = max(1, epochs // 10)  # ten validations, or a few more
         callbacks = [
-            StopOnNaN("lower --learning_rate"), Throughput(), *session.callbacks(),
-            SaveCheckpoint(often),
+            StopOnNaN("lower --learning_rate"), Throughput(),
+            Tracking(session.run, self.wandb, "finetune", config, self._artifact()),
+            *session.callbacks(), SaveCheckpoint(often),
+            LogCheckpoints(session.run, self.wandb, "finetune"),
         ]  # fmt: skip
         if choice["enable_progress_bar"]:
             callbacks.append(Progress())
@@ -281,7 +290,7 @@ class _Job:
             max_epochs=epochs,
             check_val_every_n_epoch=often,
             num_sanity_val_steps=0,
-            logger=session.loggers(self.wandb),
+            logger=session.loggers(tensorboard=self.tensorboard),
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
             default_root_dir=str(session.run.path),
@@ -301,8 +310,15 @@ class _Job:
             "classes": data.num_classes,
             "data": data.arguments(),
             "trainer": {**asdict(self.choice), "max_epochs": epochs},
-            "wandb": self.wandb,
+            "wandb": asdict(self.wandb),
+            "tensorboard": self.tensorboard,
         }
+
+    def _artifact(self) -> str | None:
+        """What pretraining logged the checkpoint as."""
+        if self.pretrained.run is None or self.recipe.from_scratch:
+            return None
+        return artifact_of(self.pretrained.run, self.pretrained.checkpoint)
 
 
 def run_cli(args: list[str]) -> None:

@@ -40,7 +40,8 @@ class LogCheckpoints(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds what a session that was killed has left to log."""
         if self.choice.log_model and _experiment(trainer) is not None:
-            links = sorted((self.run.path / "wandb" / "models").glob("epoch-*.ckpt"), key=_epoch)
+            folder = self.run.path.absolute() / "wandb" / "models"
+            links = sorted(folder.glob("epoch-*.ckpt"), key=_epoch)
             logged = {name.split(":")[1] for name in _names(self.run).values()}
             new = [link for link in links if link.stem not in logged]
             self._waiting = [link for link in new if _epoch(link) <= trainer.current_epoch]
@@ -96,7 +97,7 @@ class LogCheckpoints(Checkpoint):
 
     def _link(self, epoch: int) -> Path:
         """A name for the checkpoint that stays: `last.ckpt` is replaced, not changed."""
-        link = self.run.path / "wandb" / "models" / f"epoch-{epoch}.ckpt"
+        link = self.run.path.absolute() / "wandb" / "models" / f"epoch-{epoch}.ckpt"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         os.link(self.run.last_checkpoint, link)

@@ -109,11 +109,11 @@ def log_evaluation(
         words = {
             "name": f"{run.path.parent.name}/{run.path.name} {protocol}",
             "job_type": protocol.partition("-")[0],
-            "config": config,
         }
         experiment = start(run, choice, name, words, console="off", reinit="create_new")
         if experiment is None:
             return
+        experiment.config.update(config)
         if artifact is not None and not experiment.offline:  # offline its name has to do
             experiment.use_artifact(artifact)
         experiment.summary.update(numbers)

@@ -24,6 +24,9 @@ PATIENCE = 20.0
 LAST_WORDS = 60.0
 """Seconds that the upload of what is left may take at the end; with models twenty times that."""
 
+FLUSH_EVERY = 1.0
+"""Seconds of an offline run that a kill may cost; by itself W&B writes every 15."""
+
 
 @dataclass(frozen=True)
 class WandbChoice:
@@ -139,7 +142,8 @@ def start(
     about |= {key: value for key, value in words.items() if value}
     # We say in one line what it says in ten.
     quick: dict[str, Any] = {"silent": True, "init_timeout": PATIENCE}
-    quick |= {"finish_timeout": LAST_WORDS, "finish_timeout_raises": True} | settings
+    quick |= {"finish_timeout": LAST_WORDS, "finish_timeout_raises": True}
+    quick |= {"x_transaction_log_flush_interval": FLUSH_EVERY} | settings
     known = {k: v for k, v in quick.items() if k in wandb.Settings.model_fields}
 
     def begin(how: Literal["online", "offline"]) -> Any:

@@ -103,7 +103,7 @@ def _log(logger: Any, pictures: dict[str, Any], epoch: int, step: int) -> None:
     if isinstance(logger, WandbLogger):  # in one row, which its own log_image gives no epoch
         import wandb
 
-        row: dict[str, Any] = {name: wandb.Image(picture) for name, picture in pictures.items()}
+        row: dict[str, Any] = {name: [wandb.Image(image)] for name, image in pictures.items()}
         logger.log_metrics({**row, "epoch": epoch}, step=step)
         return
     for name, picture in pictures.items():

@@ -1,4 +1,4 @@
-"""The least of a W&B server: enough for W&B's own client to find a run and edit its summary."""
+"""The least of a W&B server: W&B's own client edits summaries and deletes artifacts there."""
 
 import json
 import threading
@@ -17,12 +17,14 @@ class Server:
         address: to be WANDB_BASE_URL.
         runs: summaries by id.
         edits: the variables of every edit of a run that was asked for.
+        versions: numbers of the versions of the one artifact, `me/letters/model`.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.runs: dict[str, dict[str, Any]] = {}
         self.edits: list[dict[str, Any]] = []
+        self.versions: list[int] = []
 
     def answer(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
         """To a GraphQL query."""
@@ -32,7 +34,33 @@ class Server:
             return {"upsertBucket": {"bucket": self._run(given["id"]), "inserted": False}}
         if "query Run(" in query:
             return {"project": {"run": self._run(given["name"])}}
+        if "query ProjectArtifacts" in query:
+            edges = [{"version": f"v{n}", "node": self._artifact(n)} for n in self.versions]
+            page = {"endCursor": None, "hasNextPage": False, "__typename": "PageInfo"}
+            found = {"totalCount": len(edges), "pageInfo": page, "edges": edges}
+            sequence = {"__typename": "ArtifactSequence", "artifacts": found}
+            return {"project": {"artifactType": {"artifactCollection": sequence}}}
+        if "mutation DeleteArtifact" in query:
+            self.versions.remove(int(given["input"]["artifactID"]))
+            return {"deleteArtifact": {"artifact": {"id": given["input"]["artifactID"]}}}
         return {"viewer": PERSON, "serverInfo": {"features": []}}
+
+    def _artifact(self, number: int) -> dict[str, Any]:
+        project = {"id": "7", "internalId": "7", "name": "letters", "entity": {"name": "me"}}
+        kind = {"__typename": "ArtifactSequence", "name": "model", "project": project}
+        alias = {
+            "__typename": "ArtifactAlias", "id": f"a{number}", "alias": f"v{number}",
+            "artifactCollection": kind,
+        }  # fmt: skip
+        nothing = dict.fromkeys(("description", "metadata", "historyStep", "commitHash"))
+        about = {
+            "__typename": "Artifact", "id": str(number), "artifactSequence": kind,
+            "versionIndex": number, "artifactType": {"name": "model"}, "tags": [],
+            "ttlDurationSeconds": -2, "ttlIsInherited": True, "state": "COMMITTED", "size": 1,
+            "digest": "0", "fileCount": 1, "createdAt": "2026-01-01T00:00:00",
+            "updatedAt": None, "aliases": [alias],
+        }  # fmt: skip
+        return {**nothing, **about}
 
     def _run(self, name: str) -> dict[str, Any] | None:
         if name not in self.runs:

@@ -125,19 +125,29 @@ class LogCheckpoints(Checkpoint):
             experiment: the W&B run, online.
             through: what has been logged and should be uploaded by now; what isn't is waited for.
         """
-        import wandb
-
         if not through:
             return
         through[-1][0].wait(timeout=math.ceil(PATIENCE))
         name = f"{experiment.entity}/{experiment.project}/{self.job}-{run_id(self.run)}"
-        versions = list(wandb.Api(timeout=math.ceil(PATIENCE)).artifacts("model", name))
-        versions.sort(key=lambda artifact: int(artifact.version.removeprefix("v")))
-        for old in versions[: -self.choice.keep]:
-            old.delete(delete_aliases=True)
+        delete_old(name, self.choice.keep)
         done, self._logged = self._logged[: -self.choice.keep], self._logged[-self.choice.keep :]
         for _, path in done:
             path.unlink(missing_ok=True)
+
+
+def delete_old(name: str, keep: int) -> None:
+    """Deletes an artifact's versions on the server, but for the last few.
+
+    Args:
+        name: `entity/project/name`.
+        keep: how many stay.
+    """
+    import wandb
+
+    versions = list(wandb.Api(timeout=math.ceil(PATIENCE)).artifacts("model", name))
+    versions.sort(key=lambda artifact: int(artifact.version.removeprefix("v")))
+    for old in versions[:-keep]:
+        old.delete(delete_aliases=True)
 
 
 def artifact_of(run: RunDirectory, checkpoint: Path) -> str | None:

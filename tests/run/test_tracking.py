@@ -17,8 +17,10 @@ import wandb
 import yaml
 from commands import QUICK, REPOSITORY, environment, finish, fit, rows, run, signal_when, start
 from offline import artifacts, begun, history, recipe, records, summary
+from wandb_server import wandb_server
 
 from simclr_pl import UserError
+from simclr_pl.run.artifacts import delete_old
 from simclr_pl.run.provenance import git_commit
 from simclr_pl.run.wandb import FLUSH_EVERY, WandbChoice
 
@@ -215,6 +217,19 @@ def test_a_resume_with_nothing_left_to_train_adds_no_part(finished: Path) -> Non
     outcome = fit(finished, "--wandb", "offline", "--resume")
     assert "nothing left to train" in outcome.out
     assert not list(finished.glob("wandb*"))
+
+
+def test_online_all_versions_but_the_last_few_are_deleted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with wandb_server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.address)
+        server.versions = [9, 11, 10, 8]  # in no order, and by number, not by name
+        delete_old("me/letters/model", 2)
+        assert server.versions == [11, 10]
+        delete_old("me/letters/model", 2)
+        assert server.versions == [11, 10]
 
 
 def test_every_n_epochs_and_the_last(tmp_path: Path) -> None:

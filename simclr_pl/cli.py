@@ -31,7 +31,7 @@ from simclr_pl.run.progress import Progress
 from simclr_pl.run.recipe import portable, save_config
 from simclr_pl.run.results import write_result
 from simclr_pl.run.session import Session, quieten
-from simclr_pl.run.shorthand import loads_wandb_mode, spelled_out
+from simclr_pl.run.shorthand import loads_wandb_mode, spelled_out, with_wandb_mode
 from simclr_pl.run.speed import Throughput
 from simclr_pl.run.table import DerivedTable
 from simclr_pl.run.tensorboard import check_tensorboard
@@ -47,6 +47,11 @@ class Parser(OneSentence, LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         set_loader("recipe", loads_wandb_mode(get_loader("yaml")), (yaml.YAMLError,))
         super().__init__(*args, **{**kwargs, "parser_mode": "recipe"})
+
+    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
+        """Parses, with `--wandb off` as `--wandb.mode off`."""
+        given = sys.argv[1:] if args is None else args
+        return super().parse_args(with_wandb_mode(given), *more, **options)
 
 
 class _Trainer(L.Trainer):

@@ -20,7 +20,7 @@ def spelled_out(args: list[str]) -> list[str]:
     Raises:
         UserError: a directory without a run.
     """
-    args = [part for arg in with_wandb_mode(args) for part in _split_equals(arg)]
+    args = [part for arg in args for part in _split_equals(arg)]
     command, *rest = args
     if command == "fit" or rest[-1:] == ["--run_dir"]:
         return args

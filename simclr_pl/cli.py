@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from simclr_pl.compiler import check_compiler
 from simclr_pl.data.datamodule import ContrastiveDataModule
-from simclr_pl.errors import UnfinishedError, UserError
+from simclr_pl.errors import UserError
 from simclr_pl.evaluate.features import FeatureWriter
 from simclr_pl.evaluate.health import HealthMonitor
 from simclr_pl.evaluate.knn import KNNMonitor
@@ -19,9 +21,11 @@ from simclr_pl.evaluate.linear_callback import LinearEvaluation
 from simclr_pl.evaluate.probe import OnlineProbe
 from simclr_pl.model.checkpoint import fit_weights, read_checkpoint
 from simclr_pl.model.simclr import SimCLR
-from simclr_pl.run.arguments import OneSentence, read_config
+from simclr_pl.run.arguments import OneSentence, explain_wandb, read_config
+from simclr_pl.run.artifacts import LogCheckpoints
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint, StopOnNaN
 from simclr_pl.run.directory import RunDirectory, choose_directory, run_of
+from simclr_pl.run.evaluations import tell
 from simclr_pl.run.job import job
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.out_of_memory import OutOfMemory, explained
@@ -29,17 +33,28 @@ from simclr_pl.run.progress import Progress
 from simclr_pl.run.recipe import portable, save_config
 from simclr_pl.run.results import write_result
 from simclr_pl.run.session import Session, quieten
-from simclr_pl.run.shorthand import spelled_out
+from simclr_pl.run.shorthand import loads_wandb_mode, spelled_out, with_wandb_mode
 from simclr_pl.run.speed import Throughput
 from simclr_pl.run.stop import StopRequest
 from simclr_pl.run.table import DerivedTable
-from simclr_pl.run.wandb import Mode, append_to_summary
+from simclr_pl.run.tensorboard import check_tensorboard
+from simclr_pl.run.tracking import Tracking
+from simclr_pl.run.wandb import WandbChoice
 from simclr_pl.tools.bench import bench, on_one_device
 from simclr_pl.tools.gallery import Gallery
 
 
 class Parser(OneSentence, LightningArgumentParser):
-    """Lightning's parser, whose errors are sentences."""
+    """Lightning's parser, whose errors are sentences and whose `wandb` may be its mode alone."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        set_loader("recipe", loads_wandb_mode(get_loader("yaml")), (yaml.YAMLError,))
+        super().__init__(*args, **{**kwargs, "parser_mode": "recipe"})
+
+    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
+        """Parses, with `--wandb off` as `--wandb.mode off`."""
+        given = sys.argv[1:] if args is None else args
+        return super().parse_args(with_wandb_mode(given), *more, **options)
 
 
 class _Trainer(L.Trainer):
@@ -78,6 +93,9 @@ class SimCLRCLI(LightningCLI):
 
     run: RunDirectory | None = None
     session: Session | None = None
+    recipe: dict[str, Any] | None = None
+    """What config.yaml is to hold."""
+
     scratch: tempfile.TemporaryDirectory[str] | None = None
     """What `bench` writes its metrics to."""
 
@@ -119,11 +137,13 @@ class SimCLRCLI(LightningCLI):
             default=None,
             help="checkpoint whose weights a new run starts from",
         )
+        parser.add_argument("--wandb", type=WandbChoice, default=WandbChoice())
+        explain_wandb(parser)
         parser.add_argument(
-            "--wandb",
-            type=Mode,
-            default="auto",
-            help="Weights & Biases; auto is online when logged in, else offline",
+            "--tensorboard",
+            type=bool,
+            default=False,
+            help="whether numbers and pictures go into RUN/tensorboard too",
         )
         parser.set_defaults(
             {
@@ -168,9 +188,12 @@ class SimCLRCLI(LightningCLI):
                 raise UserError("--resume needs --run_dir, the directory of the run to continue")
             if config.init_from:
                 read_checkpoint(config.init_from)
+            if config.tensorboard:
+                check_tensorboard()
             again = f"--resume --run_dir {self.run.path}"
             self.session = Session(self.run, again, "--trainer.max_epochs", self.stop)
-            self.session.claim(portable(self._parser("fit"), config), resume=config.resume)
+            self.recipe = portable(self._parser("fit"), config)
+            self.session.claim(self.recipe, resume=config.resume)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds loggers, callbacks and the way checkpoints are written."""
@@ -184,7 +207,7 @@ class SimCLRCLI(LightningCLI):
             return super().instantiate_trainer(logger=logger, **kwargs)
         run, given = self.session.run, config.trainer.logger
         self.save_config_callback, self.save_config_kwargs = _SaveConfig, {"run": run}
-        own = self.session.loggers(config.wandb)
+        own = self.session.loggers(tensorboard=config.tensorboard)
         return super().instantiate_trainer(
             logger=[*own, *([] if isinstance(given, bool) else _as_list(given))],
             default_root_dir=str(run.path),
@@ -195,6 +218,9 @@ class SimCLRCLI(LightningCLI):
     def _callbacks(self, config: Any) -> list[L.Callback]:
         fit = self.subcommand == "fit"
         extra: list[L.Callback] = [StopOnNaN(), Throughput()]
+        if self.session and self.recipe is not None:
+            extra.append(Tracking(self.session.run, config.wandb, "pretrain", self.recipe))
+            extra.append(LogCheckpoints(self.session.run, config.wandb, "pretrain"))
         if fit:  # before the bar, which would share its first line
             extra.append(DerivedTable(str(self.run.path) if self.run else "none (fast_dev_run)"))
         if config.trainer.enable_progress_bar is not False:
@@ -213,8 +239,13 @@ class SimCLRCLI(LightningCLI):
         if self.session is None:
             with explained(self.trainer):
                 self.trainer.fit(model, datamodule)
-        else:
+            return
+        try:
             self.session.train(self.trainer, model, datamodule)
+        except BaseException as error:
+            self.session.end(error)
+            raise
+        self.session.end()
 
     def bench(self, model: SimCLR, datamodule: Any, out: str | None, seconds: float) -> None:
         """Measures steps of `fit`, without validation and checkpoints."""
@@ -243,19 +274,16 @@ class SimCLRCLI(LightningCLI):
             out(f"{split} {name}: {'no labels' if value is None else f'{value:.4f}'}\n")
         if self.run is not None:
             home = run_of(checkpoint) or self.run
-            path = write_result(
-                home.results,
-                protocol="probe",
-                split=split,
-                seed=self.model.seed,
-                **fields,
-                epoch=int(read_checkpoint(checkpoint)["epoch"]) + 1,
-                dataset=self.datamodule.dataset,
-                checkpoint=checkpoint,
-            )
+            about = {
+                "split": split,
+                "seed": self.model.seed,
+                "epoch": int(read_checkpoint(checkpoint)["epoch"]) + 1,
+                "dataset": self.datamodule.dataset,
+                "checkpoint": checkpoint,
+            }
+            path = write_result(home.results, protocol="probe", **fields, **about)
             out(f"(online probe on frozen features of {checkpoint}) written to {path}\n")
-            asked = self.config[str(self.subcommand)].wandb
-            append_to_summary(home, numbers, asked)
+            tell(home, "probe", numbers, about, self.config[str(self.subcommand)].wandb.mode)
 
     def predict(self, **kwargs: Any) -> None:
         """Writes features, labels and indices of `data.predict_split`."""
@@ -344,11 +372,9 @@ def _run(asked: str, stop: StopRequest) -> None:
             auto_configure_optimizers=False,
             parser_kwargs={"allow_abbrev": False, "prog": "python -m simclr_pl"},
         )
-    except BaseException as error:
+    except BaseException:
         if cli.session is not None:
             cli.session.discard()
-            if isinstance(error, UnfinishedError):
-                cli.session.end(error)
         raise
     finally:
         if cli.scratch is not None:

@@ -7,23 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml
-from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from simclr_pl.compiler import check_compiler
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.errors import UserError
 from simclr_pl.evaluate.features import FeatureWriter
-from simclr_pl.evaluate.health import HealthMonitor
-from simclr_pl.evaluate.knn import KNNMonitor
-from simclr_pl.evaluate.linear_callback import LinearEvaluation
-from simclr_pl.evaluate.probe import OnlineProbe
 from simclr_pl.model.checkpoint import fit_weights, read_checkpoint
 from simclr_pl.model.simclr import SimCLR
-from simclr_pl.run.arguments import OneSentence, explain_wandb, read_config
+from simclr_pl.options import Parser, add_options, as_list, config_name, refuse
+from simclr_pl.run.arguments import read_config
 from simclr_pl.run.artifacts import LogCheckpoints
-from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint, StopOnNaN
+from simclr_pl.run.checkpoints import AtomicCheckpointIO, StopOnNaN
 from simclr_pl.run.directory import RunDirectory, choose_directory, run_of
 from simclr_pl.run.evaluations import tell
 from simclr_pl.run.job import job
@@ -33,28 +28,13 @@ from simclr_pl.run.progress import Progress
 from simclr_pl.run.recipe import portable, save_config
 from simclr_pl.run.results import write_result
 from simclr_pl.run.session import Session, quieten
-from simclr_pl.run.shorthand import loads_wandb_mode, spelled_out, with_wandb_mode
+from simclr_pl.run.shorthand import spelled_out
 from simclr_pl.run.speed import Throughput
 from simclr_pl.run.stop import StopRequest
 from simclr_pl.run.table import DerivedTable
 from simclr_pl.run.tensorboard import check_tensorboard
 from simclr_pl.run.tracking import Tracking
-from simclr_pl.run.wandb import WandbChoice
 from simclr_pl.tools.bench import bench, on_one_device
-from simclr_pl.tools.gallery import Gallery
-
-
-class Parser(OneSentence, LightningArgumentParser):
-    """Lightning's parser, whose errors are sentences and whose `wandb` may be its mode alone."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        set_loader("recipe", loads_wandb_mode(get_loader("yaml")), (yaml.YAMLError,))
-        super().__init__(*args, **{**kwargs, "parser_mode": "recipe"})
-
-    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
-        """Parses, with `--wandb off` as `--wandb.mode off`."""
-        given = sys.argv[1:] if args is None else args
-        return super().parse_args(with_wandb_mode(given), *more, **options)
 
 
 class _Trainer(L.Trainer):
@@ -114,45 +94,7 @@ class SimCLRCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what belongs to a run."""
-        parser.add_lightning_class_args(OnlineProbe, "probe")
-        parser.add_lightning_class_args(KNNMonitor, "knn")
-        parser.add_lightning_class_args(HealthMonitor, "health")
-        parser.add_lightning_class_args(LinearEvaluation, "linear")
-        parser.add_lightning_class_args(Gallery, "pictures")
-        parser.add_lightning_class_args(SaveCheckpoint, "checkpoint")
-        parser.add_argument(
-            "--run_dir",
-            type=str | None,
-            default=None,
-            help="folder for everything of this run (default: runs/<config name>/<time>)",
-        )
-        parser.add_argument(
-            "--resume",
-            action="store_true",
-            help="continue the run in --run_dir, or start it where there is none yet",
-        )
-        parser.add_argument(
-            "--init_from",
-            type=str | None,
-            default=None,
-            help="checkpoint whose weights a new run starts from",
-        )
-        parser.add_argument("--wandb", type=WandbChoice, default=WandbChoice())
-        explain_wandb(parser)
-        parser.add_argument(
-            "--tensorboard",
-            type=bool,
-            default=False,
-            help="whether numbers and pictures go into RUN/tensorboard too",
-        )
-        parser.set_defaults(
-            {
-                "trainer.max_epochs": 100,
-                "trainer.num_sanity_val_steps": 0,
-                "trainer.use_distributed_sampler": False,
-                "trainer.enable_model_summary": False,
-            }
-        )
+        add_options(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and looks at a checkpoint before Lightning trips over it."""
@@ -171,7 +113,7 @@ class SimCLRCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuses what would change meaning, then decides on the run directory."""
         config = self.config[str(self.subcommand)]
-        _refuse(config.trainer)
+        refuse(config.trainer)
         if self.subcommand in ("fit", "bench"):
             for key in (key for key in ("model", "data") if config[key].compiled):
                 check_compiler(f"{key}.compiled")  # better before a download than behind it
@@ -180,7 +122,7 @@ class SimCLRCLI(LightningCLI):
             self.scratch = tempfile.TemporaryDirectory(prefix="simclr_pl-bench-")
             self.run = RunDirectory(Path(self.scratch.name))
             return
-        self.run = choose_directory(config.run_dir, _config_name(config))
+        self.run = choose_directory(config.run_dir, config_name(config))
         if config.trainer.fast_dev_run:
             self.run = None
         elif self.subcommand == "fit":
@@ -209,9 +151,9 @@ class SimCLRCLI(LightningCLI):
         self.save_config_callback, self.save_config_kwargs = _SaveConfig, {"run": run}
         own = self.session.loggers(tensorboard=config.tensorboard)
         return super().instantiate_trainer(
-            logger=[*own, *([] if isinstance(given, bool) else _as_list(given))],
+            logger=[*own, *([] if isinstance(given, bool) else as_list(given))],
             default_root_dir=str(run.path),
-            plugins=[*_as_list(config.trainer.plugins), AtomicCheckpointIO()],
+            plugins=[*as_list(config.trainer.plugins), AtomicCheckpointIO()],
             **kwargs,
         )
 
@@ -296,36 +238,6 @@ class SimCLRCLI(LightningCLI):
         assert self.run is not None
         folder = (run_of(Path(config.ckpt_path)) or self.run).path
         return folder / f"features-{config.data.predict_split}.npz"
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _config_name(config: Any) -> str:
-    files = _as_list(config.get("config"))
-    return Path(str(files[0])).stem if files else str(config.data.dataset)
-
-
-def _refuse(trainer: Any) -> None:
-    """Flags of Lightning that would silently train something else."""
-    if trainer.accumulate_grad_batches != 1:
-        raise UserError(
-            "trainer.accumulate_grad_batches would not give a contrastive batch its negatives: set "
-            "data.batch_size to the batch you want, and model.micro_batch_size to what fits in "
-            "memory"
-        )
-    if trainer.devices in (0, "0"):
-        raise UserError("trainer.devices is 0, but must be at least 1")
-    if trainer.limit_train_batches == 0:
-        raise UserError("trainer.limit_train_batches is 0: give at least 1 batch, or leave it out")
-    if trainer.sync_batchnorm:
-        raise UserError(
-            "trainer.sync_batchnorm is not used: batch norm is global by the recipe's own key, "
-            "model.global_batch_norm (true unless you turn it off)"
-        )
 
 
 def run_cli(args: list[str]) -> None:

@@ -110,7 +110,8 @@ def log_evaluation(
             "name": f"{run.path.parent.name}/{run.path.name} {protocol}",
             "job_type": protocol.partition("-")[0],
         }
-        experiment = start(run, choice, name, words, console="off", reinit="create_new")
+        quiet = {"console": "off", "reinit": "create_new"}
+        experiment = start(run, choice, name, words, again=True, **quiet)
         if experiment is None:
             return
         experiment.config.update(config)

@@ -120,7 +120,13 @@ def build_logger(run: RunDirectory, choice: WandbChoice, job: str) -> WandbLogge
 
 
 def start(
-    run: RunDirectory, choice: WandbChoice, name: str, about: dict[str, Any], **settings: Any
+    run: RunDirectory,
+    choice: WandbChoice,
+    name: str,
+    about: dict[str, Any],
+    *,
+    again: bool = False,
+    **settings: Any,
 ) -> Any:
     """Starts a W&B run in the run directory, or goes on with it: online if that can be.
 
@@ -131,6 +137,7 @@ def start(
         choice: mode, project, group, tags and notes.
         name: the W&B run's id.
         about: further arguments of `wandb.init`.
+        again: somebody who asked to be offline has just read how to upload.
         settings: of W&B; those that its version doesn't know are left out.
 
     Returns:
@@ -171,7 +178,8 @@ def start(
     except failures() as error:
         say(f"not logged there ({first_line(error)})")
         return None
-    say(f"offline; to upload: wandb sync {run.path}/wandb/offline-run-*")
+    if not again or mode == "online":
+        say(f"offline; to upload: wandb sync {run.path}/wandb/offline-run-*")
     return experiment
 
 

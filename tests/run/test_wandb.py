@@ -430,6 +430,7 @@ def test_every_evaluation_s_numbers_go_into_the_run_s_summary(command: str, fini
         wandb.teardown()
     appended = json.loads(directory.wandb_summary.read_text())
     assert set(appended) >= names
+    assert outcome.out.count(f"wandb sync {finished}/wandb/") == 1
     assert summary(part).items() >= appended.items()
     values = [json.loads(path.read_text())["top1"] for path in directory.results.iterdir()]
     (top1,) = [name for name in names if name.endswith("_top1")]

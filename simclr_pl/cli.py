@@ -11,17 +11,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from simclr_pl.compiler import check_compiler
 from simclr_pl.data.datamodule import ContrastiveDataModule
-from simclr_pl.errors import UnfinishedError, UserError
+from simclr_pl.errors import UserError
 from simclr_pl.evaluate.features import FeatureWriter
-from simclr_pl.evaluate.health import HealthMonitor
-from simclr_pl.evaluate.knn import KNNMonitor
-from simclr_pl.evaluate.linear_callback import LinearEvaluation
-from simclr_pl.evaluate.probe import OnlineProbe
 from simclr_pl.model.checkpoint import fit_weights, read_checkpoint
 from simclr_pl.model.simclr import SimCLR
-from simclr_pl.run.arguments import OneSentence, read_config
-from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint, StopOnNaN
+from simclr_pl.options import Parser, add_options, as_list, config_name, refuse
+from simclr_pl.run.arguments import read_config
+from simclr_pl.run.artifacts import LogCheckpoints
+from simclr_pl.run.checkpoints import AtomicCheckpointIO, StopOnNaN
 from simclr_pl.run.directory import RunDirectory, choose_directory, run_of
+from simclr_pl.run.evaluations import tell
 from simclr_pl.run.job import job
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.out_of_memory import OutOfMemory, explained
@@ -33,13 +32,9 @@ from simclr_pl.run.shorthand import spelled_out
 from simclr_pl.run.speed import Throughput
 from simclr_pl.run.stop import StopRequest
 from simclr_pl.run.table import DerivedTable
-from simclr_pl.run.wandb import Mode, append_to_summary
+from simclr_pl.run.tensorboard import check_tensorboard
+from simclr_pl.run.tracking import Tracking
 from simclr_pl.tools.bench import bench, on_one_device
-from simclr_pl.tools.gallery import Gallery
-
-
-class Parser(OneSentence, LightningArgumentParser):
-    """Lightning's parser, whose errors are sentences."""
 
 
 class _Trainer(L.Trainer):
@@ -78,6 +73,9 @@ class SimCLRCLI(LightningCLI):
 
     run: RunDirectory | None = None
     session: Session | None = None
+    recipe: dict[str, Any] | None = None
+    """What config.yaml is to hold."""
+
     scratch: tempfile.TemporaryDirectory[str] | None = None
     """What `bench` writes its metrics to."""
 
@@ -96,43 +94,7 @@ class SimCLRCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what belongs to a run."""
-        parser.add_lightning_class_args(OnlineProbe, "probe")
-        parser.add_lightning_class_args(KNNMonitor, "knn")
-        parser.add_lightning_class_args(HealthMonitor, "health")
-        parser.add_lightning_class_args(LinearEvaluation, "linear")
-        parser.add_lightning_class_args(Gallery, "pictures")
-        parser.add_lightning_class_args(SaveCheckpoint, "checkpoint")
-        parser.add_argument(
-            "--run_dir",
-            type=str | None,
-            default=None,
-            help="folder for everything of this run (default: runs/<config name>/<time>)",
-        )
-        parser.add_argument(
-            "--resume",
-            action="store_true",
-            help="continue the run in --run_dir, or start it where there is none yet",
-        )
-        parser.add_argument(
-            "--init_from",
-            type=str | None,
-            default=None,
-            help="checkpoint whose weights a new run starts from",
-        )
-        parser.add_argument(
-            "--wandb",
-            type=Mode,
-            default="auto",
-            help="Weights & Biases; auto is online when logged in, else offline",
-        )
-        parser.set_defaults(
-            {
-                "trainer.max_epochs": 100,
-                "trainer.num_sanity_val_steps": 0,
-                "trainer.use_distributed_sampler": False,
-                "trainer.enable_model_summary": False,
-            }
-        )
+        add_options(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and looks at a checkpoint before Lightning trips over it."""
@@ -151,7 +113,7 @@ class SimCLRCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuses what would change meaning, then decides on the run directory."""
         config = self.config[str(self.subcommand)]
-        _refuse(config.trainer)
+        refuse(config.trainer)
         if self.subcommand in ("fit", "bench"):
             for key in (key for key in ("model", "data") if config[key].compiled):
                 check_compiler(f"{key}.compiled")  # better before a download than behind it
@@ -160,7 +122,7 @@ class SimCLRCLI(LightningCLI):
             self.scratch = tempfile.TemporaryDirectory(prefix="simclr_pl-bench-")
             self.run = RunDirectory(Path(self.scratch.name))
             return
-        self.run = choose_directory(config.run_dir, _config_name(config))
+        self.run = choose_directory(config.run_dir, config_name(config))
         if config.trainer.fast_dev_run:
             self.run = None
         elif self.subcommand == "fit":
@@ -168,9 +130,12 @@ class SimCLRCLI(LightningCLI):
                 raise UserError("--resume needs --run_dir, the directory of the run to continue")
             if config.init_from:
                 read_checkpoint(config.init_from)
+            if config.tensorboard:
+                check_tensorboard()
             again = f"--resume --run_dir {self.run.path}"
             self.session = Session(self.run, again, "--trainer.max_epochs", self.stop)
-            self.session.claim(portable(self._parser("fit"), config), resume=config.resume)
+            self.recipe = portable(self._parser("fit"), config)
+            self.session.claim(self.recipe, resume=config.resume)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds loggers, callbacks and the way checkpoints are written."""
@@ -184,17 +149,20 @@ class SimCLRCLI(LightningCLI):
             return super().instantiate_trainer(logger=logger, **kwargs)
         run, given = self.session.run, config.trainer.logger
         self.save_config_callback, self.save_config_kwargs = _SaveConfig, {"run": run}
-        own = self.session.loggers(config.wandb)
+        own = self.session.loggers(tensorboard=config.tensorboard)
         return super().instantiate_trainer(
-            logger=[*own, *([] if isinstance(given, bool) else _as_list(given))],
+            logger=[*own, *([] if isinstance(given, bool) else as_list(given))],
             default_root_dir=str(run.path),
-            plugins=[*_as_list(config.trainer.plugins), AtomicCheckpointIO()],
+            plugins=[*as_list(config.trainer.plugins), AtomicCheckpointIO()],
             **kwargs,
         )
 
     def _callbacks(self, config: Any) -> list[L.Callback]:
         fit = self.subcommand == "fit"
         extra: list[L.Callback] = [StopOnNaN(), Throughput()]
+        if self.session and self.recipe is not None:
+            extra.append(Tracking(self.session.run, config.wandb, "pretrain", self.recipe))
+            extra.append(LogCheckpoints(self.session.run, config.wandb, "pretrain"))
         if fit:  # before the bar, which would share its first line
             extra.append(DerivedTable(str(self.run.path) if self.run else "none (fast_dev_run)"))
         if config.trainer.enable_progress_bar is not False:
@@ -213,8 +181,13 @@ class SimCLRCLI(LightningCLI):
         if self.session is None:
             with explained(self.trainer):
                 self.trainer.fit(model, datamodule)
-        else:
+            return
+        try:
             self.session.train(self.trainer, model, datamodule)
+        except BaseException as error:
+            self.session.end(error)
+            raise
+        self.session.end()
 
     def bench(self, model: SimCLR, datamodule: Any, out: str | None, seconds: float) -> None:
         """Measures steps of `fit`, without validation and checkpoints."""
@@ -243,19 +216,16 @@ class SimCLRCLI(LightningCLI):
             out(f"{split} {name}: {'no labels' if value is None else f'{value:.4f}'}\n")
         if self.run is not None:
             home = run_of(checkpoint) or self.run
-            path = write_result(
-                home.results,
-                protocol="probe",
-                split=split,
-                seed=self.model.seed,
-                **fields,
-                epoch=int(read_checkpoint(checkpoint)["epoch"]) + 1,
-                dataset=self.datamodule.dataset,
-                checkpoint=checkpoint,
-            )
+            about = {
+                "split": split,
+                "seed": self.model.seed,
+                "epoch": int(read_checkpoint(checkpoint)["epoch"]) + 1,
+                "dataset": self.datamodule.dataset,
+                "checkpoint": checkpoint,
+            }
+            path = write_result(home.results, protocol="probe", **fields, **about)
             out(f"(online probe on frozen features of {checkpoint}) written to {path}\n")
-            asked = self.config[str(self.subcommand)].wandb
-            append_to_summary(home, numbers, asked)
+            tell(home, "probe", numbers, about, self.config[str(self.subcommand)].wandb.mode)
 
     def predict(self, **kwargs: Any) -> None:
         """Writes features, labels and indices of `data.predict_split`."""
@@ -268,36 +238,6 @@ class SimCLRCLI(LightningCLI):
         assert self.run is not None
         folder = (run_of(Path(config.ckpt_path)) or self.run).path
         return folder / f"features-{config.data.predict_split}.npz"
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _config_name(config: Any) -> str:
-    files = _as_list(config.get("config"))
-    return Path(str(files[0])).stem if files else str(config.data.dataset)
-
-
-def _refuse(trainer: Any) -> None:
-    """Flags of Lightning that would silently train something else."""
-    if trainer.accumulate_grad_batches != 1:
-        raise UserError(
-            "trainer.accumulate_grad_batches would not give a contrastive batch its negatives: set "
-            "data.batch_size to the batch you want, and model.micro_batch_size to what fits in "
-            "memory"
-        )
-    if trainer.devices in (0, "0"):
-        raise UserError("trainer.devices is 0, but must be at least 1")
-    if trainer.limit_train_batches == 0:
-        raise UserError("trainer.limit_train_batches is 0: give at least 1 batch, or leave it out")
-    if trainer.sync_batchnorm:
-        raise UserError(
-            "trainer.sync_batchnorm is not used: batch norm is global by the recipe's own key, "
-            "model.global_batch_norm (true unless you turn it off)"
-        )
 
 
 def run_cli(args: list[str]) -> None:
@@ -344,11 +284,9 @@ def _run(asked: str, stop: StopRequest) -> None:
             auto_configure_optimizers=False,
             parser_kwargs={"allow_abbrev": False, "prog": "python -m simclr_pl"},
         )
-    except BaseException as error:
+    except BaseException:
         if cli.session is not None:
             cli.session.discard()
-            if isinstance(error, UnfinishedError):
-                cli.session.end(error)
         raise
     finally:
         if cli.scratch is not None:

@@ -27,6 +27,17 @@ def history(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record["history"]["item"] for record in found if record["type"] == "history"]
 
 
+def begun(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What W&B was told of a run when it began: id, project, group, job type, tags, notes."""
+    (run,) = [record["run"] for record in found if record["type"] == "run"]
+    return dict(run)
+
+
+def artifacts(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Artifacts that a run has logged, in their order, with their manifests."""
+    return [record["artifact"] for record in found if record["type"] == "artifact"]
+
+
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     """The summary that a part of a run ends with, without what W&B adds of itself."""
     whole: dict[str, Any] = {}

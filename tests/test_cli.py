@@ -38,6 +38,7 @@ COLUMNS = {
 
 AT_TIMES = {
     *("health/loss_over_chance", "health/positive_similarity", "health/negative_similarity"),
+    "health/chance_loss",
     *("health/alignment", "health/uniformity", "health/feature_std", "health/projection_std"),
     *("knn/val_top1", "knn200/val_top1"),
 }

@@ -9,9 +9,10 @@ import yaml
 from commands import REPOSITORY, checkpoint, rows, run
 
 from simclr_pl import ContrastiveDataModule, SimCLR
-from simclr_pl.cli import Parser, SimCLRCLI
+from simclr_pl.cli import SimCLRCLI
 from simclr_pl.data.datasets import DATASETS
 from simclr_pl.model.encoder import EncoderSpec, build_encoder
+from simclr_pl.options import Parser
 
 CONFIGS = REPOSITORY / "configs"
 RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name != "sweep.yaml")

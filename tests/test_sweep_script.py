@@ -10,6 +10,7 @@ import yaml
 from commands import QUICK, REPOSITORY, checkpoint, environment
 from wandb_server import wandb_server
 
+from simclr_pl.run.directory import RunDirectory
 from simclr_pl.tools.search import read_search
 
 SCRIPT = REPOSITORY / "scripts" / "sweep.sh"
@@ -39,7 +40,8 @@ def write(path: Path, *options: str) -> Path:
 
 
 def test_the_server_s_values_reach_fit_as_options(tmp_path: Path) -> None:
-    config = write(tmp_path / "mine.yaml", "--run_dir", str(tmp_path / "run"))
+    run = RunDirectory(tmp_path / "run")
+    config = write(tmp_path / "mine.yaml", "--run_dir", str(run.path), "--wandb", "offline")
     values = {"model.temperature": 0.25, "model.learning_rate": 0.02, "data.batch_size": 64}
     with wandb_server() as server:
         server.values = [values]
@@ -52,11 +54,14 @@ def test_the_server_s_values_reach_fit_as_options(tmp_path: Path) -> None:
     assert {key: sent[key] for key in shipped} == shipped
     words = read_search(config).words(values)
     assert " ".join(f'"{w}"' if " " in w else w for w in words[2:]) in done.stderr
-    found = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    found = yaml.safe_load(run.config.read_text())
     for name, value in values.items():
         group, key = name.split(".")
         assert found[group][key] == value
-    assert checkpoint(tmp_path / "run")["global_step"] == 4
+    assert checkpoint(run.path)["global_step"] == 4
+    # The server knows the run by the id that it gave the agent.
+    assert run.wandb_id.read_text() == "run0\n"
+    assert len(list(run.path.glob("wandb/offline-run-*-run0"))) == 1
 
 
 def test_local_is_the_command(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The least of a W&B server: W&B's own client edits runs, sweeps, and saves views."""
+"""The least of a W&B server: W&B's own client edits runs, sweeps, artifacts, and saves views."""
 
 import json
 import threading
@@ -20,6 +20,7 @@ class Server:
         views: the variables of every view of a project that was saved.
         sweep: the YAML of the sweep that was made last.
         values: of the runs that a sweep's agents are still to be given.
+        versions: numbers of the versions of the one artifact, `me/letters/model`.
     """
 
     def __init__(self, address: str) -> None:
@@ -29,6 +30,7 @@ class Server:
         self.views: list[dict[str, Any]] = []
         self.sweep = ""
         self.values: list[dict[str, Any]] = []
+        self.versions: list[int] = []
 
     def answer(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
         """To a GraphQL query."""
@@ -43,7 +45,19 @@ class Server:
             return {"upsertView": {"view": {"id": "1", "name": given["name"]}, "inserted": True}}
         if "Sweep" in query or "Agent" in query or "Heartbeat" in query:
             return self._sweeping(query, given)
+        if "query ProjectArtifacts" in query or "mutation DeleteArtifact" in query:
+            return self._artifacts(query, given)
         return {"viewer": PERSON, "serverInfo": {"features": []}}
+
+    def _artifacts(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
+        if "query ProjectArtifacts" in query:
+            edges = [{"version": f"v{n}", "node": self._artifact(n)} for n in self.versions]
+            page = {"endCursor": None, "hasNextPage": False, "__typename": "PageInfo"}
+            found = {"totalCount": len(edges), "pageInfo": page, "edges": edges}
+            sequence = {"__typename": "ArtifactSequence", "artifacts": found}
+            return {"project": {"artifactType": {"artifactCollection": sequence}}}
+        self.versions.remove(int(given["input"]["artifactID"]))
+        return {"deleteArtifact": {"artifact": {"id": given["input"]["artifactID"]}}}
 
     def _sweeping(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
         if "mutation UpsertSweep" in query:
@@ -61,6 +75,23 @@ class Server:
                 commands = [{**about, "args": args}]
             return {"agentHeartbeat": {"agent": {"id": "a1"}, "commands": json.dumps(commands)}}
         return {"project": {"sweep": {"config": self.sweep, "runs": {"edges": []}}}}
+
+    def _artifact(self, number: int) -> dict[str, Any]:
+        project = {"id": "7", "internalId": "7", "name": "letters", "entity": {"name": "me"}}
+        kind = {"__typename": "ArtifactSequence", "name": "model", "project": project}
+        alias = {
+            "__typename": "ArtifactAlias", "id": f"a{number}", "alias": f"v{number}",
+            "artifactCollection": kind,
+        }  # fmt: skip
+        nothing = dict.fromkeys(("description", "metadata", "historyStep", "commitHash"))
+        about = {
+            "__typename": "Artifact", "id": str(number), "artifactSequence": kind,
+            "versionIndex": number, "artifactType": {"name": "model"}, "tags": [],
+            "ttlDurationSeconds": -2, "ttlIsInherited": True, "state": "COMMITTED", "size": 1,
+            "digest": "0", "fileCount": 1, "createdAt": "2026-01-01T00:00:00",
+            "updatedAt": None, "aliases": [alias],
+        }  # fmt: skip
+        return {**nothing, **about}
 
     def _run(self, name: str) -> dict[str, Any] | None:
         if name not in self.runs:

@@ -17,7 +17,7 @@ from simclr_pl.evaluate.trouble import WINDOW, Trouble, Window
 class HealthMonitor(L.Callback):
     """Logs `health/...` while training, and warns once each of what needs a hand.
 
-    Every so many steps, and on the first: `loss_over_chance` (the loss less log(2N - 1)),
+    Every so many steps, and on the first: `chance_loss` (log(2N - 1)), `loss_over_chance`,
     `positive_similarity`, `negative_similarity`, `alignment`, `uniformity`, `feature_std`,
     `projection_std`; and with each validation `rankme`, of the split's clean images. Warns of
     collapse, a loss stuck at chance, and divergence, once each in a run, also over a resume. Works
@@ -65,7 +65,7 @@ class HealthMonitor(L.Callback):
         assert self._loss is not None
         losses = sum_over_ranks(torch.stack([outputs["loss"].detach(), self._loss]))
         loss, total = (losses / rank_and_world()[1]).tolist()
-        numbers = {"loss_over_chance": loss - chance, **health._asdict()}
+        numbers = {"loss_over_chance": loss - chance, "chance_loss": chance, **health._asdict()}
         del numbers["images"], numbers["dimension"]
         _log(trainer, pl_module, {f"health/{name}": value for name, value in numbers.items()})
         if self._steps < WINDOW:

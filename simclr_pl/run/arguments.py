@@ -13,6 +13,8 @@ from jsonargparse import ArgumentParser
 
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.errors import UserError
+from simclr_pl.run.shorthand import with_wandb_mode
+from simclr_pl.run.wandb import WandbChoice
 
 
 class OneSentence:
@@ -55,8 +57,18 @@ def call(
     parser.add_function_arguments(function, as_positional=positional, skip=skip)
     if several is not None:
         parser.add_argument(several, nargs="*", type=str, default=[], metavar=several[:-1].upper())
+    if typing.get_type_hints(function).get("wandb") is WandbChoice:
+        args = with_wandb_mode(args)
+        explain_wandb(parser)
     chosen = parser.parse_args(_as_options(function, args[1:]))
     return function(**parser.instantiate_classes(chosen).as_dict())
+
+
+def explain_wandb(parser: ArgumentParser) -> None:
+    """In a parser's help: what `--wandb` alone takes is no path of a configuration."""
+    for action in parser._actions:
+        if action.option_strings == ["--wandb"]:
+            action.metavar, action.help = "MODE", "short for --wandb.mode"
 
 
 def _as_options(function: Callable[..., Any], args: list[str]) -> list[str]:

@@ -35,6 +35,7 @@ class RunDirectory:
         self.results = path / "results"
         self.wandb_id = path / "wandb_id.txt"
         self.wandb_summary = path / "wandb_summary.json"
+        self.wandb_models = path / "wandb_models.json"
         self._claimed = False
         self._found: set[Path] = set()
         self._new_folders: list[Path] = []

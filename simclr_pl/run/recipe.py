@@ -15,7 +15,8 @@ FREE_TO_CHANGE = (
     "trainer.limit_val_batches", "trainer.enable_model_summary", "trainer.default_root_dir",
     "model.loss_block_size", "data.root", "data.num_workers", "data.predict_split",
     "data.compiled", "model.compiled",
-    "checkpoint.", "knn.", "health.", "linear.", "pictures.", "wandb", "init_from",
+    "checkpoint.", "knn.", "health.", "linear.", "pictures.", "wandb", "tensorboard",
+    "init_from",
 )  # fmt: skip
 """Keys that a resume may change: none moves the trajectory but max_epochs, which is said."""
 

@@ -10,16 +10,16 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger
 
-from simclr_pl.errors import UnfinishedError
 from simclr_pl.model.checkpoint import read_checkpoint
 from simclr_pl.run.checkpoints import SaveCheckpoint
-from simclr_pl.run.directory import RunDirectory, is_rank_zero
+from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.out_of_memory import OutOfMemory, explained
 from simclr_pl.run.ranks import Ranks
 from simclr_pl.run.recipe import check_same_recipe
 from simclr_pl.run.stop import StopRequest
-from simclr_pl.run.wandb import PROJECT, Mode, build_logger, resolve_mode
+from simclr_pl.run.tensorboard import tensorboard_logger
+from simclr_pl.run.wandb import end_run
 
 
 class Session:
@@ -58,17 +58,13 @@ class Session:
             self.resume_from = self.run.last_checkpoint
         self.run.claim(resume=resume)
 
-    def loggers(self, wandb: Mode) -> list[Logger]:
-        """`metrics.csv`, and Weights & Biases on rank 0 unless it is off."""
+    def loggers(self, *, tensorboard: bool) -> list[Logger]:
+        """`metrics.csv`, and TensorBoard's files where they are wanted."""
         step = None
         if self.resume_from is not None:
             step = int(read_checkpoint(self.resume_from)["global_step"])
         loggers: list[Logger] = [MetricsFile(self.run.metrics, step)]
-        if is_rank_zero():
-            name = f"{self.run.path.parent.name}/{self.run.path.name}"
-            logger = build_logger(resolve_mode(wandb), self.run, PROJECT, name)
-            loggers += [] if logger is None else [logger]
-        return loggers
+        return [*loggers, tensorboard_logger(self.run, step)] if tensorboard else loggers
 
     def callbacks(self) -> list[L.Callback]:
         """Watch over ranks; note that a step was finished, and why it was the last."""
@@ -103,12 +99,7 @@ class Session:
 
     def end(self, error: BaseException | None = None) -> None:
         """Closes the run of Weights & Biases: the next training of this process has its own."""
-        experiment = getattr(sys.modules.get("wandb"), "run", None)
-        if experiment is None:
-            return
-        if isinstance(error, UnfinishedError):
-            experiment.mark_preempting()  # it is to be continued, and hasn't failed
-        experiment.finish(exit_code=int(error is not None))
+        end_run(self.run, error)
 
     def discard(self) -> None:
         """Leaves nothing behind of a training that never finished a step."""

@@ -1,7 +1,9 @@
-"""A run's directory, or one of its checkpoints, stands for the run's own configuration."""
+"""What a person writes in short: `--run_dir RUN` for a run's configuration, `--wandb off`."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from simclr_pl.errors import UserError
 from simclr_pl.run.directory import RunDirectory, run_of
@@ -30,6 +32,28 @@ def spelled_out(args: list[str]) -> list[str]:
     if command != "bench" and not any(a.startswith("--ckpt_path") for a in rest):
         rest = [*rest, "--ckpt_path", str(run.last_checkpoint)]
     return [command, "--config", str(run.config), *rest]
+
+
+def with_wandb_mode(args: list[str]) -> list[str]:
+    """`--wandb off` is `--wandb.mode off`."""
+    return [re.sub(r"^--wandb(?==|$)", "--wandb.mode", arg) for arg in args]
+
+
+def loads_wandb_mode(load: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A loader of configurations in which `wandb: off` is `wandb: {mode: off}`.
+
+    Args:
+        load: text to values, to YAML of which `off` is false.
+    """
+
+    def loaded(text: str) -> Any:
+        content = load(text)
+        if isinstance(content, dict) and isinstance(content.get("wandb"), str | bool):
+            mode = content["wandb"]
+            content["wandb"] = {"mode": "off" if mode is False else mode}
+        return content
+
+    return loaded
 
 
 def _split_equals(arg: str) -> list[str]:

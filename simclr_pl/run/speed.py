@@ -4,6 +4,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import lightning as L
+import torch
 
 
 class _Mark(NamedTuple):
@@ -15,6 +16,9 @@ class _Mark(NamedTuple):
 
 class Throughput(L.Callback):
     """Logs `speed/images_per_s` and `speed/data_wait`, over the steps since they last were.
+
+    On CUDA `speed/gpu_memory_bytes` as well, the most that tensors have taken up of the first
+    rank's device.
 
     Images are those of the global batch, each counted once though it has two views. `data_wait` is
     the share (0 to 1) of these steps' time in which the first rank's process waited for its loader
@@ -82,6 +86,9 @@ class Throughput(L.Callback):
         numbers = {"speed/images_per_s": self._images / self._seconds}
         if counted:
             numbers["speed/data_wait"] = self._waited / self._seconds
+        device = trainer.strategy.root_device
+        if device.type == "cuda":
+            numbers["speed/gpu_memory_bytes"] = torch.cuda.max_memory_allocated(device)
         self._forget()
         for logger in trainer.loggers:
             logger.log_metrics(

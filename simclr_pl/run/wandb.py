@@ -1,17 +1,18 @@
 """Weights & Biases without an account, a prompt or a hang."""
 
 import json
-import math
 import netrc
 import os
 import sys
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import WandbLogger
 
+from simclr_pl.errors import UnfinishedError, UserError
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import read_metrics
 
@@ -23,10 +24,49 @@ PROJECT = "simclr_pl"
 PATIENCE = 20.0
 """Seconds to wait for a server."""
 
+LAST_WORDS = 60.0
+"""Seconds that the upload of what is left may take at the end; with models twenty times that."""
+
+FLUSH_EVERY = 1.0
+"""Seconds of an offline run that a kill may cost; by itself W&B writes every 15."""
+
+
+@dataclass(frozen=True)
+class WandbChoice:
+    """Weights & Biases. `--wandb MODE` is short for `--wandb.mode MODE`.
+
+    Args:
+        mode: online, offline, off, or auto: online when logged in, else offline.
+        project: of W&B.
+        group: under which runs are shown together.
+        tags: words to find the run by, as `a,b` or a list.
+        notes: a sentence on what the run is for.
+        log_model: checkpoints as artifacts: true is each epoch's that is saved, a number every so
+            many epochs' and the last.
+        keep: how many of a run's artifacts are kept, the last ones.
+
+    Raises:
+        UserError: a number out of its range.
+    """
+
+    mode: Mode = "auto"
+    project: str = PROJECT
+    group: str | None = None
+    tags: list[str] | str | None = None
+    notes: str | None = None
+    log_model: bool | int = False
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        if self.log_model < 0:
+            raise UserError(f"wandb.log_model is {self.log_model}, but must be 0 (off) or more")
+        if self.keep < 1:
+            raise UserError(f"wandb.keep is {self.keep}, but must be at least 1")
+
 
 def logged_in() -> bool:
-    """Whether an API key is at hand, in the environment or in the user's netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
+    """Whether credentials are at hand, in the environment or in the user's netrc file."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     host = urlparse(address).hostname or ""
@@ -49,140 +89,125 @@ def resolve_mode(asked: Mode) -> Mode:
     return known.get(named, "online" if logged_in() else "offline")
 
 
-def build_logger(mode: Mode, run: RunDirectory, project: str, name: str) -> Any:
-    """A logger whose run is kept in the run directory, or `None` when it is off.
+def build_logger(run: RunDirectory, choice: WandbChoice, job: str) -> WandbLogger | None:
+    """A logger whose run is kept in the run directory, or `None` when W&B is off, or out of order.
 
-    The run's id is kept beside it, so that a resumed run continues the same W&B run.
+    The run's id is kept beside it, so that a resumed run continues the same W&B run. In a sweep it
+    is the one that the agent has been given.
 
     Args:
-        mode: from `resolve_mode`.
         run: the run directory.
-        project: of W&B.
-        name: of the run there.
+        choice: mode, project, and what is said of the run.
+        job: its type there, as in `pretrain`.
     """
-    if mode == "off":
+    if resolve_mode(choice.mode) == "off":
         return None
-    if not run.wandb_id.exists():
+    given = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+    if given or not run.wandb_id.exists():
         run.wandb_id.parent.mkdir(parents=True, exist_ok=True)
-        run.wandb_id.write_text(uuid.uuid4().hex[:8] + "\n")
-    import wandb  # late: it takes a second
-
-    run.path.mkdir(parents=True, exist_ok=True)
-    try:
-        experiment = _start(mode, run, project, name=name)
-    except wandb.Error as error:
-        if mode == "offline":
-            raise
-        sys.stdout.write(
-            f"Weights & Biases: no connection ({_first_line(error)}), so this run is offline\n"
-        )
-        wandb.teardown()  # its service remembers the run that failed
-        experiment = _start("offline", run, project, name=name)
+        run.wandb_id.write_text((given or uuid.uuid4().hex[:8]) + "\n")
+    about = {"name": f"{run.path.parent.name}/{run.path.name}", "job_type": job}
+    patience = LAST_WORDS * (20 if choice.log_model else 1)
+    experiment = start(run, choice, run_id(run), about, finish_timeout=patience)
+    if experiment is None:
+        return None
     # A resumed run counts its own steps from 0 again: the trainer's are the axis that means
-    # something.
+    # something. Every row has the epoch too. The summary is the last value: nothing says otherwise.
     experiment.define_metric("trainer/global_step")
+    experiment.define_metric("epoch", step_metric="trainer/global_step")
     experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(experiment=experiment, save_dir=run.path)
 
 
-def append_to_summary(run: RunDirectory, numbers: dict[str, float], asked: Mode = "auto") -> None:
-    """Puts numbers into the summary of a run's W&B run, if it has one and W&B isn't off.
+def start(
+    run: RunDirectory,
+    choice: WandbChoice,
+    name: str,
+    about: dict[str, Any],
+    *,
+    again: bool = False,
+    **settings: Any,
+) -> Any:
+    """Starts a W&B run in the run directory, or goes on with it: online if that can be.
 
-    Online where somebody is logged in and the run is there; else as one more offline part of it,
-    which `wandb sync` uploads behind the others. Nobody is asked anything, and what W&B cannot do
-    is said and costs seconds: the numbers are in results/ all the same.
+    Nobody is asked anything, and no failure of W&B's ends a training.
 
     Args:
         run: the run directory.
-        numbers: by name, as in `linear/test_top1`.
-        asked: online, offline, off, or auto.
-    """
-    mode = resolve_mode(asked)
-    if mode == "off" or not run.wandb_id.is_file():
-        return
-    try:
-        _remember(run, numbers)
-        # Without a key W&B would ask for one.
-        online = mode == "online" and logged_in() and _append_online(run, numbers)
-        if not online:
-            part = _start("offline", run, PROJECT, console="off", reinit="create_new")
-            part.summary.update(numbers)
-            part.finish()
-    except _failures() as error:
-        sys.stdout.write(f"Weights & Biases: summary left as it was ({_first_line(error)})\n")
-
-
-def _append_online(run: RunDirectory, numbers: dict[str, float]) -> bool:
-    """Edits the run on the server: to continue it would change its state, machine and log.
+        choice: mode, project, group, tags and notes.
+        name: the W&B run's id.
+        about: further arguments of `wandb.init`.
+        again: somebody who asked to be offline has just read how to upload.
+        settings: of W&B; those that its version doesn't know are left out.
 
     Returns:
-        Whether it was there to be edited.
+        The W&B run, or `None` where there can't be one, which is said.
     """
-    import wandb
+    import wandb  # late: it takes a second
 
-    try:
-        there = wandb.Api(timeout=math.ceil(PATIENCE)).run(f"{PROJECT}/{_id(run)}")
-        summary: Any = there.summary
-        summary.update(numbers)
-    except _failures() as error:
-        sys.stdout.write(f"Weights & Biases: not online ({_first_line(error)})\n")
-        return False
-    sys.stdout.write(f"Weights & Biases: added to the summary of {there.url}\n")
-    return True
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What W&B raises: errors of its own, in older versions others, and those of the system."""
-    import wandb
-
-    return (wandb.Error, ValueError, OSError)
-
-
-def _start(
-    mode: Mode, run: RunDirectory, project: str, name: str | None = None, **settings: Any
-) -> Any:
-    """Starts the directory's W&B run, or a further part of it.
-
-    Args:
-        mode: online or offline.
-        run: with an id.
-        project: of W&B.
-        name: of the run there (default: as it is).
-        settings: further ones of W&B.
-    """
-    import wandb
-
-    # We say in one line what it says in ten; a server that doesn't answer costs seconds.
-    quick = wandb.Settings(silent=True, init_timeout=PATIENCE, **settings)
+    mode = resolve_mode(choice.mode)
+    run.path.mkdir(parents=True, exist_ok=True)
+    tags = choice.tags.split(",") if isinstance(choice.tags, str) else choice.tags
+    words = {"group": choice.group, "notes": choice.notes, "tags": [t.strip() for t in tags or []]}
     # Resumed when offline too: an upload then goes on behind the parts uploaded before it.
-    about: dict[str, Any] = {"id": _id(run), "mode": mode, "resume": "allow"}
-    experiment = wandb.init(project=project, name=name, dir=run.path, settings=quick, **about)
-    if mode == "offline":
-        # Each part's summary replaces that of the parts uploaded before it: it has to be whole.
-        experiment.summary.update(_summary_so_far(run))
-        sys.stdout.write(
-            f"Weights & Biases: offline; to upload: wandb sync {run.path}/wandb/offline-run-*\n"
-        )
+    about = {"id": name, "project": choice.project, "resume": "allow"} | about
+    about |= {key: value for key, value in words.items() if value}
+    # We say in one line what it says in ten.
+    quick: dict[str, Any] = {"silent": True, "init_timeout": PATIENCE}
+    quick |= {"finish_timeout": LAST_WORDS, "finish_timeout_raises": True}
+    quick |= {"x_transaction_log_flush_interval": FLUSH_EVERY} | settings
+    known = {k: v for k, v in quick.items() if k in wandb.Settings.model_fields}
+
+    def begin(how: Literal["online", "offline"]) -> Any:
+        return wandb.init(dir=run.path, mode=how, settings=wandb.Settings(**known), **about)
+
+    if mode == "online":
+        try:
+            if logged_in():  # without a key W&B would ask for one
+                return begin(mode)
+            reason = "nobody is logged in"
+        except failures() as error:
+            reason = first_line(error)
+            wandb.teardown()  # its service remembers the run that failed
+        say(f"no connection ({reason}), so this run is offline")
+    try:
+        # Each part's summary replaces that of the parts uploaded before: it has to be whole.
+        summary = _summary_so_far(run) if name == run_id(run) else {}
+        experiment = begin("offline")
+        experiment.summary.update(summary)
+    except failures() as error:
+        say(f"not logged there ({first_line(error)})")
+        return None
+    if not again or mode == "online":
+        say(f"offline; to upload: wandb sync {run.path}/wandb/offline-run-*")
     return experiment
 
 
-def _remember(run: RunDirectory, numbers: dict[str, float]) -> None:
-    """Keeps what was appended, for parts of the run to come."""
-    temporary = run.wandb_summary.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_remembered(run) | numbers, indent=2) + "\n")
-    temporary.replace(run.wandb_summary)
+def end_run(run: RunDirectory, error: BaseException | None) -> None:
+    """Ends this process's W&B run, if it has one; what isn't uploaded by then is said.
 
-
-def _remembered(run: RunDirectory) -> dict[str, float]:
-    found: dict[str, float] = {}
-    if run.wandb_summary.is_file():
-        found = json.loads(run.wandb_summary.read_text())
-    return found
+    Args:
+        run: the run directory.
+        error: what it ended in, if it did; one that was told to stop hasn't failed.
+    """
+    experiment = getattr(sys.modules.get("wandb"), "run", None)
+    if experiment is None:
+        return
+    try:
+        if isinstance(error, UnfinishedError):
+            experiment.mark_preempting()
+        experiment.finish(exit_code=int(error is not None))
+    except failures() as failure:
+        say(
+            f"not all is uploaded ({first_line(failure)}); to upload: wandb sync {run.path}/wandb/*"
+        )
 
 
 def _summary_so_far(run: RunDirectory) -> dict[str, float]:
     """The last of every number logged, named as W&B has them, and what was appended besides."""
-    numbers = _remembered(run)
+    numbers: dict[str, float] = {}
+    if run.wandb_summary.is_file():
+        numbers = json.loads(run.wandb_summary.read_text())
     for row in read_metrics(run.metrics) if run.metrics.is_file() else []:
         numbers |= {name: float(value) for name, value in row.items()}
     if "step" in numbers:
@@ -190,9 +215,23 @@ def _summary_so_far(run: RunDirectory) -> dict[str, float]:
     return numbers
 
 
-def _id(run: RunDirectory) -> str:
+def run_id(run: RunDirectory) -> str:
+    """Of the directory's W&B run."""
     return run.wandb_id.read_text().strip()
 
 
-def _first_line(error: Exception) -> str:
+def failures() -> tuple[type[Exception], ...]:
+    """What goes wrong with W&B: its own errors, in older versions others, ours, the system's."""
+    import wandb
+
+    return (wandb.Error, UserError, ValueError, OSError)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in short."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def say(line: str) -> None:
+    """One line on W&B, for a person."""
+    sys.stdout.write(f"Weights & Biases: {line}\n")

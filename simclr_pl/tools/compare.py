@@ -8,6 +8,7 @@ from simclr_pl.evaluate.features import encode
 from simclr_pl.evaluate.fewlabels import Score, margin_in_standard_errors, score
 from simclr_pl.run.arguments import call
 from simclr_pl.run.results import write_result
+from simclr_pl.run.wandb import Mode
 from simclr_pl.tools.frozen import Baseline, choose_encoder
 from simclr_pl.tools.pretrained import DataChoice, find_pretrained
 from simclr_pl.tools.scores import tell_wandb
@@ -26,6 +27,7 @@ def compare(
     labels_per_class: int = 5,
     draws: int = 5,
     require: float | None = None,
+    wandb: Mode = "auto",
 ) -> dict[str, Score]:
     """Is pretraining worth it? Top-1 of raw pixels, the untrained and the pretrained encoder.
 
@@ -39,6 +41,7 @@ def compare(
         draws: few-label draws, the same for every column.
         require: fail unless the pretrained encoder beats the untrained one by so many standard
             errors at few labels.
+        wandb: Weights & Biases; auto is online when logged in, else offline.
 
     Returns:
         The scores by column.
@@ -74,7 +77,9 @@ def compare(
         checkpoint=pretrained.checkpoint,
     )
     sys.stdout.write(f"written to {path}\n")
-    tell_wandb(pretrained, {f"logistic/{split}_top1": scores["pretrained"].all_labels})
+    numbers = {f"logistic/{split}_top1": scores["pretrained"].all_labels}
+    about = {"split": split, "labels": labels, "epoch": pretrained.epoch}
+    tell_wandb(pretrained, "logistic", numbers, about, wandb)
     if require is not None and margin < require:
         raise UserError(
             f"pretraining is {margin:.1f} standard errors better than no training with "

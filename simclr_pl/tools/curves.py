@@ -55,12 +55,13 @@ TOPICS: dict[str, dict[str, str]] = {
     "gradient norm": {"train/grad_norm": "before clipping"},
     "images a second": {"speed/images_per_s": "over all devices"},
     "share of time waiting for data": {"speed/data_wait": "0 is none"},
+    "GPU memory, bytes": {"speed/gpu_memory_bytes": "at its peak, first device"},
 }
 
 SHARES = (*TOP1, "share of time waiting for data")
 """From 0 to 1, and drawn so."""
 
-FROM_ZERO = ("standard deviation (0: collapse)", "images a second")
+FROM_ZERO = ("standard deviation (0: collapse)", "images a second", "GPU memory, bytes")
 """Here it matters how far from nothing a line is, and small changes don't."""
 
 CHANCE = "NT-Xent loss"

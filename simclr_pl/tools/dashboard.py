@@ -8,7 +8,15 @@ from typing import Any
 
 from simclr_pl.errors import UserError
 from simclr_pl.run.arguments import call
-from simclr_pl.run.wandb import PATIENCE, PROJECT, Mode, logged_in, resolve_mode
+from simclr_pl.run.wandb import (
+    PATIENCE,
+    PROJECT,
+    Mode,
+    failures,
+    first_line,
+    logged_in,
+    resolve_mode,
+)
 from simclr_pl.tools.curves import FROM_ZERO, SHARES, TOPICS
 
 STEP = "trainer/global_step"
@@ -36,16 +44,16 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Is it fast?": ("images a second", "share of time waiting for data", "GPU memory, bytes"),
     "Fine-tuning": ("cross-entropy of fine-tuning", "fine-tuning, top-1"),
 }
-"""The report's topics, and the GPU's memory."""
+"""The report's topics."""
 
 OPEN = 3
 """Sections that are open from the start."""
 
 MORE = {
+    "NT-Xent loss": {"health/chance_loss": "chance of train"},
     "kNN, top-1 on val": {"knn/val_top1": "k = 20", "knn200/val_top1": "k = 200"},
-    "GPU memory, bytes": {"speed/gpu_memory_bytes": "highest so far, on CUDA alone"},
 }
-"""Of topics that the report derives from a run, or hasn't."""
+"""Of topics for which the report looks at the run."""
 
 PICTURES = {
     "pictures/views": "What the augmentation does",
@@ -58,8 +66,8 @@ PICTURES = {
 
 NOTE = (
     "Accuracies are fractions of `val`, from 0 to 1, of the step they stand at. Chance of "
-    "`train/loss` is log(2 x batch - 1): {levels}; `health/loss_over_chance` is the loss less "
-    "that, so that 0 is its chance line for any batch. It begins far above 0 where the "
+    "`train/loss` is `health/chance_loss`, log(2 x batch - 1); `health/loss_over_chance` is the "
+    "loss less that, so that 0 is its chance line for any batch. It begins far above 0 where the "
     "temperature is small, and should be below 0 soon."
 )
 
@@ -99,10 +107,11 @@ def dashboard(
         reason = "nobody is logged in to W&B (wandb login)"
     workspace = build_workspace(project, entity or "", name)
     if mode == "online" and logged_in():
+        expected: tuple[type[Exception], ...] = (*failures(), TypeError, KeyError)
         try:
             return _save(workspace, entity)
-        except _failures() as error:
-            reason = f"W&B does not answer ({_first_line(error)})"
+        except expected as error:
+            reason = f"W&B does not answer ({first_line(error)})"
     if wandb == "online":
         raise UserError(f"{reason}: put that right, or let --wandb offline write a file")
     _write(workspace, Path(out))
@@ -128,7 +137,6 @@ def build_workspace(project: str, entity: str, name: str) -> Any:
         raise UserError(
             "dashboard needs the package wandb-workspaces: pip install wandb-workspaces"
         ) from error
-    levels = ", ".join(f"{math.log(2 * n - 1):.2f} at {n}" for n in (128, 256, 512, 1024, 4096))
     sections = [
         ws.Section(
             name=title,
@@ -139,7 +147,7 @@ def build_workspace(project: str, entity: str, name: str) -> Any:
     ]
     sections[0].panels = [
         *sections[0].panels,
-        panels.MarkdownPanel(markdown=NOTE.format(levels=levels)),
+        panels.MarkdownPanel(markdown=NOTE),
     ]
     pictures: list[Any] = [
         panels.MediaBrowser(title=title, media_keys=[key], num_columns=1)
@@ -158,7 +166,7 @@ def lines_of(topic: str) -> dict[str, str]:
 
 
 def _plot(panels: Any, topic: str) -> Any:
-    bottom = 0 if topic in (*SHARES, *FROM_ZERO, "GPU memory, bytes") else None
+    bottom = 0 if topic in (*SHARES, *FROM_ZERO) else None
     return panels.LinePlot(
         title=topic,
         x=STEP,
@@ -193,17 +201,6 @@ def _write(workspace: Any, path: Path) -> None:
         raise UserError(
             f"{path} cannot be written ({error.strerror}): give another --out"
         ) from error
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What W&B raises: errors of its own, and those of the system and of what it was answered."""
-    import wandb
-
-    return (wandb.Error, ValueError, TypeError, KeyError, OSError)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def run_cli(args: list[str]) -> None:

@@ -13,6 +13,7 @@ from simclr_pl.evaluate.scoring import Score
 from simclr_pl.model.checkpoint import load_backbone
 from simclr_pl.model.optim import OptimizerRecipe
 from simclr_pl.run.arguments import call
+from simclr_pl.run.artifacts import LogCheckpoints, artifact_of
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint, StopOnNaN
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.job import job
@@ -22,7 +23,9 @@ from simclr_pl.run.results import sha256
 from simclr_pl.run.session import Session, quieten
 from simclr_pl.run.speed import Throughput
 from simclr_pl.run.stop import StopRequest
-from simclr_pl.run.wandb import Mode
+from simclr_pl.run.tensorboard import check_tensorboard
+from simclr_pl.run.tracking import Tracking
+from simclr_pl.run.wandb import WandbChoice
 from simclr_pl.tools.pretrained import DataChoice, Pretrained, check_seeds, find_pretrained
 from simclr_pl.tools.scores import report
 
@@ -123,7 +126,8 @@ def finetune(
     learning_rate: float | None = None,
     weight_decay: float = 0.0,
     trainer: TrainerChoice = TrainerChoice(),
-    wandb: Mode = "auto",
+    wandb: WandbChoice = WandbChoice(),  # noqa: B008 - frozen
+    tensorboard: bool = False,
     out: str | None = None,
     resume: bool = False,
 ) -> list[Score]:
@@ -155,7 +159,8 @@ def finetune(
             0.2 from scratch).
         weight_decay: on weights; biases and norms have none.
         trainer: where and how it is computed.
-        wandb: Weights & Biases; auto is online when logged in, else offline.
+        wandb: Weights & Biases.
+        tensorboard: whether numbers go into tensorboard/ of each run too.
         out: folder for the runs, instead of RUN/finetune.
         resume: go on with what was broken off, or begin where nothing is there yet.
 
@@ -174,17 +179,21 @@ def finetune(
         epochs, batch_size, learning_rate, weight_decay,
     )  # fmt: skip
     recipe.check()
+    if tensorboard:
+        check_tensorboard()
     pretrained = find_pretrained(checkpoint, run_dir, config, data)
     folder = Path(out) if out else pretrained.folder("finetune")
     start = "from fresh weights" if from_scratch else "from pretrained weights"
     chosen = [pretrained.seed] if seeds is None else seeds
     fields = recipe.fields | {"epoch": 0 if from_scratch else pretrained.epoch}
     with job() as stop:
-        trainings = _Trainings(pretrained, recipe, split, trainer, wandb, folder, resume, stop)
+        trainings = _Trainings(
+            pretrained, recipe, split, trainer, wandb, tensorboard, folder, resume, stop
+        )
         for seed in chosen:
             trainings.run(seed).check_free(resume=resume)
-        evaluate = trainings.evaluate
-        return report(pretrained, recipe.protocol, split, chosen, evaluate, start, wandb, **fields)
+        name, mode, evaluate = recipe.protocol, wandb.mode, trainings.evaluate
+        return report(pretrained, name, split, chosen, evaluate, start, mode, **fields)
 
 
 @dataclass(frozen=True)
@@ -195,7 +204,8 @@ class _Trainings:
     recipe: _Recipe
     split: Literal["val", "test"]
     choice: TrainerChoice
-    wandb: Mode
+    wandb: WandbChoice
+    tensorboard: bool
     folder: Path
     resume: bool
     stop: StopRequest
@@ -231,15 +241,13 @@ class _Trainings:
         epochs: int,
     ) -> tuple[float, float]:
         model = self._model(seed, data)
-        trainer = self._trainer(session, epochs)
+        trainer = self._trainer(session, config, epochs)
         trainer.print(
             f"{session.run.path}: {data.labels} labelled images, {epochs} epochs of {data.steps} x "
             f"{data.batch_size} images"
         )
         if is_rank_zero():
             save_config(session.run, config)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(config)
         session.train(trainer, model, data)
         score = trainer.validate if self.split == "val" else trainer.test
         score(model, data, verbose=False)
@@ -272,12 +280,14 @@ class _Trainings:
             seed=seed,
         )
 
-    def _trainer(self, session: Session, epochs: int) -> L.Trainer:
+    def _trainer(self, session: Session, config: dict[str, Any], epochs: int) -> L.Trainer:
         choice = asdict(self.choice)
         often = max(1, epochs // 10)  # ten validations, or a few more
         callbacks = [
-            StopOnNaN("lower --learning_rate"), Throughput(), *session.callbacks(),
-            SaveCheckpoint(often),
+            StopOnNaN("lower --learning_rate"), Throughput(),
+            Tracking(session.run, self.wandb, "finetune", config, self._artifact()),
+            *session.callbacks(), SaveCheckpoint(often),
+            LogCheckpoints(session.run, self.wandb, "finetune"),
         ]  # fmt: skip
         if choice["enable_progress_bar"]:
             callbacks.append(Progress())
@@ -286,7 +296,7 @@ class _Trainings:
             max_epochs=epochs,
             check_val_every_n_epoch=often,
             num_sanity_val_steps=0,
-            logger=session.loggers(self.wandb),
+            logger=session.loggers(tensorboard=self.tensorboard),
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
             default_root_dir=str(session.run.path),
@@ -306,8 +316,15 @@ class _Trainings:
             "classes": data.num_classes,
             "data": data.arguments(),
             "trainer": {**asdict(self.choice), "max_epochs": epochs},
-            "wandb": self.wandb,
+            "wandb": asdict(self.wandb),
+            "tensorboard": self.tensorboard,
         }
+
+    def _artifact(self) -> str | None:
+        """What pretraining logged the checkpoint as."""
+        if self.pretrained.run is None or self.recipe.from_scratch:
+            return None
+        return artifact_of(self.pretrained.run, self.pretrained.checkpoint)
 
 
 def run_cli(args: list[str]) -> None:

@@ -4,6 +4,8 @@ import io
 from typing import Any
 
 import lightning as L
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from simclr_pl.data.datamodule import ContrastiveDataModule
@@ -23,8 +25,8 @@ class Gallery(L.Callback):
     features, and similarities of positives and negatives; the first time also what the
     augmentation does. Drawing takes a few seconds, in which the other ranks wait. Unlabelled
     images, and modules without a `projector`, get the pictures that need neither. Without a logger
-    that takes images (W&B's does), under a strategy that shards the module, and where features are
-    no longer finite, nothing is done. No global random number is drawn.
+    that takes images (W&B's and TensorBoard's do), under a strategy that shards the module, and
+    where features are no longer finite, nothing is done. No global random number is drawn.
 
     Args:
         every_n_epochs: how often, in epochs that are validated; 0 turns it off.
@@ -54,10 +56,10 @@ class Gallery(L.Callback):
             pictures = self._draw(trainer, pl_module, apart)
         finally:
             apart.teardown()
-        for name, picture in pictures.items():
-            for logger in loggers:
-                # As Lightning counts the step that has just been taken.
-                logger.log_image(f"pictures/{name}", [picture], step=trainer.global_step - 1)
+        named = {f"pictures/{name}": picture for name, picture in pictures.items()}
+        for logger in loggers if named else []:
+            # As Lightning counts the step that has just been taken.
+            _log(logger, named, trainer.current_epoch, trainer.global_step - 1)
 
     def _draw(
         self, trainer: L.Trainer, module: L.LightningModule, data: ContrastiveDataModule
@@ -86,10 +88,30 @@ class Gallery(L.Callback):
 
 
 def _that_take_images(trainer: L.Trainer) -> list[Any]:
-    """Rank 0's loggers with Lightning's `log_image`."""
+    """Rank 0's loggers: TensorBoard's, and those with Lightning's `log_image`."""
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return []  # the logger of a fast_dev_run says yes to every name
-    return [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
+    return [
+        logger
+        for logger in trainer.loggers
+        if isinstance(logger, TensorBoardLogger) or hasattr(logger, "log_image")
+    ]
+
+
+def _log(logger: Any, pictures: dict[str, Any], epoch: int, step: int) -> None:
+    """Hands pictures (PIL's) by name to a logger, in its own way."""
+    if isinstance(logger, WandbLogger):  # in one row, which its own log_image gives no epoch
+        import wandb
+
+        row: dict[str, Any] = {name: [wandb.Image(image)] for name, image in pictures.items()}
+        logger.log_metrics({**row, "epoch": epoch}, step=step)
+        return
+    for name, picture in pictures.items():
+        if isinstance(logger, TensorBoardLogger):
+            pixels = np.asarray(picture.convert("RGB"))
+            logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+        else:
+            logger.log_image(name, [picture], step=step)
 
 
 def _is_whole(trainer: L.Trainer) -> bool:

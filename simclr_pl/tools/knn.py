@@ -6,6 +6,7 @@ from simclr_pl.data.splits import draw_fraction
 from simclr_pl.evaluate.nearest import KS, TEMPERATURES, evaluate_knn
 from simclr_pl.evaluate.scoring import Score, check_above_zero
 from simclr_pl.run.arguments import call
+from simclr_pl.run.wandb import Mode
 from simclr_pl.tools.frozen import Baseline, freeze, protocol_name
 from simclr_pl.tools.pretrained import DataChoice, check_seeds, find_pretrained
 from simclr_pl.tools.scores import report
@@ -23,6 +24,7 @@ def knn(
     seeds: list[int] | None = None,
     k: list[int] | None = None,
     temperature: list[float] | None = None,
+    wandb: Mode = "auto",
 ) -> list[Score]:
     """Weighted k-nearest-neighbour classification of frozen features (Wu et al. 2018).
 
@@ -43,6 +45,7 @@ def knn(
         seeds: of the tenth that chooses (default: the run's seed).
         k: numbers of neighbours to choose from (default: 1, 5, 10, 20, 50, 100, 200).
         temperature: temperatures to choose from (default: 0.03, 0.07, 0.2).
+        wandb: Weights & Biases; auto is online when logged in, else offline.
 
     Returns:
         A score for each seed.
@@ -68,7 +71,7 @@ def knn(
     protocol = protocol_name("knn", baseline, label_fraction)
     chosen = [pretrained.seed] if seeds is None else seeds
     return report(
-        pretrained, protocol, split, chosen, evaluate, baseline=baseline,
+        pretrained, protocol, split, chosen, evaluate, wandb=wandb, baseline=baseline,
         label_fraction=label_fraction, epoch=0 if baseline else pretrained.epoch,
     )  # fmt: skip
 

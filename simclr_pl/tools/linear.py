@@ -18,6 +18,7 @@ from simclr_pl.evaluate.linear import (
 from simclr_pl.evaluate.logistic import evaluate_logistic
 from simclr_pl.evaluate.scoring import Score, check_above_zero
 from simclr_pl.run.arguments import call
+from simclr_pl.run.wandb import Mode
 from simclr_pl.tools.frozen import Baseline, Frozen, freeze, protocol_name
 from simclr_pl.tools.pretrained import DataChoice, check_seeds, find_pretrained
 from simclr_pl.tools.scores import report
@@ -38,6 +39,7 @@ def linear(
     epochs: int = Recipe().epochs,
     learning_rates: list[float] | None = None,
     weight_decays: list[float] | None = None,
+    wandb: Mode = "auto",
 ) -> list[Score]:
     """Linear evaluation: a linear classifier on frozen features, the protocol papers report.
 
@@ -63,6 +65,7 @@ def linear(
             augmented).
         learning_rates: to choose from, each for a batch of 256.
         weight_decays: to choose from.
+        wandb: Weights & Biases; auto is online when logged in, else offline.
 
     Returns:
         A score for each seed.
@@ -104,8 +107,8 @@ def linear(
     protocol = protocol_name(name, baseline, label_fraction)
     chosen = [pretrained.seed] if seeds is None else seeds
     scores = report(
-        pretrained, protocol, split, chosen, evaluate, baseline=baseline, solver=solver,
-        label_fraction=label_fraction, epoch=0 if baseline else pretrained.epoch,
+        pretrained, protocol, split, chosen, evaluate, wandb=wandb, baseline=baseline,
+        solver=solver, label_fraction=label_fraction, epoch=0 if baseline else pretrained.epoch,
     )  # fmt: skip
     frozen.data.teardown()
     return scores

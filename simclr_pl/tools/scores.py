@@ -8,12 +8,17 @@ from typing import Any
 from simclr_pl.data.datamodule import Split
 from simclr_pl.evaluate.scoring import Score
 from simclr_pl.run.directory import is_rank_zero
+from simclr_pl.run.evaluations import append_to_summary, tell
 from simclr_pl.run.results import write_result
-from simclr_pl.run.wandb import Mode, append_to_summary
+from simclr_pl.run.wandb import Mode
 from simclr_pl.tools.pretrained import Pretrained
 
 IN_SUMMARY = {"knn": "knn_chosen"}
 """Names in W&B where a protocol's own is taken: `knn/val_top1` is the monitor's, of k = 20."""
+
+
+TRAININGS = ("finetune", "supervised")
+"""How the protocols of `finetune` begin."""
 
 
 def report(
@@ -28,8 +33,8 @@ def report(
 ) -> list[Score]:
     """Evaluates with each seed, writes a result for each, and prints them with mean and spread.
 
-    Mean and spread go into the summary of the run's W&B run as well. Of several ranks that evaluate
-    together, rank 0 alone writes and prints.
+    Mean and spread go to W&B as well. Of several ranks that evaluate together, rank 0 alone writes
+    and prints.
 
     Args:
         pretrained: what is evaluated.
@@ -38,7 +43,7 @@ def report(
         seeds: of evaluation.
         evaluate: the score with a seed.
         how: what was done to the encoder, in words.
-        wandb: where W&B's summary is to be reached.
+        wandb: whether W&B is told, and where.
         fields: further entries of the results, `epoch` among them: of pretraining, 0 for none.
     """
     _say(f"{protocol}, {how}, scored on the {split} split of {pretrained.dataset}")
@@ -67,24 +72,39 @@ def report(
             _say(
                 f"{name} {mean:.4f} \u00b1 {spread:.4f} (standard deviation of {len(seeds)} seeds)"
             )
-    tell_wandb(pretrained, numbers, wandb)
+    tell_wandb(pretrained, protocol, numbers, {"split": split, "seeds": seeds, **fields}, wandb)
     return scores
 
 
-def tell_wandb(pretrained: Pretrained, numbers: dict[str, float], asked: Mode = "auto") -> None:
-    """Puts numbers into the summary of the W&B run that pretraining was, if it was one.
+def tell_wandb(
+    pretrained: Pretrained,
+    protocol: str,
+    numbers: dict[str, float],
+    about: dict[str, Any],
+    asked: Mode = "auto",
+) -> None:
+    """Tells W&B, if pretraining was a W&B run: in that run's summary, and as a run of its own.
+
+    A fine-tuning has been a W&B run of its own from its first step.
 
     Args:
         pretrained: what was evaluated.
+        protocol: its name, as in `linear-lbfgs`.
         numbers: by name; those of another data set than the run's own get its name in front.
+        about: what they hang on beside checkpoint and data set, `split` among it.
         asked: online, offline, off, or auto.
     """
     run = pretrained.run
-    if run is not None and is_rank_zero():
-        folder = pretrained.folder("results")
-        other = "" if folder == run.results else f"{folder.name}/"
-        named = {f"{other}{name}": value for name, value in numbers.items()}
+    if run is None or not is_rank_zero():
+        return
+    folder = pretrained.folder("results")
+    other = "" if folder == run.results else f"{folder.name}/"
+    named = {f"{other}{name}": value for name, value in numbers.items()}
+    if protocol.startswith(TRAININGS):
         append_to_summary(run, named, asked)
+    else:
+        known = {"dataset": pretrained.dataset, "checkpoint": pretrained.checkpoint}
+        tell(run, protocol, named, about | known, asked)
 
 
 def _say(line: str) -> None:

@@ -25,6 +25,7 @@ from simclr_pl.evaluate import sphere
 from simclr_pl.evaluate.sphere import StepHealth, rankme, step_health
 
 NAMES = {
+    "health/chance_loss",
     "health/loss_over_chance", "health/positive_similarity", "health/negative_similarity",
     "health/alignment", "health/uniformity", "health/feature_std", "health/projection_std",
 }  # fmt: skip

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import wandb
 from commands import QUICK, environment, finish, rows, run, start
-from offline import history, recipe, records, summary
+from offline import begun, history, recipe, records, summary
 from wandb_server import wandb_server
 
 from simclr_pl.run.directory import RunDirectory
-from simclr_pl.run.wandb import append_to_summary, build_logger, logged_in, resolve_mode
+from simclr_pl.run.evaluations import append_to_summary
+from simclr_pl.run.wandb import WandbChoice, build_logger, end_run, logged_in, resolve_mode
 
 # Who is logged in ---------------------------------------------------------------------------------
 
@@ -91,7 +92,8 @@ def auto(directory: Path, *args: object) -> tuple[object, ...]:
 
 def test_a_logger_keeps_its_run_and_its_id_in_the_run_directory(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
-    logger = build_logger("offline", directory, "project", "name")
+    logger = build_logger(directory, WandbChoice("offline", project="project"), "pretrain")
+    assert logger is not None
     try:
         logger.log_metrics({"train/loss": 1.5}, step=7)
         logger.experiment.finish()
@@ -111,7 +113,8 @@ def test_a_server_that_does_not_answer_costs_seconds_and_no_number(
     monkeypatch.setattr("simclr_pl.run.wandb.PATIENCE", 2.0)
     assert resolve_mode("auto") == "online"
     begun = time.monotonic()
-    logger = build_logger("online", RunDirectory(tmp_path), "project", "name")
+    logger = build_logger(RunDirectory(tmp_path), WandbChoice("online"), "pretrain")
+    assert logger is not None
     try:
         logger.log_metrics({"train/loss": 1.5}, step=7)
         logger.experiment.finish()
@@ -128,8 +131,33 @@ def test_a_server_that_does_not_answer_costs_seconds_and_no_number(
     assert [row["train/loss"] for row in history(found)] == [1.5]
 
 
+def test_asked_to_be_online_without_a_key_a_run_is_offline_and_nobody_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        assert build_logger(RunDirectory(tmp_path), WandbChoice("online"), "pretrain")
+        end_run(RunDirectory(tmp_path), None)
+    finally:
+        wandb.teardown()
+    assert capsys.readouterr().out.splitlines() == [
+        "Weights & Biases: no connection (nobody is logged in), so this run is offline",
+        f"Weights & Biases: offline; to upload: wandb sync {tmp_path}/wandb/offline-run-*",
+    ]
+
+
+def test_what_is_out_of_order_offline_too_ends_no_training(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "wandb").write_text("in W&B's way")
+    (tmp_path / "run" / "wandb_summary.json").write_text("{")
+    outcome = run(*auto(tmp_path / "run"))
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    (said,) = [line for line in outcome.out.splitlines() if "Weights & Biases" in line]
+    assert said.startswith("Weights & Biases: not logged there (")
+    assert len(rows(tmp_path / "run")) == 4
+
+
 def test_turned_off_there_is_no_logger_and_no_file(tmp_path: Path) -> None:
-    assert build_logger("off", RunDirectory(tmp_path), "project", "name") is None
+    assert build_logger(RunDirectory(tmp_path), WandbChoice("off"), "pretrain") is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -234,7 +262,8 @@ def test_a_run_that_was_told_off_writes_nothing_of_it(tmp_path: Path) -> None:
 def trained(tmp_path: Path) -> Iterator[RunDirectory]:
     """A run of one row, offline; W&B's service ends with the test."""
     directory = RunDirectory(tmp_path / "run")
-    logger = build_logger("offline", directory, "simclr_pl", "name")
+    logger = build_logger(directory, WandbChoice("offline"), "pretrain")
+    assert logger is not None
     logger.log_metrics({"train/loss": 1.5, "probe/val_top1": 0.25}, step=7)
     logger.experiment.finish()
     directory.metrics.write_text("step,epoch,train/loss,probe/val_top1\n7,0,1.5,0.25\n")
@@ -243,11 +272,16 @@ def trained(tmp_path: Path) -> Iterator[RunDirectory]:
 
 
 def parts(directory: RunDirectory) -> list[list[dict[str, Any]]]:
-    """A run's offline parts, by their time; all of one W&B run."""
-    found = records(directory.path)
-    ids = {record["run"]["run_id"] for part in found for record in part if "run" in record}
-    assert ids == {directory.wandb_id.read_text().strip()}
-    return found
+    """A run's offline parts, by their time, without those of its evaluations."""
+    mine = directory.wandb_id.read_text().strip()
+    return [part for part in records(directory.path) if begun(part)["run_id"] == mine]
+
+
+def evaluation(directory: RunDirectory) -> list[dict[str, Any]]:
+    """The W&B run that an evaluation was, beside what it appended to the run's summary."""
+    (appended,) = parts(directory)
+    (own,) = [part for part in records(directory.path) if part != appended]
+    return own
 
 
 NUMBERS = {"linear/test_top1": 0.75, "linear/test_top1_std": 0.0625}
@@ -278,7 +312,8 @@ def test_a_resumed_offline_run_keeps_what_was_appended_and_logs_its_own(
 ) -> None:
     append_to_summary(trained, {**NUMBERS, "probe/val_top1": 0.3})
     _wait_a_second()
-    logger = build_logger("offline", trained, "simclr_pl", "name")
+    logger = build_logger(trained, WandbChoice("offline"), "pretrain")
+    assert logger is not None
     logger.log_metrics({"train/loss": 1.25}, step=8)
     logger.experiment.finish()
     found = summary(parts(trained)[-1])
@@ -339,7 +374,7 @@ def test_without_an_answer_the_numbers_are_offline_within_seconds(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr("simclr_pl.run.wandb.PATIENCE", 2.0)
+    monkeypatch.setattr("simclr_pl.run.evaluations.PATIENCE", 2.0)
     with socket.socket() as hole:
         hole.bind(("127.0.0.1", 0))
         if server == "never answers":
@@ -390,14 +425,23 @@ def test_every_evaluation_s_numbers_go_into_the_run_s_summary(command: str, fini
         outcome = run(command, "--run_dir", finished, *options, *_w_and_b(command))
         assert (outcome.code, outcome.err) == (0, ""), outcome
         (part,) = parts(directory)
+        own = evaluation(directory)
     finally:
         wandb.teardown()
     appended = json.loads(directory.wandb_summary.read_text())
     assert set(appended) >= names
+    assert outcome.out.count(f"wandb sync {finished}/wandb/") == 1
     assert summary(part).items() >= appended.items()
     values = [json.loads(path.read_text())["top1"] for path in directory.results.iterdir()]
     (top1,) = [name for name in names if name.endswith("_top1")]
     assert appended[top1] == pytest.approx(statistics.mean(values))
+    job = {"compare": "logistic", "validate": "probe", "test": "probe"}.get(command, command)
+    assert begun(own)["job_type"] == job
+    assert summary(own) == appended
+    told = recipe(own)
+    split = "val" if any("val" in name for name in names) else "test"
+    assert (told["pretraining"], told["split"], told["dataset"]) == ("abcd1234", split, "digits")
+    assert told["artifact"] is None
 
 
 def _w_and_b(command: str) -> tuple[str, ...]:

@@ -90,19 +90,24 @@ def test_an_offline_run_holds_the_very_pictures_that_report_draws(tmp_path: Path
         wandb.teardown()
     (found,) = records(directory)
     logged = [
-        (row["trainer/global_step"], key[len("pictures/") : -len(".filenames")], value)
+        (
+            row["trainer/global_step"],
+            row["epoch"],
+            key[len("pictures/") : -len(".filenames")],
+            value,
+        )
         for row in history(found)
         for key, value in row.items()
         if key.startswith("pictures/") and key.endswith(".filenames")
     ]
-    assert {(step, name) for step, name, _ in logged} == {
-        *((3, name) for name in EVERY | {"views"}),
-        *((5, name) for name in EVERY),
+    assert {(step, epoch, name) for step, epoch, name, _ in logged} == {
+        *((3, 1, name) for name in EVERY | {"views"}),
+        *((5, 2, name) for name in EVERY),
     }
     (files,) = directory.glob("wandb/offline-run-*/files")
     assert len(list(files.rglob("*.png"))) == len(logged)
     assert run("report", directory).code == 0
-    for step, name, (file,) in logged:
+    for step, _, name, (file,) in logged:
         if step == 5 or name == "views":
             with (
                 Image.open(files / file) as mine,

@@ -1,0 +1,115 @@
+"""What the command line takes beyond Lightning's own options, and which of those it refuses."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader, set_loader
+from lightning.pytorch.cli import LightningArgumentParser
+
+from simclr_pl.errors import UserError
+from simclr_pl.evaluate.health import HealthMonitor
+from simclr_pl.evaluate.knn import KNNMonitor
+from simclr_pl.evaluate.linear_callback import LinearEvaluation
+from simclr_pl.evaluate.probe import OnlineProbe
+from simclr_pl.run.arguments import OneSentence, explain_wandb
+from simclr_pl.run.checkpoints import SaveCheckpoint
+from simclr_pl.run.shorthand import loads_wandb_mode, with_wandb_mode
+from simclr_pl.run.wandb import WandbChoice
+from simclr_pl.tools.gallery import Gallery
+
+
+class Parser(OneSentence, LightningArgumentParser):
+    """Lightning's parser, whose errors are sentences and whose `wandb` may be its mode alone."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        set_loader("recipe", loads_wandb_mode(get_loader("yaml")), (yaml.YAMLError,))
+        super().__init__(*args, **{**kwargs, "parser_mode": "recipe"})
+
+    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
+        """Parses, with `--wandb off` as `--wandb.mode off`."""
+        given = sys.argv[1:] if args is None else args
+        return super().parse_args(with_wandb_mode(given), *more, **options)
+
+
+def add_options(parser: LightningArgumentParser) -> None:
+    """Adds what belongs to a run: the callbacks' groups, its directory, its loggers."""
+    parser.add_lightning_class_args(OnlineProbe, "probe")
+    parser.add_lightning_class_args(KNNMonitor, "knn")
+    parser.add_lightning_class_args(HealthMonitor, "health")
+    parser.add_lightning_class_args(LinearEvaluation, "linear")
+    parser.add_lightning_class_args(Gallery, "pictures")
+    parser.add_lightning_class_args(SaveCheckpoint, "checkpoint")
+    parser.add_argument(
+        "--run_dir",
+        type=str | None,
+        default=None,
+        help="folder for everything of this run (default: runs/<config name>/<time>)",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --run_dir, or start it where there is none yet",
+    )
+    parser.add_argument(
+        "--init_from",
+        type=str | None,
+        default=None,
+        help="checkpoint whose weights a new run starts from",
+    )
+    parser.add_argument("--wandb", type=WandbChoice, default=WandbChoice())
+    explain_wandb(parser)
+    parser.add_argument(
+        "--tensorboard",
+        type=bool,
+        default=False,
+        help="whether numbers and pictures go into RUN/tensorboard too",
+    )
+    parser.set_defaults(
+        {
+            "trainer.max_epochs": 100,
+            "trainer.num_sanity_val_steps": 0,
+            "trainer.use_distributed_sampler": False,
+            "trainer.enable_model_summary": False,
+        }
+    )
+
+
+def refuse(trainer: Any) -> None:
+    """Looks at Lightning's options.
+
+    Args:
+        trainer: the configuration's part of that name.
+
+    Raises:
+        UserError: one that would silently train something else, or nothing.
+    """
+    if trainer.accumulate_grad_batches != 1:
+        raise UserError(
+            "trainer.accumulate_grad_batches would not give a contrastive batch its negatives: set "
+            "data.batch_size to the batch you want, and model.micro_batch_size to what fits in "
+            "memory"
+        )
+    if trainer.devices in (0, "0"):
+        raise UserError("trainer.devices is 0, but must be at least 1")
+    if trainer.limit_train_batches == 0:
+        raise UserError("trainer.limit_train_batches is 0: give at least 1 batch, or leave it out")
+    if trainer.sync_batchnorm:
+        raise UserError(
+            "trainer.sync_batchnorm is not used: batch norm is global by the recipe's own key, "
+            "model.global_batch_norm (true unless you turn it off)"
+        )
+
+
+def config_name(config: Any) -> str:
+    """What a run is called after: its first configuration file, or its data set."""
+    files = as_list(config.get("config"))
+    return Path(str(files[0])).stem if files else str(config.data.dataset)
+
+
+def as_list(value: Any) -> list[Any]:
+    """Of what Lightning takes as one or as several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -66,17 +66,51 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """The sum over ranks, with gradient: what a rank's input did to every rank's loss."""
+class _NormaliseOverRanks(torch.autograd.Function):
+    """Batch norm by the statistics of all ranks' rows; torch's own kernels do what is each rank's.
+
+    A collective forward and one backward: ranks' means and variances are put together as those of
+    parts of a sample are (Chan et al. 1979, "Updating Formulae and a Pairwise Algorithm"), without
+    the cancellation of E[x²] - E[x]².
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return sum_over_ranks(x.clone())
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        count = x.new_full((1,), x.numel() // x.shape[1])
+        kernel: Any = torch.native_batch_norm
+        _, mean, inverse = kernel(x, None, None, None, None, True, 0.0, 0.0)
+        # Of values that are all the same it has 0 as the inverse deviation.
+        variance = torch.where(inverse > 0, inverse.pow(-2), 0)
+        mine = torch.cat([count, mean, variance])
+        every = gather_rows(mine[None], [1] * rank_and_world()[1])
+        counts, means, variances = every.split([1, *[x.shape[1]] * 2], 1)
+        rows = counts.sum()
+        share = counts / rows
+        mean = (share * means).sum(0)
+        variance = (share * (variances + (means - mean).square())).sum(0)
+        ctx.save_for_backward(x, weight, mean, variance, rows)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, rows)
+        normalised = nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+        return normalised, mean, variance, rows
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return sum_over_ranks(grads[0].clone())
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, variance, rows = ctx.saved_tensors
+        # As if the statistics were constants; then what they owe to each row of each rank.
+        by_value, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+            grads[0], x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        of_bias, of_weight = sum_over_ranks(torch.cat([by_bias, by_weight])).chunk(2)
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        inverse = (variance + ctx.eps).rsqrt()
+        each = -weight * inverse / rows
+        by_value.addcmul_(x - mean.view(shape), (each * inverse * of_weight).view(shape))
+        by_value.add_((each * of_bias).view(shape))
+        return by_value, by_weight, by_bias, None
 
 
 _TIMMS = ("drop", "act")
@@ -106,22 +140,15 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         return output
 
     def _normalise(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        axes = [axis for axis in range(input.dim()) if axis != 1]
-        shape = [1, -1] + [1] * (input.dim() - 2)
         # Under autocast activations are bfloat16, which cannot even count: statistics are float32.
         x = input.to(torch.promote_types(input.dtype, torch.float32))
-        count = x.new_tensor(float(x.numel() // x.shape[1]))
-        total = _sum_over_ranks(torch.cat([x.sum(axes), count[None]]))
-        mean, rows = total[:-1] / total[-1], total[-1].detach()
-        centred = x - mean.view(shape)
-        # A second sum, of squares about the mean: E[x²] - E[x]² would cancel in float32.
-        variance = _sum_over_ranks(centred.square().sum(axes)) / rows
-        with torch.no_grad():
-            self._update_running(mean, variance * rows / (rows - 1).clamp(min=1))
-        scaled = centred * torch.rsqrt(variance + self.eps).view(shape)
-        if self.affine:
-            scaled = scaled * self.weight.view(shape) + self.bias.view(shape)
-        return scaled.to(input.dtype)
+        scale: tuple[Tensor, Tensor] = (self.weight, self.bias)
+        if not self.affine:
+            scale = x.new_ones(self.num_features), x.new_zeros(self.num_features)
+        normalised, mean, variance, rows = _NormaliseOverRanks.apply(x, *scale, self.eps)
+        self._update_running(mean, variance * rows / (rows - 1).clamp(min=1))
+        output: Tensor = normalised.to(input.dtype)
+        return output
 
     def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None:
@@ -133,11 +160,6 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             momentum = 1.0 / float(self.num_batches_tracked or 1)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
-
-
-def _sum_over_ranks(x: Tensor) -> Tensor:
-    total: Tensor = _SumOverRanks.apply(x)
-    return total
 
 
 def globalise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:

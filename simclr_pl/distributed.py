@@ -67,50 +67,55 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 
 class _NormaliseOverRanks(torch.autograd.Function):
-    """Batch norm by the statistics of all ranks' rows; torch's own kernels do what is each rank's.
+    """Batch norm by the statistics of all ranks' rows: `[B, C, ...]` to itself, and they.
 
     A collective forward and one backward: ranks' means and variances are put together as those of
     parts of a sample are (Chan et al. 1979, "Updating Formulae and a Pairwise Algorithm"), without
-    the cancellation of E[x²] - E[x]².
+    the cancellation of E[x²] - E[x]². Few passes over memory, which autograd would make more of.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        axes = [axis for axis in range(x.dim()) if axis != 1]
         count = x.new_full((1,), x.numel() // x.shape[1])
-        kernel: Any = torch.native_batch_norm
-        _, mean, inverse = kernel(x, None, None, None, None, True, 0.0, 0.0)
-        # Of values that are all the same it has 0 as the inverse deviation.
-        variance = torch.where(inverse > 0, inverse.pow(-2), 0)
-        mine = torch.cat([count, mean, variance])
+        own = x.sum(axes) / count
+        centred = x - _along(own, x)
+        mine = torch.cat([count, own, centred.square().sum(axes) / count])
         every = gather_rows(mine[None], [1] * rank_and_world()[1])
         counts, means, variances = every.split([1, *[x.shape[1]] * 2], 1)
         rows = counts.sum()
         share = counts / rows
         mean = (share * means).sum(0)
         variance = (share * (variances + (means - mean).square())).sum(0)
-        ctx.save_for_backward(x, weight, mean, variance, rows)
-        ctx.eps = eps
+        inverse, shift = torch.rsqrt(variance + eps), own - mean
+        scale = weight * inverse
+        ctx.save_for_backward(centred, shift, scale, inverse, rows)
         ctx.mark_non_differentiable(mean, variance, rows)
-        normalised = nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
-        return normalised, mean, variance, rows
+        y = torch.addcmul(_along(bias + shift * scale, x), centred, _along(scale, x))
+        return y, mean, variance, rows
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, mean, variance, rows = ctx.saved_tensors
-        # As if the statistics were constants; then what they owe to each row of each rank.
-        by_value, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-            grads[0], x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
-        )
-        of_bias, of_weight = sum_over_ranks(torch.cat([by_bias, by_weight])).chunk(2)
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        inverse = (variance + ctx.eps).rsqrt()
-        each = -weight * inverse / rows
-        by_value.addcmul_(x - mean.view(shape), (each * inverse * of_weight).view(shape))
-        by_value.add_((each * of_bias).view(shape))
-        return by_value, by_weight, by_bias, None
+        centred, shift, scale, inverse, rows = ctx.saved_tensors
+        grad = grads[0]
+        axes = [axis for axis in range(grad.dim()) if axis != 1]
+        by_bias = grad.sum(axes)
+        by_value = (grad * centred).sum(axes) + shift * by_bias
+        of_bias, of_value = sum_over_ranks(torch.cat([by_bias, by_value])).chunk(2)
+        # What this rank's rows do to all ranks' means and variances comes back to them.
+        slope = -scale * inverse.square() * of_value / rows
+        level = shift * slope - scale * of_bias / rows
+        by_x = torch.addcmul(_along(level, grad), grad, _along(scale, grad))
+        by_x.addcmul_(centred, _along(slope, grad))
+        return by_x, by_value * inverse, by_bias, None
+
+
+def _along(channels: Tensor, x: Tensor) -> Tensor:
+    """A number a channel `[C]`, to be combined with `[B, C, ...]`."""
+    return channels.view(1, -1, *[1] * (x.dim() - 2))
 
 
 _TIMMS = ("drop", "act")

@@ -58,12 +58,14 @@ class Views(NamedTuple):
         second: `float [B, C, S, S]`, the second view.
         labels: `int64 [B]`, `UNLABELLED` where unknown.
         index: `int64 [B]`, the place of each image in its split.
+        counts: images of each rank in this step, where that is known without asking them.
     """
 
     first: Tensor
     second: Tensor
     labels: Tensor
     index: Tensor  # type: ignore[assignment]  # a tuple has a method of that name
+    counts: Sequence[int] | None = None
 
     @property
     def both(self) -> Tensor:
@@ -77,10 +79,12 @@ class MicroBatches(NamedTuple):
     Attributes:
         parts: this rank's images, in parts that go through the network one after the other.
         make_views: two views of a part's images; the same bits each time.
+        counts: images of each rank in this step, where that is known without asking them.
     """
 
     parts: Sequence[Batch]
     make_views: Callable[[Batch], Views]
+    counts: Sequence[int] | None = None
 
     @property
     def labels(self) -> Tensor:

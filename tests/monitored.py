@@ -56,7 +56,7 @@ class Other(L.LightningModule):
 class Attraction(nn.Module):
     """A loss without negatives: whatever makes all images the same is best."""
 
-    def with_statistics(self, z1: Tensor, z2: Tensor) -> tuple[Tensor, Any]:
+    def with_statistics(self, z1: Tensor, z2: Tensor, counts: Any = None) -> tuple[Tensor, Any]:
         class Nothing:
             positive_rank = log_sum = torch.zeros(2 * len(z1))
 

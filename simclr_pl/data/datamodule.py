@@ -196,10 +196,11 @@ class ContrastiveDataModule(L.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         if trainer.training:
-            parts = self._loader.parts if self._loader else []
+            assert self._loader is not None
+            parts, counts = self._loader.parts, self._loader.counts
             if len(parts) > 1:
-                return MicroBatches(batch.split(parts), self.make_views)
-            return self.make_views(batch)
+                return MicroBatches(batch.split(parts), self.make_views, counts)
+            return self.make_views(batch)._replace(counts=counts)
         return self.make_clean(batch, views=trainer.state.fn != TrainerFn.PREDICTING)
 
     def teardown(self, stage: str | None = None) -> None:

@@ -52,13 +52,16 @@ class TrainLoader:
         same_every_epoch: bool = False,
     ) -> None:
         self.source, self.batch_size, self.seed, self.epoch = source, batch_size, seed, epoch
-        rows = torch.arange(batch_size)
-        shares = [
-            micro[shard(len(micro), rank, world)] for micro in rows.tensor_split(micro_batches)
-        ]
+        micros = torch.arange(batch_size).tensor_split(micro_batches)
+        shares = [micro[shard(len(micro), rank, world)] for micro in micros]
         self.rows = torch.cat(shares)
         self.parts = [len(share) for share in shares]
         """How many of this rank's images belong to each micro-batch, in the order of `rows`."""
+        self.counts = [
+            sum(len(micro[shard(len(micro), each, world)]) for micro in micros)
+            for each in range(world)
+        ]
+        """How many images of a batch each rank has."""
         self.same_every_epoch = same_every_epoch
         self.waited = 0.0
         """Seconds that this process has waited for its source, in all passes together."""

@@ -25,7 +25,7 @@ Similarities are bounded by 1 / temperature, so that their exponentials and sums
 a running maximum down to a temperature of 1/70; below that the work is done in float64.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -102,19 +102,34 @@ class NTXentLoss(nn.Module):
         Returns:
             Scalar, float32 (float64 for float64 input), also under autocast.
         """
-        return self._compute(z1, z2, count=False)[0]
+        return self._compute(z1, z2, None, count=False)[0]
 
-    def with_statistics(self, z1: Tensor, z2: Tensor) -> tuple[Tensor, AnchorStatistics]:
-        """The loss as `forward` gives it, and what its blocks know of each anchor."""
-        return self._compute(z1, z2, count=True)
+    def with_statistics(
+        self, z1: Tensor, z2: Tensor, counts: Sequence[int] | None = None
+    ) -> tuple[Tensor, AnchorStatistics]:
+        """The loss as `forward` gives it, and what its blocks know of each anchor.
 
-    def _compute(self, z1: Tensor, z2: Tensor, *, count: bool) -> tuple[Tensor, AnchorStatistics]:
+        Args:
+            z1: `[B, P]`, as `forward` takes it.
+            z2: `[B, P]`, likewise.
+            counts: images of each rank, where all of them know that: else they are asked for it,
+                and the host waits for an accelerator's answer.
+        """
+        return self._compute(z1, z2, counts, count=True)
+
+    def _compute(
+        self, z1: Tensor, z2: Tensor, counts: Sequence[int] | None, *, count: bool
+    ) -> tuple[Tensor, AnchorStatistics]:
         if z1.shape != z2.shape or z1.dim() != 2:
             raise ValueError(
                 f"projections must be two [B, P] tensors, not {[*z1.shape]}, {[*z2.shape]}"
             )
+        me, world = rank_and_world()
+        if counts is not None and (len(counts) != world or counts[me] != len(z1)):
+            raise ValueError(f"{len(z1)} images on rank {me} of {world} are not those of {counts}")
+        about = self.temperature, self.block_size, count
         with torch.autocast(z1.device.type, enabled=False):
-            loss, rank, log_sum = _NTXent.apply(z1, z2, self.temperature, self.block_size, count)
+            loss, rank, log_sum = _NTXent.apply(z1, z2, counts, *about)
         dtype = torch.promote_types(z1.dtype, torch.float32)
         return loss.to(dtype), AnchorStatistics(rank, log_sum.to(dtype))
 
@@ -171,14 +186,23 @@ class _NTXent(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, z1: Tensor, z2: Tensor, temperature: float, size: int, count: bool
+        ctx: Any,
+        z1: Tensor,
+        z2: Tensor,
+        images: Sequence[int] | None,
+        temperature: float,
+        size: int,
+        count: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = 1 / temperature > _LARGEST_EXPONENT
         least = torch.float64 if wide else torch.float32
         z = torch.cat([z1, z2]).to(torch.promote_types(z1.dtype, least))
         length = torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_(min=_SMALLEST_LENGTH)
         z /= length
-        counts = row_counts(z.shape[0], z.device)
+        if images is None:
+            counts = row_counts(z.shape[0], z.device)
+        else:
+            counts = [2 * rows for rows in images]
         if sum(counts) < 4:
             raise UserError(
                 "NT-Xent needs at least 2 images in a batch: one alone has no negatives"
@@ -218,7 +242,7 @@ class _NTXent(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         z, length, everyone, pull, share, shares = ctx.saved_tensors
         blocks: _Blocks = ctx.blocks
         with torch.autocast(z.device.type, enabled=False):
@@ -233,4 +257,4 @@ class _NTXent(torch.autograd.Function):
             grad.addcmul_(z, torch.linalg.vecdot(z, grad)[:, None], value=-1)
             grad *= grads[0] * ctx.factor / length
             first, second = grad.to(ctx.dtype).chunk(2)
-        return first, second, None, None, None
+        return first, second, None, None, None, None

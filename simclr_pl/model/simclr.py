@@ -232,7 +232,8 @@ class SimCLR(L.LightningModule):
         torch.manual_seed(step_seed(self.seed, self.trainer.global_step, self.trainer.global_rank))
         features = self._features(batch)
         projections = self.projector(features)
-        loss, anchors = self.loss.with_statistics(*projections.chunk(2))
+        first, second = projections.chunk(2)
+        loss, anchors = self.loss.with_statistics(first, second, batch.counts)
         output = StepOutput(
             loss=loss,
             features=features.detach(),

@@ -418,7 +418,7 @@ def test_a_model_of_micro_batches_gets_parts_whose_views_are_not_made_yet(
         for column in range(4):
             assert torch.cat([part[column] for part in made]).equal(want[column])
         again = batch.make_views(batch.parts[-1])
-        assert all(a.equal(b) for a, b in zip(again, made[-1], strict=True))
+        assert all(a.equal(b) for a, b in zip(again[:4], made[-1][:4], strict=True))
 
 
 @pytest.mark.parametrize("size", [256, 1000, None])

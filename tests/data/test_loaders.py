@@ -75,6 +75,7 @@ def test_micro_batches_are_runs_of_the_global_order_over_all_ranks(
             assert max(rows) - min(rows) <= 1
     for each, batch in zip(loaders, batches, strict=True):
         assert sum(each.parts) == len(batch.index) == len(each.rows)
+        assert each.counts == [len(other.rows) for other in loaders]
 
 
 @pytest.mark.parametrize("count", [1, 3])

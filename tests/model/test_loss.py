@@ -300,7 +300,11 @@ def on_rank(x1: Tensor, x2: Tensor, sizes: list[int], temperature: float, block:
     z1, z2 = x1 @ weight.T, x2 @ weight.T
     z1.retain_grad()
     z2.retain_grad()
-    loss, anchors = NTXentLoss(temperature, block).with_statistics(z1, z2)
+    known = sizes if block == 5 else None
+    with pytest.MonkeyPatch.context() as patch:
+        if known:  # nobody is asked
+            patch.delattr("simclr_pl.model.loss.row_counts")
+        loss, anchors = NTXentLoss(temperature, block).with_statistics(z1, z2, known)
     loss.backward()
     dist.all_reduce(weight.grad)
     weight.grad /= len(sizes)
@@ -346,6 +350,13 @@ def test_ranks_together_have_the_loss_and_gradient_of_the_concatenated_batch(
                 assert error(one.weight_grad, weight_grad) < 1e-12
             assert in_order(told, "positive_rank", sizes).equal(rank)
             assert error(in_order(told, "log_sum", sizes), log_sum) < 1e-12
+
+
+@pytest.mark.parametrize("counts", [[3], [2, 2], []])
+def test_counts_that_are_not_these_images_are_refused(counts: list[int]) -> None:
+    z1, z2 = draw(4)
+    with pytest.raises(ValueError, match="4 images on rank 0 of 1 are not those of"):
+        NTXentLoss().with_statistics(z1, z2, counts)
 
 
 def in_order(told: tuple[OnRank, ...], name: str, sizes: list[int]) -> Tensor:

@@ -139,10 +139,12 @@ class Counting(TorchDispatchMode):
         if name == "broadcast":
             return "batch norm's buffers"
         if name == "allreduce":  # a bucket of gradients is larger than what a layer sums
-            return "gradients" if x.numel() > self.widest + 1 else "batch norm's sums"
+            return "gradients" if x.numel() > 2 * self.widest else "batch norm's gradients"
         if x.dtype == torch.int64:
             return "numbers of rows"
-        return "projections" if x.dim() == 2 else "shares"
+        if x.dim() == 1:
+            return "shares"
+        return "projections" if len(x) > 1 else "batch norm's statistics"
 
 
 def serve(rank: int, world: int, store: str, pipe: Connection) -> None:
@@ -193,7 +195,8 @@ def sent(calls: list[Call], world: int) -> list[list[str]]:
         ("projections", "4 x 2B/W x P", 4 * rows * WIDTH, gather),
         ("shares", "4 x 2B/W", 4 * rows, gather),
         ("numbers of rows", "8", 8, gather),
-        ("batch norm's sums", "8 x (2C + 1 a layer)", 8 * (2 * channels + layers), reduce),
+        ("batch norm's statistics", "4 x (2C + 1 a layer)", 4 * (2 * channels + layers), gather),
+        ("batch norm's gradients", "4 x 2C", 4 * 2 * channels, reduce),
         ("batch norm's buffers", "8 x (C + 1 a layer)", 8 * (channels + layers), 1),
     ):
         of_it = [call for call in calls if call.purpose == purpose]

@@ -66,17 +66,56 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """The sum over ranks, with gradient: what a rank's input did to every rank's loss."""
+class _NormaliseOverRanks(torch.autograd.Function):
+    """Batch norm by the statistics of all ranks' rows: `[B, C, ...]` to itself, and they.
+
+    A collective forward and one backward: ranks' means and variances are put together as those of
+    parts of a sample are (Chan et al. 1979, "Updating Formulae and a Pairwise Algorithm"), without
+    the cancellation of E[x²] - E[x]². Few passes over memory, which autograd would make more of.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return sum_over_ranks(x.clone())
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        count = x.new_full((1,), x.numel() // x.shape[1])
+        own = x.sum(axes) / count
+        centred = x - _along(own, x)
+        mine = torch.cat([count, own, centred.square().sum(axes) / count])
+        every = gather_rows(mine[None], [1] * rank_and_world()[1])
+        counts, means, variances = every.split([1, *[x.shape[1]] * 2], 1)
+        rows = counts.sum()
+        share = counts / rows
+        mean = (share * means).sum(0)
+        variance = (share * (variances + (means - mean).square())).sum(0)
+        inverse, shift = torch.rsqrt(variance + eps), own - mean
+        scale = weight * inverse
+        ctx.save_for_backward(centred, shift, scale, inverse, rows)
+        ctx.mark_non_differentiable(mean, variance, rows)
+        y = torch.addcmul(_along(bias + shift * scale, x), centred, _along(scale, x))
+        return y, mean, variance, rows
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return sum_over_ranks(grads[0].clone())
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        centred, shift, scale, inverse, rows = ctx.saved_tensors
+        grad = grads[0]
+        axes = [axis for axis in range(grad.dim()) if axis != 1]
+        by_bias = grad.sum(axes)
+        by_value = (grad * centred).sum(axes) + shift * by_bias
+        of_bias, of_value = sum_over_ranks(torch.cat([by_bias, by_value])).chunk(2)
+        # What this rank's rows do to all ranks' means and variances comes back to them.
+        slope = -scale * inverse.square() * of_value / rows
+        level = shift * slope - scale * of_bias / rows
+        by_x = torch.addcmul(_along(level, grad), grad, _along(scale, grad))
+        by_x.addcmul_(centred, _along(slope, grad))
+        return by_x, by_value * inverse, by_bias, None
+
+
+def _along(channels: Tensor, x: Tensor) -> Tensor:
+    """A number a channel `[C]`, to be combined with `[B, C, ...]`."""
+    return channels.view(1, -1, *[1] * (x.dim() - 2))
 
 
 _TIMMS = ("drop", "act")
@@ -106,22 +145,15 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         return output
 
     def _normalise(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        axes = [axis for axis in range(input.dim()) if axis != 1]
-        shape = [1, -1] + [1] * (input.dim() - 2)
         # Under autocast activations are bfloat16, which cannot even count: statistics are float32.
         x = input.to(torch.promote_types(input.dtype, torch.float32))
-        count = x.new_tensor(float(x.numel() // x.shape[1]))
-        total = _sum_over_ranks(torch.cat([x.sum(axes), count[None]]))
-        mean, rows = total[:-1] / total[-1], total[-1].detach()
-        centred = x - mean.view(shape)
-        # A second sum, of squares about the mean: E[x²] - E[x]² would cancel in float32.
-        variance = _sum_over_ranks(centred.square().sum(axes)) / rows
-        with torch.no_grad():
-            self._update_running(mean, variance * rows / (rows - 1).clamp(min=1))
-        scaled = centred * torch.rsqrt(variance + self.eps).view(shape)
-        if self.affine:
-            scaled = scaled * self.weight.view(shape) + self.bias.view(shape)
-        return scaled.to(input.dtype)
+        scale: tuple[Tensor, Tensor] = (self.weight, self.bias)
+        if not self.affine:
+            scale = x.new_ones(self.num_features), x.new_zeros(self.num_features)
+        normalised, mean, variance, rows = _NormaliseOverRanks.apply(x, *scale, self.eps)
+        self._update_running(mean, variance * rows / (rows - 1).clamp(min=1))
+        output: Tensor = normalised.to(input.dtype)
+        return output
 
     def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None:
@@ -133,11 +165,6 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             momentum = 1.0 / float(self.num_batches_tracked or 1)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
-
-
-def _sum_over_ranks(x: Tensor) -> Tensor:
-    total: Tensor = _SumOverRanks.apply(x)
-    return total
 
 
 def globalise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:

@@ -16,16 +16,22 @@ class Server:
     Attributes:
         address: to be WANDB_BASE_URL.
         runs: summaries by id.
+        begun: the variables of every run that was begun or continued, as W&B's own process sent it.
+        ended: exit codes of runs that came to their end, by id.
         edits: the variables of every edit of a run that was asked for.
         views: the variables of every view of a project that was saved.
         sweep: the YAML of the sweep that was made last.
         values: of the runs that a sweep's agents are still to be given.
         versions: numbers of the versions of the one artifact, `me/letters/model`.
+        silent: set, it takes what comes, and answers nothing more.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.runs: dict[str, dict[str, Any]] = {}
+        self.begun: list[dict[str, Any]] = []
+        self.ended: dict[str, int] = {}
+        self.silent = threading.Event()
         self.edits: list[dict[str, Any]] = []
         self.views: list[dict[str, Any]] = []
         self.sweep = ""
@@ -35,19 +41,44 @@ class Server:
     def answer(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
         """To a GraphQL query."""
         if "mutation UpsertBucket" in query:
-            self.edits.append({name: value for name, value in given.items() if value is not None})
-            self.runs[given["id"]] = json.loads(given["summaryMetrics"])
-            return {"upsertBucket": {"bucket": self._run(given["id"]), "inserted": False}}
+            # By its number a run is edited; W&B's own process begins or continues it by its name.
+            return self._begin(given) if given["id"] is None else self._edit(given)
         if "query Run(" in query:
             return {"project": {"run": self._run(given["name"])}}
         if "upsertView(" in query:
             self.views.append(given)
             return {"upsertView": {"view": {"id": "1", "name": given["name"]}, "inserted": True}}
-        if "Sweep" in query or "Agent" in query or "Heartbeat" in query:
-            return self._sweeping(query, given)
-        if "query ProjectArtifacts" in query or "mutation DeleteArtifact" in query:
-            return self._artifacts(query, given)
+        for answer, names in (
+            (self._training, ("query RunResumeStatus", "mutation CreateRunFiles")),
+            (self._sweeping, ("Sweep", "Agent", "Heartbeat")),
+            (self._artifacts, ("query ProjectArtifacts", "mutation DeleteArtifact")),
+        ):
+            if any(name in query for name in names):
+                return answer(query, given)
         return {"viewer": PERSON, "serverInfo": {"features": []}}
+
+    def _edit(self, given: dict[str, Any]) -> dict[str, Any]:
+        self.edits.append({name: value for name, value in given.items() if value is not None})
+        self.runs[given["id"]] = json.loads(given["summaryMetrics"])
+        return {"upsertBucket": {"bucket": self._run(given["id"]), "inserted": False}}
+
+    def _begin(self, given: dict[str, Any]) -> dict[str, Any]:
+        self.begun.append(given)
+        bucket = {"id": given["name"], "name": given["name"], "project": _project(given)}
+        return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+
+    def _training(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
+        """To W&B's own process, which tells of a run while it is trained."""
+        if "query RunResumeStatus" in query:
+            return {"model": {**_project(given), "bucket": None}}
+        address = f"{self.address}/put/"
+        places = [{"name": name, "uploadUrl": address + name} for name in given["files"]]
+        return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": places}}
+
+    def stream(self, run: str, sent: dict[str, Any]) -> None:
+        """Takes what a run's process tells of itself."""
+        if sent.get("complete"):
+            self.ended[run] = sent["exitcode"]
 
     def _artifacts(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
         if "query ProjectArtifacts" in query:
@@ -107,6 +138,15 @@ class Server:
         return {**nothing, **lists, **times, **about, **state}
 
 
+def _project(given: dict[str, Any]) -> dict[str, Any]:
+    return {"id": "7", "name": given["project"], "entity": {"id": "v", "name": "me"}}
+
+
+class _Quiet(ThreadingHTTPServer):
+    def handle_error(self, *args: Any) -> None:
+        """Clients may go away."""
+
+
 @contextmanager
 def wandb_server() -> Iterator[Server]:
     """A server of this process, on a port of its own."""
@@ -116,7 +156,12 @@ def wandb_server() -> Iterator[Server]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if server.silent.is_set():
+                over.wait()
+                return
             asked = json.loads(body) if self.path == "/graphql" else {}
+            if self.path.endswith("/file_stream"):
+                server.stream(self.path.split("/")[-2], json.loads(body))
             found = server.answer(asked.get("query", ""), asked.get("variables") or {})
             content = json.dumps({"data": found}).encode()
             self.send_response(200)
@@ -125,16 +170,21 @@ def wandb_server() -> Iterator[Server]:
             self.end_headers()
             self.wfile.write(content)
 
+        def do_PUT(self) -> None:
+            self.do_POST()
+
         def log_message(self, *args: Any) -> None:
             pass
 
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    over = threading.Event()
+    listener = _Quiet(("127.0.0.1", 0), Handler)
     server = Server(f"http://127.0.0.1:{listener.server_port}")
     thread = threading.Thread(target=listener.serve_forever, daemon=True)
     thread.start()
     try:
         yield server
     finally:
+        over.set()
         listener.shutdown()
         thread.join()
         listener.server_close()

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import sha256
-from simclr_pl.run.wandb import PATIENCE, WandbChoice, failures, first_line, run_id, say
+from simclr_pl.run.wandb import PATIENCE, WandbChoice, first_line, run_id, say
 
 
 class LogCheckpoints(Checkpoint):
@@ -65,7 +65,7 @@ class LogCheckpoints(Checkpoint):
             if not experiment.offline:
                 self._log(experiment)
                 self._prune(experiment, self._logged[:-1])  # the newest is on its way
-        except failures() as error:
+        except Exception as error:  # of W&B's some have no public name
             _complain(error)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -86,7 +86,7 @@ class LogCheckpoints(Checkpoint):
             self._log(experiment)
             if not experiment.offline:
                 self._prune(experiment, self._logged)
-        except failures() as error:
+        except Exception as error:  # of W&B's some have no public name
             _complain(error)
 
     def _is_due(self, trainer: L.Trainer) -> bool:

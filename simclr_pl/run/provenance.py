@@ -26,7 +26,7 @@ def provenance(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
     """
     found: dict[str, Any] = {
         "git_commit": git_commit(),
-        "versions": versions() | {name: version(name) for name in ("timm", "wandb")},
+        "versions": versions() | {"wandb": version("wandb")},
         "world_size": trainer.world_size,
     }
     data = getattr(trainer, "datamodule", None)

@@ -9,7 +9,7 @@ from typing import Any
 
 from simclr_pl import __version__
 
-PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "scikit-learn")
+PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "scikit-learn")
 
 
 def versions() -> dict[str, str]:

@@ -5,8 +5,12 @@ import netrc
 import os
 import sys
 import uuid
+from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 from urllib.parse import urlparse
 
@@ -116,7 +120,27 @@ def build_logger(run: RunDirectory, choice: WandbChoice, job: str) -> WandbLogge
     experiment.define_metric("trainer/global_step")
     experiment.define_metric("epoch", step_metric="trainer/global_step")
     experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(experiment=experiment, save_dir=run.path)
+    return _Logger(experiment=experiment, save_dir=run.path)
+
+
+class _Logger(WandbLogger):
+    """Lightning's, which goes quiet where W&B's own process has died: a training outlives it.
+
+    The system may have ended it for want of memory; and a SIGTERM that Slurm sends to every process
+    of a job ends it before the run has taken its last step.
+    """
+
+    _is_lost = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs a row, as long as there is somebody to tell it."""
+        if self._is_lost:
+            return
+        try:
+            super().log_metrics(metrics, step)
+        except Exception as error:  # W&B has no public name for some of what it raises here
+            self._is_lost = True
+            say(f"no more is logged there ({first_line(error)}); metrics.csv has all numbers")
 
 
 def start(
@@ -146,6 +170,7 @@ def start(
     import wandb  # late: it takes a second
 
     mode = resolve_mode(choice.mode)
+    os.environ["WANDB_SILENT"] = "true"  # its setting of that name comes too late for the login
     run.path.mkdir(parents=True, exist_ok=True)
     tags = choice.tags.split(",") if isinstance(choice.tags, str) else choice.tags
     words = {"group": choice.group, "notes": choice.notes, "tags": [t.strip() for t in tags or []]}
@@ -196,11 +221,40 @@ def end_run(run: RunDirectory, error: BaseException | None) -> None:
     try:
         if isinstance(error, UnfinishedError):
             experiment.mark_preempting()
-        experiment.finish(exit_code=int(error is not None))
-    except failures() as failure:
-        say(
-            f"not all is uploaded ({first_line(failure)}); to upload: wandb sync {run.path}/wandb/*"
-        )
+        _finish(experiment, int(error is not None), hurry=isinstance(error, UnfinishedError))
+    except Exception as failure:  # as in `log_metrics`
+        parts = f"{run.path}/wandb/*run-*"
+        say(f"not all is uploaded ({first_line(failure)}); to upload: wandb sync {parts}")
+        if not isinstance(failure, TimeoutError):  # its process has died, and a new run needs one
+            with suppress(Exception):
+                sys.modules["wandb"].teardown()
+
+
+def _finish(experiment: Any, code: int, *, hurry: bool) -> None:
+    """Ends a W&B run.
+
+    Args:
+        experiment: the run.
+        code: its exit code.
+        hurry: leave models that are still on their way: a cluster kills what stays for long after
+            its signal, before the job is queued again.
+
+    Raises:
+        TimeoutError: not all was uploaded in time.
+    """
+    if not hurry:
+        experiment.finish(exit_code=code)
+        return
+    ended: Future[None] = Future()
+
+    def finish() -> None:
+        try:
+            ended.set_result(experiment.finish(exit_code=code))
+        except Exception as error:
+            ended.set_exception(error)
+
+    Thread(target=finish, daemon=True).start()  # an executor's would be waited for at the end
+    ended.result(timeout=LAST_WORDS)
 
 
 def _summary_so_far(run: RunDirectory) -> dict[str, float]:

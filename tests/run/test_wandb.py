@@ -105,6 +105,37 @@ def test_a_logger_keeps_its_run_and_its_id_in_the_run_directory(tmp_path: Path) 
     assert directory.wandb_id.read_text().strip() == logger.version
 
 
+@pytest.mark.parametrize(
+    ("variables", "kept", "expected"),
+    [
+        ({"WANDB_SWEEP_ID": "s7", "WANDB_RUN_ID": "given1"}, "", "given1"),
+        ({"WANDB_SWEEP_ID": "s7", "WANDB_RUN_ID": "given1"}, "kept1", "given1"),
+        ({}, "kept1", "kept1"),
+        ({"WANDB_RUN_ID": "given1"}, "kept1", "kept1"),
+    ],
+)
+def test_in_a_sweep_the_id_is_the_server_s_and_else_the_one_that_is_kept(
+    variables: dict[str, str],
+    kept: str,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    directory = RunDirectory(tmp_path / "run")
+    if kept:
+        directory.path.mkdir()
+        directory.wandb_id.write_text(f"{kept}\n")
+    try:
+        assert build_logger(directory, WandbChoice("offline"), "pretrain") is not None
+        end_run(directory, None)
+    finally:
+        wandb.teardown()
+    (found,) = records(directory.path)
+    assert begun(found)["run_id"] == directory.wandb_id.read_text().strip() == expected
+
+
 def test_a_server_that_does_not_answer_costs_seconds_and_no_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

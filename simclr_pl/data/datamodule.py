@@ -196,7 +196,8 @@ class ContrastiveDataModule(L.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         if trainer.training:
-            assert self._loader is not None
+            if self._loader is None:  # somebody has brought their own
+                return self.make_views(batch)
             parts, counts = self._loader.parts, self._loader.counts
             if len(parts) > 1:
                 return MicroBatches(batch.split(parts), self.make_views, counts)

@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import WandbLogger
 
+from simclr_pl.errors import UnfinishedError
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import sha256
 from simclr_pl.run.wandb import PATIENCE, WandbChoice, first_line, run_id, say
@@ -70,21 +71,24 @@ class LogCheckpoints(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs what waits."""
-        self._finish(trainer)
+        self._finish(trainer, prune=True)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Logs what waits: a run that was broken off has checkpoints too."""
-        self._finish(trainer)
+        """Logs what waits: a run that was broken off has checkpoints too.
 
-    def _finish(self, trainer: L.Trainer) -> None:
+        One that was told to stop has no time to wait for uploads, and deletes nothing.
+        """
+        self._finish(trainer, prune=not isinstance(exception, UnfinishedError))
+
+    def _finish(self, trainer: L.Trainer, *, prune: bool) -> None:
         experiment = _experiment(trainer)
         if experiment is None:
             return
         try:
             self._log(experiment)
-            if not experiment.offline:
+            if prune and not experiment.offline:
                 self._prune(experiment, self._logged)
         except Exception as error:  # of W&B's some have no public name
             _complain(error)

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,20 +118,38 @@ def test_a_run_outlives_w_and_b_s_own_process(tmp_path: Path) -> None:
     assert logged[-1] == {"latest", "epoch-5"}
 
 
+TWO_RUNS = """
+import os, signal, sys
+from pathlib import Path
+from recording import wandb_process
+from simclr_pl.run.directory import RunDirectory
+from simclr_pl.run.wandb import WandbChoice, build_logger, end_run
+
+for name in ("one", "other"):
+    directory = RunDirectory(Path(sys.argv[1]) / name)
+    logger = build_logger(directory, WandbChoice("offline"), "finetune")
+    logger.log_metrics({"train/loss": 1.5}, step=0)
+    if name == "one":
+        os.kill(wandb_process(os.getpid()), signal.SIGKILL)
+    logger.log_metrics({"train/loss": 1.25}, step=1)
+    end_run(directory, None)
+"""
+
+
 def test_the_next_run_of_a_process_has_w_and_b_again(tmp_path: Path) -> None:
     """Each seed of a fine-tuning is a run."""
-    try:
-        for name in ("one", "other"):
-            directory = RunDirectory(tmp_path / name)
-            logger = build_logger(directory, WandbChoice("offline"), "finetune")
-            assert logger is not None
-            logger.log_metrics({"train/loss": 1.5}, step=0)
-            if name == "one":
-                os.kill(wandb_process(os.getpid()), signal.SIGKILL)
-            logger.log_metrics({"train/loss": 1.25}, step=1)
-            end_run(directory, None)
-    finally:
-        wandb.teardown()
+    # A process of its own: W&B never waits for its own that was killed, of which Python warns
+    # whenever it finds out.
+    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_RUNS, tmp_path],
+        env=environment(PYTHONPATH=paths),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done
     (found,) = records(tmp_path / "other")
     assert steps(found) == [0, 1]
 

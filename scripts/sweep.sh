@@ -70,11 +70,12 @@ END
     fi
     # Into a file: what the client leaves running would hold a pipe open.
     python - "$yaml" >"$folder/said" 2>&1 <<'END' || fail "W&B takes no sweep: $(tail -n 1 "$folder/said")"
-import subprocess, sys
+import os, subprocess, sys
 
 make = ["wandb", "sweep", sys.argv[1]]
+loud = {**os.environ, "WANDB_SILENT": "false"}  # the sweep's name is in what it says
 try:  # its client tries again for minutes, or for as long as nothing comes back
-    sys.exit(subprocess.run(make, stdin=subprocess.DEVNULL, timeout=60).returncode)
+    sys.exit(subprocess.run(make, stdin=subprocess.DEVNULL, env=loud, timeout=60).returncode)
 except subprocess.TimeoutExpired:
     sys.exit("its server did not answer within a minute")
 END

@@ -46,6 +46,9 @@ def test_the_server_s_values_reach_fit_as_options(tmp_path: Path) -> None:
     with wandb_server() as server:
         server.values = [values]
         here = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": "0" * 40}
+        here["WANDB_SILENT"] = (
+            "true"  # as some people have it: the sweep's name is found all the same
+        )
         done = swept("--config", config, "--count", "1", **here, WANDB_DIR=str(tmp_path))
     assert done.returncode == 0, done
     assert "sweep me/simclr_pl/s7; more runs of it: bash scripts/sweep.sh --sweep" in done.stdout

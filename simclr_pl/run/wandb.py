@@ -5,9 +5,9 @@ import netrc
 import os
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -170,7 +170,6 @@ def start(
     import wandb  # late: it takes a second
 
     mode = resolve_mode(choice.mode)
-    os.environ["WANDB_SILENT"] = "true"  # its setting of that name comes too late for the login
     run.path.mkdir(parents=True, exist_ok=True)
     tags = choice.tags.split(",") if isinstance(choice.tags, str) else choice.tags
     words = {"group": choice.group, "notes": choice.notes, "tags": [t.strip() for t in tags or []]}
@@ -184,7 +183,8 @@ def start(
     known = {k: v for k, v in quick.items() if k in wandb.Settings.model_fields}
 
     def begin(how: Literal["online", "offline"]) -> Any:
-        return wandb.init(dir=run.path, mode=how, settings=wandb.Settings(**known), **about)
+        with silent():  # the setting of that name comes too late for the login
+            return wandb.init(dir=run.path, mode=how, settings=wandb.Settings(**known), **about)
 
     if mode == "online":
         try:
@@ -206,6 +206,20 @@ def start(
     if not again or mode == "online":
         say(f"offline; to upload: wandb sync {run.path}/wandb/offline-run-*")
     return experiment
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """A context in which W&B says nothing: we say in one line what it says in ten."""
+    before = os.environ.get("WANDB_SILENT")
+    os.environ["WANDB_SILENT"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["WANDB_SILENT"]
+        else:
+            os.environ["WANDB_SILENT"] = before
 
 
 def end_run(run: RunDirectory, error: BaseException | None) -> None:

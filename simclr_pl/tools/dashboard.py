@@ -1,7 +1,6 @@
 """`dashboard`: a W&B workspace with panels that tell a pretraining's story, made by code."""
 
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from simclr_pl.run.wandb import (
     first_line,
     logged_in,
     resolve_mode,
+    silent,
 )
 from simclr_pl.tools.curves import FROM_ZERO, SHARES, TOPICS
 
@@ -181,11 +181,11 @@ def _save(workspace: Any, entity: str | None) -> str:
     """Makes the view on the server."""
     import wandb
 
-    os.environ["WANDB_SILENT"] = "true"  # we say the address ourselves
-    # First of all: the package itself would wait for minutes.
-    api = wandb.Api(timeout=math.ceil(PATIENCE / 2))
-    workspace.entity = entity or str(api.default_entity)
-    address = str(workspace.save().url)
+    with silent():  # we say the address ourselves
+        # First of all: the package itself would wait for minutes.
+        api = wandb.Api(timeout=math.ceil(PATIENCE / 2))
+        workspace.entity = entity or str(api.default_entity)
+        address = str(workspace.save().url)
     sys.stdout.write(f"{address}\n")
     return address
 

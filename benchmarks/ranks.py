@@ -258,7 +258,8 @@ def main() -> None:
         ),
         "",
         "What a rank hands to collectives in a step, counted and equal to its formula (projections "
-        f"are P = {WIDTH} wide, C are batch norm's channels), and what it sends round a ring:",
+        f"are P = {WIDTH} wide, C are batch norm's channels), and what it sends round a ring "
+        "(`fit` knows the numbers of rows, and asks for none):",
         "",
         *table(["W", "what", "collective", "calls", "bytes are", "bytes", "sent"], counted),
         "",

@@ -21,13 +21,23 @@ class PackedImages:
         sizes: `int64 [N, 2]`, height and width of each image in pixels.
         starts: `int64 [N]`, where each image begins in `pixels`.
         labels: `int64 [N]`, `UNLABELLED` where unknown.
+        names: of the files that were packed, each below the folder of its split; `None` of a set
+            that was packed without.
     """
 
     channels = 3
     side: int | None = None
 
-    def __init__(self, pixels: Tensor, sizes: Tensor, starts: Tensor, labels: Tensor) -> None:
+    def __init__(
+        self,
+        pixels: Tensor,
+        sizes: Tensor,
+        starts: Tensor,
+        labels: Tensor,
+        names: Sequence[bytes] | None = None,
+    ) -> None:
         self.pixels, self.sizes, self.starts, self.labels = pixels, sizes, starts, labels
+        self.names = names
         # A split and its parts look at the same pixels, on every device that these have got to.
         self._copies: WeakValueDictionary[torch.device, Tensor] = WeakValueDictionary()
 
@@ -78,6 +88,7 @@ class PackedImages:
         return self._twin(pixels, torch.arange(len(self)), self.labels)
 
     def _twin(self, pixels: Tensor, index: Tensor, labels: Tensor) -> "PackedImages":
-        twin = PackedImages(pixels, self.sizes[index], self.starts[index], labels)
+        names = None if self.names is None else [self.names[i] for i in index.tolist()]
+        twin = PackedImages(pixels, self.sizes[index], self.starts[index], labels, names)
         twin._copies = self._copies
         return twin

@@ -1,7 +1,7 @@
 """A packed set on disk: a directory with one file of pixels, and one that says what is in it."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +23,7 @@ SPLITS = ("train", "val", "test")
 """In the order of their images."""
 
 _ARRAYS = frozenset({"format", "sizes", "labels", "classes", "counts"})
+"""What every packed set has. Those of older versions have no `names`."""
 
 
 def save_pixels(file: BinaryIO, parts: Iterable[Tensor]) -> None:
@@ -34,7 +35,12 @@ def save_pixels(file: BinaryIO, parts: Iterable[Tensor]) -> None:
 
 
 def save_index(
-    folder: Path, sizes: Tensor, labels: Tensor, counts: dict[str, int], classes: tuple[str, ...]
+    folder: Path,
+    sizes: Tensor,
+    labels: Tensor,
+    counts: dict[str, int],
+    classes: tuple[str, ...],
+    names: Sequence[bytes],
 ) -> None:
     """Writes what the pixels are.
 
@@ -44,6 +50,7 @@ def save_index(
         labels: `int64 [N]`, `UNLABELLED` where unknown.
         counts: how many images each of `SPLITS` has; none where there is no such split.
         classes: names in the order of labels.
+        names: of the N files, each below the folder of its split.
     """
     arrays: dict[str, Any] = {
         "format": np.array(FORMAT),
@@ -51,6 +58,7 @@ def save_index(
         "labels": labels.numpy(),
         "classes": np.array(classes, dtype=np.str_),
         "counts": np.array([counts.get(name, 0) for name in SPLITS]),
+        "names": np.frombuffer(b"\0".join(names), np.uint8),
     }
     np.savez_compressed(folder / INDEX, **arrays)
 
@@ -64,6 +72,7 @@ def read_packed(root: Path) -> Raw:
     total = int(ends[-1])
     pixels = _mapped(root / PIXELS, total)
     starts = ends - 3 * sizes.prod(1)
+    names = index["names"].tobytes().split(b"\0") if "names" in index else None
     found: dict[str, PackedImages | None] = {}
     first = 0
     for name, count in zip(SPLITS, index["counts"].tolist(), strict=True):
@@ -72,9 +81,11 @@ def read_packed(root: Path) -> Raw:
         if count:
             # A split's own pixels: no other's are taken to a GPU with them.
             begin, end = int(starts[first]), int(ends[last - 1])
+            here = slice(first, last)
             found[name] = PackedImages(
-                pixels[begin:end], sizes[first:last], starts[first:last] - begin, labels[first:last]
-            )
+                pixels[begin:end], sizes[here], starts[here] - begin, labels[here],
+                None if names is None else names[here],
+            )  # fmt: skip
         first = last
     train = found["train"]
     assert train is not None
@@ -93,13 +104,15 @@ def _read_index(root: Path) -> dict[str, Any]:
             f"{root} was packed in format {arrays['format'].tolist()}, and this version reads "
             f"format {FORMAT}: pack it again"
         )
-    if not set(arrays) >= _ARRAYS or not _fits(**{name: arrays[name] for name in _ARRAYS}):
+    if not set(arrays) >= _ARRAYS or not _fits(**arrays):
         raise UserError(f"{path} is of no packed set: {how}")
     return arrays
 
 
-def _fits(sizes: Any, labels: Any, counts: Any, classes: Any, **_: Any) -> bool:
+def _fits(sizes: Any, labels: Any, counts: Any, classes: Any, names: Any = None, **_: Any) -> bool:
     """Whether the arrays can be about the same images."""
+    if names is not None and (names.dtype != np.uint8 or (names == 0).sum() != len(labels) - 1):
+        return False
     numbers = all(array.dtype.kind in "iu" for array in (sizes, labels, counts))
     return bool(
         numbers and sizes.ndim == 2 and sizes.shape[1] == 2 and len(sizes) and (sizes > 0).all()

@@ -229,7 +229,7 @@ def _read_split(root: Path, known: tuple[str, ...] | None) -> tuple[ImageFiles, 
     labels = [UNLABELLED] * len(flat) + [
         classes.index(name) for name, group in groups.items() for _ in group
     ]
-    return ImageFiles(paths, torch.tensor(labels, dtype=torch.int64)), classes
+    return ImageFiles(paths, torch.tensor(labels, dtype=torch.int64), root), classes
 
 
 def load_arrays(path: Path, remedy: str) -> dict[str, Any]:

@@ -5,8 +5,13 @@
 A source is a split's images with labels. It is asked for the batches of an epoch, as lists of
 indices, and yields them as `Batch`; it knows nothing of ranks, orders or augmentation beyond the
 boxes to cut.
+
+Images have names where they come from files: the path below the folder of their split, as bytes
+(`os.fsencode`) with `/` between its parts. It is the same in every place that a folder is copied
+to, and in the packed set that is written of it.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +38,9 @@ class ArrayImages:
         images: `uint8 [N, C, H, W]`, on any device.
         labels: `int64 [N]`, `UNLABELLED` where unknown.
     """
+
+    names: Sequence[bytes] | None = None
+    """Of no image: each has its place in the tensor."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         if images.dim() != 4 or images.dtype != torch.uint8 or len(images) != len(labels):
@@ -90,13 +98,14 @@ class ImageFiles:
     Args:
         paths: the files.
         labels: `int64 [N]`, `UNLABELLED` where unknown.
+        root: folder of the split, that all paths begin with; without it images have no names.
     """
 
     channels = 3
     side: int | None = None
 
-    def __init__(self, paths: Sequence[Path], labels: Tensor) -> None:
-        self.paths, self.labels = list(paths), labels
+    def __init__(self, paths: Sequence[Path], labels: Tensor, root: Path | None = None) -> None:
+        self.paths, self.labels, self.root = list(paths), labels, root
         self.views: SimCLRViews | None = None
         self.workers = 0
         self._loaders: dict[Cut, tuple[_Plan, DataLoader[Batch]]] = {}
@@ -104,9 +113,17 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def names(self) -> Sequence[bytes] | None:
+        """Paths below `root`; `None` without one."""
+        if self.root is None:
+            return None
+        start = len(self.root.parts)
+        return [os.fsencode("/".join(path.parts[start:])) for path in self.paths]
+
     def with_views(self, views: SimCLRViews, workers: int) -> "ImageFiles":
         """The same files, cut as `views` says, by `workers` processes (0: in this one)."""
-        twin = ImageFiles(self.paths, self.labels)
+        twin = ImageFiles(self.paths, self.labels, self.root)
         twin.views, twin.workers = views, workers
         return twin
 
@@ -137,11 +154,12 @@ class ImageFiles:
 
     def select(self, index: Tensor) -> "ImageFiles":
         """The files at `index`, as a split of their own."""
-        return ImageFiles([self.paths[i] for i in index.tolist()], self.labels[index])
+        paths = [self.paths[i] for i in index.tolist()]
+        return ImageFiles(paths, self.labels[index], self.root)
 
     def relabel(self, labels: Tensor) -> "ImageFiles":
         """The same files with other labels."""
-        return ImageFiles(self.paths, labels)
+        return ImageFiles(self.paths, labels, self.root)
 
 
 AnySource = ArrayImages | ImageFiles | PackedImages

@@ -99,7 +99,8 @@ def _write(
         sizes = _write_pixels(unfinished / PIXELS, splits, short_side, workers)
         labels = torch.cat([split.labels for split in splits.values()])
         counts = {name: len(split) for name, split in splits.items()}
-        save_index(unfinished, sizes, labels, counts, classes)
+        names = [name for split in splits.values() for name in split.names or ()]
+        save_index(unfinished, sizes, labels, counts, classes, names)
         unfinished.rename(target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

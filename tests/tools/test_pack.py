@@ -90,6 +90,30 @@ def test_small_images_are_packed_as_they_are(folder: Path, packed: Path) -> None
     assert left(packed.parent) == ["set"]
 
 
+def test_a_packed_set_names_its_images_as_the_folder_does(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "images")
+    cats = tmp_path / "images" / "train" / "cat"
+    (cats / "000.png").rename(cats / os.fsdecode(b"\xe4\n.png"))  # Latin-1, and a line break
+    pack(str(tmp_path / "images"), str(tmp_path / "set"), num_workers=0)
+    files, pixels = load("folder", tmp_path / "images"), load("packed", tmp_path / "set")
+    for one, other in zip(files[:3], pixels[:3], strict=True):
+        assert one
+        assert other
+        assert list(one.names or ()) == list(other.names or ()) != []
+    assert b"cat/\xe4\n.png" in (pixels.train.names or ())
+    some = pixels.train.select(torch.tensor([39, 0]))
+    assert some.names == [b"dog/069.jpg", (pixels.train.names or ())[0]]
+
+
+def test_a_set_that_was_packed_without_names_is_read(packed: Path, tmp_path: Path) -> None:
+    older = shutil.copytree(packed, tmp_path / "set")
+    with np.load(packed / INDEX) as index:
+        np.savez_compressed(older / INDEX, **{k: index[k] for k in index.files if k != "names"})
+    splits = load("packed", older)
+    assert (splits.train.names, len(splits.train)) == (None, 40)
+    assert splits.train.select(torch.tensor([3])).names is None
+
+
 def test_the_sentence_tells_number_size_and_how_to_train(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     done = run("pack", folder, out, "--num_workers", "0")

@@ -88,7 +88,7 @@ def _run(args: list[str], *, debug: bool) -> int:
         _say(" ".join(["interrupted", *map(str, error.args)]), 130)
         return 130
     except UnfinishedError as stop:
-        return _say(str(stop), stop.code, "unfinished")
+        return _stop(stop)
     except UserError as error:
         if debug:
             raise
@@ -99,6 +99,19 @@ def _run(args: list[str], *, debug: bool) -> int:
         text = " ".join(str(error).split()) or "no message"
         return _say(f"{type(error).__name__}: {text} (--debug shows where)", 1)
     return 0
+
+
+def _stop(stop: UnfinishedError) -> int:
+    """Says that a run is to be continued, then has it queued, which may end this process."""
+    try:
+        _say(str(stop), stop.code, "unfinished")
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:  # whether anybody listens or not
+        failure = stop.then() if stop.then else None
+    if failure:
+        sys.stderr.write(f"{failure}\n")
+    return stop.code
 
 
 def _innermost(text: str) -> str:

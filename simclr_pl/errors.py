@@ -1,5 +1,7 @@
 """The exceptions whose messages are written for the person at the keyboard."""
 
+from collections.abc import Callable
+
 UNFINISHED = 75
 """Exit code of a run that was told to stop and can go on (EX_TEMPFAIL of sysexits.h)."""
 
@@ -15,12 +17,19 @@ class UserError(ValueError):
 class UnfinishedError(Exception):
     """A run was told to stop, has saved what it had, and is to be continued.
 
-    The command line prints it and ends with the exit code.
+    The command line prints it, then does what is left to do, and ends with the exit code.
+
+    Args:
+        message: what has stopped it, and how it goes on.
+        code: the exit code.
+        then: is called when the message is out, and returns a sentence where it failed.
     """
 
-    def __init__(self, message: str, code: int = UNFINISHED) -> None:
+    def __init__(
+        self, message: str, code: int = UNFINISHED, then: Callable[[], str | None] | None = None
+    ) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.then = code, then
 
 
 def no_labels(split: str) -> UserError:

@@ -118,3 +118,18 @@ class Interruption(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step == self.step:
             raise InterruptionError
+
+
+class Stopped(L.Callback):
+    """Sends SIGTERM to the tests' own process in a step; 0 is before the first."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_fit_start(self, *args: Any) -> None:
+        if not self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)

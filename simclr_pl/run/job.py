@@ -14,10 +14,12 @@ from simclr_pl.run.stop import StopRequest
 PATIENCE = 30.0
 """Seconds that Slurm has to answer."""
 
+BY_SCRIPT = f"the script is to do it (exit code {UNFINISHED})"
+
 
 @contextmanager
 def job() -> Iterator[StopRequest]:
-    """Listens to signals; where one has ended a run, it is queued again, or how to go on is said.
+    """Listens to signals; where one has ended a run, says how it goes on, or has it queued again.
 
     Raises:
         UnfinishedError: a signal has ended it.
@@ -37,19 +39,18 @@ def job() -> Iterator[StopRequest]:
 def _unfinished(what: str, stop: StopRequest) -> UnfinishedError:
     # Launchers kill the rest as soon as one rank ends with an error: rank 0 speaks for all of them.
     code = UNFINISHED if is_rank_zero() or not stop.agreed else 0
-    return UnfinishedError(f"{what}; {_next(stop)}", code)
-
-
-def _next(stop: StopRequest) -> str:
-    """Sees to it that the run goes on, where that can be done, and says how it does."""
     number = slurm_job()
     if stop.how_to_go_on:
-        return f"the same command with {stop.how_to_go_on} continues"
+        return UnfinishedError(f"{what}; the same command with {stop.how_to_go_on} continues", code)
     if number is None:
-        return "the same command continues"
+        return UnfinishedError(f"{what}; the same command continues", code)
     if not is_rank_zero():
-        return "rank 0 queues the job again"
-    return requeue(number)
+        return UnfinishedError(f"{what}; rank 0 has the job queued again", code)
+    if shutil.which("scontrol") is None:  # in a container: the exit code tells the script outside
+        by = f"there is no scontrol here to queue job {number} again: {BY_SCRIPT}"
+        return UnfinishedError(f"{what}; {by}", code)
+    asked = f"{what}; Slurm is asked to queue job {number} again"
+    return UnfinishedError(asked, code, lambda: requeue(number))
 
 
 def slurm_job() -> str | None:
@@ -59,25 +60,17 @@ def slurm_job() -> str | None:
     return number if re.fullmatch(r"\d+(_\d+)?", number) else None
 
 
-def requeue(number: str) -> str:
-    """Asks Slurm to start a job again, and says what came of it.
+def requeue(number: str) -> str | None:
+    """Asks Slurm to start a job again, and returns a sentence where that failed.
 
-    In a container there may be no `scontrol`: then the exit code tells the script outside to ask.
+    Slurm ends what is left of the job as soon as it has queued it: there may be no return.
     """
-    by_script = f"the script is to do it (exit code {UNFINISHED})"
-    if shutil.which("scontrol") is None:
-        return f"there is no scontrol here to queue job {number} again: {by_script}"
+    ask = ["scontrol", "requeue", number]
     try:
-        answer = subprocess.run(
-            ["scontrol", "requeue", number],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        answer = subprocess.run(ask, capture_output=True, text=True, timeout=PATIENCE, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"scontrol did not queue job {number} again ({error}): {by_script}"
+        return f"scontrol did not queue job {number} again ({error}): {BY_SCRIPT}"
     if answer.returncode:
         said = " ".join(answer.stderr.split())
-        return f"scontrol did not queue job {number} again ({said}): {by_script}"
-    return f"job {number} is queued again"
+        return f"scontrol did not queue job {number} again ({said}): {BY_SCRIPT}"
+    return None

@@ -56,7 +56,7 @@ def test_preempted_job_continues(cluster: Slurm, tmp_path: Path) -> None:
     cluster.wait(lambda: cluster.job(job)["JobState"] == "COMPLETED", 120)
     said = out.read_text()
     assert f"unfinished: stopped by SIGUSR1 at step {stopped}" in said
-    assert f"job {job} is queued again" in said
+    assert f"Slurm is asked to queue job {job} again" in said
     assert cluster.job(job)["Restarts"] == "1"
     whole = tmp_path / "whole"
     config = REPOSITORY / "configs" / "digits.yaml"

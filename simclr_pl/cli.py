@@ -14,6 +14,7 @@ from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.errors import UserError
 from simclr_pl.evaluate.features import FeatureWriter
 from simclr_pl.model.checkpoint import fit_weights, read_checkpoint
+from simclr_pl.model.refused import check_trainer
 from simclr_pl.model.simclr import SimCLR
 from simclr_pl.options import Parser, add_options, as_list, config_name, refuse
 from simclr_pl.run.arguments import read_config
@@ -138,6 +139,12 @@ class SimCLRCLI(LightningCLI):
             self.session.claim(self.recipe, resume=config.resume)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Makes a Trainer, and looks at it before it starts anything."""
+        trainer = self._trainer(**kwargs)
+        check_trainer(trainer, training=self.subcommand in ("fit", "bench"))
+        return trainer
+
+    def _trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds loggers, callbacks and the way checkpoints are written."""
         config = self.config_init[str(self.subcommand)]
         config.checkpoint.path = self.run.last_checkpoint if self.run else None

@@ -77,28 +77,25 @@ def add_options(parser: LightningArgumentParser) -> None:
 
 
 def refuse(trainer: Any) -> None:
-    """Looks at Lightning's options.
+    """Looks at options that no Trainer can be made of; `check_trainer` looks at the Trainer.
 
     Args:
         trainer: the configuration's part of that name.
 
     Raises:
-        UserError: one that would silently train something else, or nothing.
+        UserError: one that has no meaning for a run in its directory.
     """
-    if trainer.accumulate_grad_batches != 1:
-        raise UserError(
-            "trainer.accumulate_grad_batches would not give a contrastive batch its negatives: set "
-            "data.batch_size to the batch you want, and model.micro_batch_size to what fits in "
-            "memory"
-        )
     if trainer.devices in (0, "0"):
         raise UserError("trainer.devices is 0, but must be at least 1")
-    if trainer.limit_train_batches == 0:
-        raise UserError("trainer.limit_train_batches is 0: give at least 1 batch, or leave it out")
-    if trainer.sync_batchnorm:
+    if trainer.barebones:
         raise UserError(
-            "trainer.sync_batchnorm is not used: batch norm is global by the recipe's own key, "
-            "model.global_batch_norm (true unless you turn it off)"
+            "trainer.barebones would leave a run without numbers and checkpoints: leave it out "
+            "(bench measures how fast a recipe trains)"
+        )
+    if trainer.enable_checkpointing is False:
+        raise UserError(
+            "trainer.enable_checkpointing false would lose the run: leave it out; "
+            "checkpoint.every_n_epochs says how often last.ckpt is written"
         )
 
 

@@ -100,6 +100,18 @@ VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("--trainer.accumulate_grad_batches", "2"),
         ("accumulate_grad_batches", "data.batch_size", "model.micro_batch_size"),
     ),
+    "accumulated gradients, later": (
+        (
+            "--trainer.callbacks",
+            '{"class_path": "GradientAccumulationScheduler", "init_args": {"scheduling": {4: 2}}}',
+        ),
+        ("GradientAccumulationScheduler", "data.batch_size", "model.micro_batch_size"),
+    ),
+    "a Trainer without anything": (("--trainer.barebones", "true"), ("barebones", "bench")),
+    "no checkpoints": (
+        ("--trainer.enable_checkpointing", "false"),
+        ("enable_checkpointing", "checkpoint.every_n_epochs"),
+    ),
     "Lightning's batch norm": (
         ("--trainer.sync_batchnorm", "true"),
         ("sync_batchnorm", "model.global_batch_norm"),

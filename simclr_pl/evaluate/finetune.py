@@ -23,6 +23,7 @@ from simclr_pl.model.optim import (
     peak_learning_rate,
     warmup_cosine,
 )
+from simclr_pl.model.refused import check_trainer
 from simclr_pl.randomness import step_seed
 
 EPOCHS = 60
@@ -74,6 +75,11 @@ class FineTuning(L.LightningModule):
         self._counts = torch.zeros(3, dtype=torch.int64)
         self.accuracies = (0.0, 0.0)
         """Top-1 and top-5 of the last evaluation: fractions."""
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Lightning's first hook with a trainer: refuses one that would train something else."""
+        check_trainer(self.trainer)
+        return []
 
     def configure_model(self) -> None:
         """Lightning's hook: in the run's precision before a checkpoint's weights come in."""

@@ -28,6 +28,7 @@ from simclr_pl.model.optim import (
     warmup_cosine,
 )
 from simclr_pl.model.projector import build_projector
+from simclr_pl.model.refused import check_accumulation, check_trainer
 from simclr_pl.randomness import run_seed, step_seed
 
 
@@ -123,6 +124,11 @@ class SimCLR(L.LightningModule):
         self.projector: nn.Module
 
     # Building ---------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Lightning's first hook with a trainer: refuses one that would train something else."""
+        check_trainer(self.trainer)
+        return []
 
     def configure_model(self) -> None:
         """Lightning's hook after the data's `setup`: builds the network once."""
@@ -222,6 +228,10 @@ class SimCLR(L.LightningModule):
     def on_train_start(self) -> None:
         """A resume with another end is on its own cosine from the first step, not the second."""
         catch_up(self.lr_schedulers())
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Callbacks may have made a step one of several batches."""
+        check_accumulation(self.trainer)
 
     def training_step(self, batch: Views | MicroBatches, batch_idx: int) -> StepOutput:
         """The loss of both views of all images.

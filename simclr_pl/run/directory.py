@@ -38,6 +38,7 @@ class RunDirectory:
         self.wandb_models = path / "wandb_models.json"
         self._claimed = False
         self._found: set[Path] = set()
+        self._trained: dict[Path, int] = {}
         self._new_folders: list[Path] = []
 
     @property
@@ -74,11 +75,16 @@ class RunDirectory:
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise UserError(f"{self.path} cannot be written: give another {self.option}")
         self._found = set(self.path.iterdir())
+        self._trained = self._checkpoints()
         self._claimed = True
 
     def discard(self) -> None:
-        """Takes back what `claim` and a run that didn't reach its first step have made."""
-        if not self._claimed:
+        """Takes back what `claim` and a run that didn't reach its first step have made.
+
+        Whoever has written a checkpoint since then has reached it, whatever the caller knows: then
+        all of it stays.
+        """
+        if not self._claimed or self._checkpoints() != self._trained:
             return
         for entry in set(self.path.iterdir()) - self._found:
             if entry.is_dir() and not entry.is_symlink():
@@ -90,6 +96,10 @@ class RunDirectory:
                 folder.rmdir()
             except OSError:  # another run has moved in
                 break
+
+    def _checkpoints(self) -> dict[Path, int]:
+        """Those that lie anywhere in here, and when they were written, in ns."""
+        return {path: path.stat().st_mtime_ns for path in self.path.rglob("*.ckpt")}
 
 
 def file_to_write(path: str) -> Path:

@@ -12,6 +12,7 @@ from simclr_pl.evaluate.finetune import EPOCHS, STEPS, FineTuning
 from simclr_pl.evaluate.scoring import Score
 from simclr_pl.model.checkpoint import load_backbone
 from simclr_pl.model.optim import OptimizerRecipe
+from simclr_pl.model.refused import check_trainer
 from simclr_pl.run.arguments import call
 from simclr_pl.run.artifacts import LogCheckpoints, artifact_of
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint, StopOnNaN
@@ -242,6 +243,7 @@ class _Trainings:
     ) -> tuple[float, float]:
         model = self._model(seed, data)
         trainer = self._trainer(session, config, epochs)
+        check_trainer(trainer, training=True)
         trainer.print(
             f"{session.run.path}: {data.labels} labelled images, {epochs} epochs of {data.steps} x "
             f"{data.batch_size} images"

@@ -21,8 +21,8 @@ def test_claiming_makes_the_directory_and_discarding_takes_it_back(tmp_path: Pat
     directory = RunDirectory(tmp_path / "a" / "b" / "run")
     directory.claim(resume=False)
     assert directory.path.is_dir()
-    directory.last_checkpoint.parent.mkdir()
-    directory.last_checkpoint.write_text("x")
+    directory.pictures.mkdir()
+    directory.config.write_text("x")
     directory.discard()
     assert list(tmp_path.iterdir()) == []
 
@@ -80,6 +80,35 @@ def test_discarding_without_a_claim_touches_nothing(tmp_path: Path) -> None:
         directory.claim(resume=False)
     directory.discard()
     assert files(tmp_path) == {"config.yaml": b"x"}
+
+
+def test_a_directory_in_which_a_checkpoint_lies_is_never_deleted(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim(resume=False)
+    directory.config.write_text("x")
+    directory.last_checkpoint.parent.mkdir()
+    directory.last_checkpoint.write_text("of another process, which this one knows nothing of")
+    before = files(tmp_path)
+    directory.discard()
+    assert files(tmp_path) == before
+
+
+def test_a_resume_that_fails_takes_back_what_is_new_unless_a_checkpoint_is(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.last_checkpoint.parent.mkdir(parents=True)
+    directory.last_checkpoint.write_text("old")
+    before = files(tmp_path)
+    again = RunDirectory(tmp_path / "run")
+    again.claim(resume=True)
+    again.config.write_text("x")
+    again.discard()
+    assert files(tmp_path) == before
+    again = RunDirectory(tmp_path / "run")
+    again.claim(resume=True)
+    again.config.write_text("x")
+    os.utime(directory.last_checkpoint, ns=(0, 0))  # written anew
+    again.discard()
+    assert again.config.exists()
 
 
 def test_by_default_a_run_is_named_by_config_and_time_and_never_twice(

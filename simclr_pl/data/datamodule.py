@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from simclr_pl.batch import UNLABELLED, Batch, Cut, EvaluationBatch, MicroBatches, Views
 from simclr_pl.compiler import has_compiler
-from simclr_pl.data.datasets import load, prepare, statistics
+from simclr_pl.data.datasets import Labels, load, prepare, statistics
 from simclr_pl.data.loaders import EvaluationLoader, TrainLoader
 from simclr_pl.data.sources import AnySource, ImageFiles
 from simclr_pl.data.splits import Splits
@@ -42,6 +42,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         std: of each channel, likewise.
         num_workers: processes that decode image files, a device; other sets need none.
         split_seed: of the validation holdout; keep it, so that runs are comparable.
+        labels: given, or none: all images are unlabelled (where folders are cameras, no classes).
         predict_split: what `predict` encodes: train, val or test.
         compiled: compile what makes the views: the same to rounding, and faster; `fit` needs a C++
             compiler, which the first steps wait for.
@@ -67,6 +68,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         std: tuple[float, ...] | None = None,
         num_workers: int = 2,
         split_seed: int = 0,
+        labels: Labels = "given",
         predict_split: Split = "val",
         compiled: bool = False,
         seed: int | None = None,
@@ -81,6 +83,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         self.dataset, self.root, self.batch_size = dataset, root, batch_size
         self.num_workers, self.split_seed, self.seed = num_workers, split_seed, run_seed(seed)
         self.predict_split: Split = predict_split
+        self._labels: Labels = labels
         self._image_size, self._mean, self._std = image_size, mean, std
         self._augmentation: dict[str, Any] = {
             "scale": scale, "flip": flip, "jitter": jitter, "grayscale": grayscale, "blur": blur,
@@ -108,7 +111,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         """Reads the data and derives channels, image size, classes and statistics."""
         if self.channels is not None:
             return
-        splits = load(self.dataset, self.root, self.split_seed)
+        splits = load(self.dataset, self.root, self.split_seed, labels=self._labels)
         channels = splits.train.channels
         if channels not in (1, 3) and any(self._augmentation[k] for k in ("jitter", "grayscale")):
             raise UserError(

@@ -9,29 +9,33 @@ import difflib
 import socket
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from simclr_pl.batch import UNLABELLED
+from simclr_pl.data.folders import read_folder
 from simclr_pl.data.once import fetch_once
 from simclr_pl.data.packing import read_packed
 from simclr_pl.data.readers import (
     FASHION_FILES,
     Entry,
+    Raw,
     fashion_is_there,
     fetch_fashion,
     first_line,
     read_digits,
     read_fashion,
-    read_folder,
     read_npz,
     torchvision_set,
 )
 from simclr_pl.data.sources import AnySource, ArrayImages
 from simclr_pl.data.splits import Splits, holdout
 from simclr_pl.errors import UserError
+
+Labels = Literal["given", "none"]
+"""Whether images keep the labels that a data set gives them."""
 
 MOST_COUNTED = 60_000
 """Images whose pixels are counted for statistics, evenly spread over a set that has more."""
@@ -62,7 +66,7 @@ def prepare(name: str, root: str | Path) -> None:
         socket.setdefaulttimeout(patience)
 
 
-def load(name: str, root: str | Path, split_seed: int = 0) -> Splits:
+def load(name: str, root: str | Path, split_seed: int = 0, *, labels: Labels = "given") -> Splits:
     """Reads a data set whose files are there (see `prepare`).
 
     Args:
@@ -70,11 +74,12 @@ def load(name: str, root: str | Path, split_seed: int = 0) -> Splits:
         root: folder of the data; for `folder` the images' own, for `packed` the
             directory that `pack` has written, for `npz` the file.
         split_seed: of the validation holdout, where the data set brings none.
+        labels: those that the data set gives, or none.
 
     Raises:
         UserError: an unknown name; files that are missing, empty or broken; labels out of range.
     """
-    raw = _entry(name).read(Path(root))
+    raw = _read(name, Path(root), labels)
     for split, source in (("train", raw.train), ("val", raw.val), ("test", raw.test)):
         if source is None:
             continue
@@ -87,9 +92,23 @@ def load(name: str, root: str | Path, split_seed: int = 0) -> Splits:
     if raw.val is not None:
         return Splits(raw.train, raw.val, raw.test, raw.classes)
     held = holdout(raw.train.labels, split_seed)
-    labels = raw.train.labels.clone()
-    labels[held] = UNLABELLED
-    return Splits(raw.train.relabel(labels), raw.train.select(held), raw.test, raw.classes)
+    shown = raw.train.labels.clone()
+    shown[held] = UNLABELLED
+    return Splits(raw.train.relabel(shown), raw.train.select(held), raw.test, raw.classes)
+
+
+def _read(name: str, root: Path, labels: Labels) -> Raw:
+    entry = _entry(name)
+    if labels == "given":
+        return entry.read(root)
+    # What is no class need not be one of train's either.
+    raw = read_folder(root, labelled=False) if entry.read is read_folder else entry.read(root)
+    train, test, val = (
+        source and source.relabel(torch.full_like(source.labels, UNLABELLED))
+        for source in (raw.train, raw.test, raw.val)
+    )
+    assert train is not None
+    return Raw(train, test, (), val)
 
 
 def statistics(source: AnySource) -> tuple[tuple[float, ...], tuple[float, ...]]:

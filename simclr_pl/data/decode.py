@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+from simclr_pl.data.formats import decoders, kind_of
 from simclr_pl.errors import UserError
 
 MIN_SIDE = 4
@@ -82,7 +83,7 @@ class EncodedImage:
             return image if image.mode == "RGB" else image.convert("RGB")
 
     def _opened(self) -> Image.Image:
-        return Image.open(io.BytesIO(self._bytes))
+        return Image.open(io.BytesIO(self._bytes), formats=decoders())
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -94,7 +95,7 @@ class EncodedImage:
         except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
             why = str(error)
             if isinstance(error, UnidentifiedImageError):  # PIL names the object it looked at
-                why = "no kind of image that PIL knows" if self._bytes else "it is empty"
+                why = kind_of(self._bytes)
             raise UserError(
                 f"{self.path} cannot be decoded ({why}): remove it, or save it again"
             ) from error

@@ -1,4 +1,4 @@
-"""Readers of data sets: scikit-learn, torchvision, IDX files, folders of images, NumPy files."""
+"""Readers of data sets: scikit-learn, torchvision, IDX files, NumPy files."""
 
 import gzip
 import warnings
@@ -12,16 +12,12 @@ import numpy as np
 import torch
 
 from simclr_pl.batch import UNLABELLED
-from simclr_pl.data.sources import AnySource, ArrayImages, ImageFiles
+from simclr_pl.data.sources import AnySource, ArrayImages
 from simclr_pl.data.splits import holdout
 from simclr_pl.errors import UserError
 
 FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the four gzipped files."""
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
-)
 
 FASHION_FILES = (
     "the four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, "
@@ -191,45 +187,6 @@ def _read_idx(path: Path, dims: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         raise UserError(
             f"{path} is truncated or not an IDX file ({first_line(error)}): copy it again"
         ) from error
-
-
-def read_folder(root: Path) -> Raw:
-    """Images below `root`: class folders, or unlabelled; or both below train/, val/ and test/."""
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}: give the images' folder as --data.root")
-    if not (root / "train").is_dir():
-        train, classes = _read_split(root, None)
-        return Raw(train, None, classes)
-    train, classes = _read_split(root / "train", None)
-    val, test = (
-        _read_split(root / name, classes)[0] if (root / name).is_dir() else None
-        for name in ("val", "test")
-    )
-    return Raw(train, test, classes, val)
-
-
-def _read_split(root: Path, known: tuple[str, ...] | None) -> tuple[ImageFiles, tuple[str, ...]]:
-    def images(folder: Path, pattern: str) -> list[Path]:
-        found = folder.glob(pattern)
-        return sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-
-    groups = {p.name: images(p, "**/*") for p in sorted(root.iterdir()) if p.is_dir()}
-    groups = {name: paths for name, paths in groups.items() if paths}
-    flat = images(root, "*")
-    if not groups and not flat:
-        raise UserError(
-            f"{root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}): give the folder that "
-            "holds them, or one folder a class"
-        )
-    classes = tuple(groups) if known is None else known
-    unknown = [name for name in groups if name not in classes]
-    if unknown and known is not None:
-        raise UserError(f"{root / unknown[0]} is a class that train/ doesn't have: remove it")
-    paths = flat + [p for group in groups.values() for p in group]
-    labels = [UNLABELLED] * len(flat) + [
-        classes.index(name) for name, group in groups.items() for _ in group
-    ]
-    return ImageFiles(paths, torch.tensor(labels, dtype=torch.int64), root), classes
 
 
 def load_arrays(path: Path, remedy: str) -> dict[str, Any]:

@@ -20,6 +20,9 @@ FREE_TO_CHANGE = (
 )  # fmt: skip
 """Keys that a resume may change: none moves the trajectory but max_epochs, which is said."""
 
+OLDER_RUNS: dict[str, Any] = {"data.labels": "given"}
+"""What runs did that are older than a key, and have none of that name in their recipe."""
+
 
 def portable(parser: Any, config: Any) -> dict[str, Any]:
     """A configuration as plain values, without what belongs to this run on this machine alone."""
@@ -46,7 +49,7 @@ def check_same_recipe(run: RunDirectory, now: dict[str, Any]) -> None:
     """
     if not run.config.exists():
         return
-    before = flat(yaml.safe_load(run.config.read_text()))
+    before = {**OLDER_RUNS, **flat(yaml.safe_load(run.config.read_text()))}
     after = flat(now)
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE):

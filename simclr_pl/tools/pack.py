@@ -16,9 +16,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 from simclr_pl.data.decode import MIN_SIDE, EncodedImage
+from simclr_pl.data.folders import read_folder
 from simclr_pl.data.once import alone
 from simclr_pl.data.packing import PIXELS, SPLITS, save_index, save_pixels
-from simclr_pl.data.readers import read_folder
 from simclr_pl.data.sources import ImageFiles, as_is, end_workers
 from simclr_pl.errors import UserError
 from simclr_pl.run.arguments import call

@@ -1,0 +1,117 @@
+"""Which kinds of image files are read, for whoever lists files and whoever decodes them.
+
+Pillow knows more kinds, and goes by first bytes, not by names: an EPS that is called .png would
+start Ghostscript. Only decoders that decode and nothing else are asked.
+"""
+
+import warnings
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, features
+
+
+class Format(NamedTuple):
+    """A kind of image files.
+
+    Attributes:
+        suffixes: that such files have, in small letters.
+        codec: what this build of Pillow needs for it, as `PIL.features` calls it.
+        remedy: what to do where that is missing.
+    """
+
+    suffixes: tuple[str, ...]
+    codec: str | None = None
+    remedy: str = "install Pillow's own wheel, which reads it"
+
+
+FORMATS = {
+    "JPEG": Format((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "jpg"),
+    "PNG": Format((".png", ".apng"), "zlib"),
+    "WEBP": Format((".webp",), "webp"),
+    "TIFF": Format((".tif", ".tiff")),
+    "BMP": Format((".bmp", ".dib")),
+    "GIF": Format((".gif",)),
+    "PPM": Format((".ppm", ".pgm", ".pbm", ".pnm", ".pfm")),
+    "JPEG2000": Format((".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"), "jpg_2000"),
+    "AVIF": Format((".avif", ".avifs"), "avif", "Pillow 11.3 or newer reads it"),
+    "QOI": Format((".qoi",)),
+    "HEIF": Format((".heic", ".heif", ".hif"), None, "pip install pillow-heif, which reads it"),
+}
+"""By the names that Pillow has for them, the most frequent ones first."""
+
+_BRANDS = {
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1"), "HEIF"),
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+}
+"""Of the container that HEIC and AVIF share, as its first box names them."""
+
+_OTHERS = {
+    b"%!PS": "EPS or PostScript, a program rather than an image",
+    b"\xc5\xd0\xd3\xc6": "EPS, a program rather than an image",
+    b"%PDF": "a PDF",
+    b"8BPS": "a Photoshop document",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"version https://git-lfs": "Git LFS's pointer to an image: git lfs pull brings the image",
+}
+"""What files called images turn out to be, by their first bytes."""
+
+
+@cache
+def decoders() -> tuple[str, ...]:
+    """Names of the formats that are read on this machine, as `Image.open(formats=...)` has them."""
+    Image.init()
+    if find_spec("pillow_heif") is not None:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    return tuple(name for name in FORMATS if name in Image.OPEN and _has(FORMATS[name].codec))
+
+
+def _has(codec: str | None) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an older Pillow, about names of newer ones
+        return codec is None or bool(features.check(codec))
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """Suffixes of the files that are read on this machine, in small letters."""
+    return frozenset(suffix for name in decoders() for suffix in FORMATS[name].suffixes)
+
+
+def unread(suffix: str) -> str:
+    """Which image format a suffix is of that is not read here, and the remedy; or nothing."""
+    for name, kind in FORMATS.items():
+        if suffix in kind.suffixes and suffix not in suffixes():
+            return f"{'HEIC' if name == 'HEIF' else name}: {kind.remedy}"
+    return ""
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file begins like an image that is read: for files without a suffix."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(path, formats=decoders()).close()
+    except Image.DecompressionBombError:
+        return True
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True
+
+
+def kind_of(content: bytes) -> str:
+    """What a file is that no decoder takes, with a remedy where there is one."""
+    if not content:
+        return "it is empty"
+    brand = _BRANDS.get(content[8:12]) if content[4:8] == b"ftyp" else None
+    if brand is not None and brand not in decoders():
+        return f"it is {'HEIC' if brand == 'HEIF' else brand}: {FORMATS[brand].remedy}"
+    for start, what in _OTHERS.items():
+        if content.startswith(start):
+            return f"it is {what}"
+    return "no kind of image that PIL knows"

@@ -90,7 +90,7 @@ def alone(path: Path, purpose: str) -> Iterator[Path]:
         OSError: the file cannot be written.
         UserError: another process has had the lock for `PATIENCE` seconds.
     """
-    lock: BaseFileLock = FileLock(path, fallback_to_soft=False, on_acquired=_sign)
+    lock: BaseFileLock = FileLock(path, fallback_to_soft=False, on_acquired=sign)
     try:
         _acquire(lock, purpose)
     except OSError as error:
@@ -109,24 +109,25 @@ def _acquire(lock: BaseFileLock, purpose: str) -> None:
     with suppress(Timeout):
         lock.acquire(timeout=NOTICE)
         return
-    sys.stdout.write(f"waiting for {_holder(lock)} {purpose}\n")
+    sys.stdout.write(f"waiting for {holder_of(lock)} {purpose}\n")
     sys.stdout.flush()
     try:
         lock.acquire(timeout=PATIENCE - NOTICE)
     except Timeout:
         raise UserError(
-            f"waited {time.monotonic() - begun:.0f} s for {_holder(lock)} {purpose}: start "
+            f"waited {time.monotonic() - begun:.0f} s for {holder_of(lock)} {purpose}: start "
             f"again when it has ended; if it has ended already, remove {lock.lock_file} first"
         ) from None
 
 
-def _sign(descriptor: int) -> None:
+def sign(descriptor: int) -> None:
     """Writes who holds a lock into its file, as `SoftFileLock` does by itself."""
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n{socket.gethostname()}\n".encode(), 0)
 
 
-def _holder(lock: BaseFileLock) -> str:
+def holder_of(lock: BaseFileLock) -> str:
+    """Who holds a lock, as its file has it: the process and its machine."""
     try:
         process, host, *_ = Path(lock.lock_file).read_text(errors="replace").split()
     except (OSError, ValueError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from simclr_pl.errors import UserError
+from simclr_pl.run.lock import RunLock
 
 _HANDED_ON = "SIMCLR_PL_RUN_DIR"
 """Ranks that Lightning starts run the command again: rank 0's choice reaches them in here."""
@@ -36,6 +37,7 @@ class RunDirectory:
         self.wandb_id = path / "wandb_id.txt"
         self.wandb_summary = path / "wandb_summary.json"
         self.wandb_models = path / "wandb_models.json"
+        self._lock = RunLock(path / ".lock", option)
         self._claimed = False
         self._found: set[Path] = set()
         self._trained: dict[Path, int] = {}
@@ -59,10 +61,11 @@ class RunDirectory:
             )
 
     def claim(self, *, resume: bool) -> None:
-        """Makes the directory this run's own; rank 0 alone does so.
+        """Makes the directory this run's own, until `release`; rank 0 alone does so.
 
         Raises:
-            UserError: it holds a run and `resume` wasn't asked for, or it cannot be made.
+            UserError: it holds a run and `resume` wasn't asked for, another process trains in it,
+                or it cannot be made.
         """
         if not is_rank_zero():
             return
@@ -75,8 +78,14 @@ class RunDirectory:
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise UserError(f"{self.path} cannot be written: give another {self.option}")
         self._found = set(self.path.iterdir())
+        self._lock.take()
+        self.check_free(resume=resume)  # by now
         self._trained = self._checkpoints()
         self._claimed = True
+
+    def release(self) -> None:
+        """Lets others have the directory."""
+        self._lock.release()
 
     def discard(self) -> None:
         """Takes back what `claim` and a run that didn't reach its first step have made.
@@ -84,8 +93,11 @@ class RunDirectory:
         Whoever has written a checkpoint since then has reached it, whatever the caller knows: then
         all of it stays.
         """
-        if not self._claimed or self._checkpoints() != self._trained:
-            return
+        if self._claimed and self._checkpoints() == self._trained:
+            self._discard()
+        self.release()
+
+    def _discard(self) -> None:
         for entry in set(self.path.iterdir()) - self._found:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)

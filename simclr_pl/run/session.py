@@ -48,15 +48,15 @@ class Session:
 
         Raises:
             UserError: it holds a run and `resume` wasn't asked for, a broken one, or one of
-                another recipe.
+                another recipe; another process trains in it.
         """
         self.stop.how_to_go_on = "" if resume else self.again
         self._ranks = Ranks(recipe)
+        self.run.claim(resume=resume)
         if resume and self.run.last_checkpoint.exists():
             read_checkpoint(self.run.last_checkpoint)
             check_same_recipe(self.run, recipe)
             self.resume_from = self.run.last_checkpoint
-        self.run.claim(resume=resume)
 
     def loggers(self, *, tensorboard: bool) -> list[Logger]:
         """`metrics.csv`, and TensorBoard's files where they are wanted."""
@@ -100,11 +100,14 @@ class Session:
     def end(self, error: BaseException | None = None) -> None:
         """Closes the run of Weights & Biases: the next training of this process has its own."""
         end_run(self.run, error)
+        if error is None:
+            self.run.release()
 
     def discard(self) -> None:
         """Leaves nothing behind of a training that never finished a step."""
         if not self._began:
             self.run.discard()
+        self.run.release()
 
 
 class _Began(L.Callback):

@@ -223,8 +223,8 @@ class _Trainings:
         epochs = self.recipe.epochs or max(EPOCHS, 10 * -(-STEPS // (10 * data.steps)))
         session = Session(self.run(seed), "--resume", "--epochs", self.stop)
         config = self._config(seed, epochs, data)
-        session.claim(config, resume=self.resume)
         try:
+            session.claim(config, resume=self.resume)
             top1, top5 = self._train(session, config, seed, data, epochs)
         except BaseException as error:
             session.end(error)

@@ -88,9 +88,8 @@ def test_a_directory_in_which_a_checkpoint_lies_is_never_deleted(tmp_path: Path)
     directory.config.write_text("x")
     directory.last_checkpoint.parent.mkdir()
     directory.last_checkpoint.write_text("of another process, which this one knows nothing of")
-    before = files(tmp_path)
     directory.discard()
-    assert files(tmp_path) == before
+    assert files(tmp_path).keys() == {"run/config.yaml", "run/checkpoints/last.ckpt"}
 
 
 def test_a_resume_that_fails_takes_back_what_is_new_unless_a_checkpoint_is(tmp_path: Path) -> None:

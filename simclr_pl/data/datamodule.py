@@ -100,6 +100,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         self.channels: int | None = None
         self.mean: tuple[float, ...] | None = None
         self.std: tuple[float, ...] | None = None
+        self.empty_channels: tuple[int, ...] = ()
 
     # Lightning's hooks --------------------------------------------------------------------------
 
@@ -118,7 +119,7 @@ class ContrastiveDataModule(L.LightningDataModule):
                 f"{self.dataset} has images of {channels} channels, and colours are changed "
                 "only of 1 or 3: give --data.jitter 0 --data.grayscale 0"
             )
-        mean, std = statistics(splits.train)
+        mean, std, self.empty_channels = statistics(splits.train)
         self.mean = self._per_channel("mean", self._mean or mean, channels)
         self.std = self._per_channel("std", self._std or std, channels)
         self.image_size = self._image_size or splits.train.side or 224

@@ -9,7 +9,7 @@ import difflib
 import socket
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ Labels = Literal["given", "none"]
 
 MOST_COUNTED = 60_000
 """Images whose pixels are counted for statistics, evenly spread over a set that has more."""
+
+LEAST_CONTRAST = 0.02
+"""A colour with less than this share of another's standard deviation is noise: jitter would mix the
+other into it, 50 standard deviations high."""
 
 
 def prepare(name: str, root: str | Path) -> None:
@@ -111,13 +115,29 @@ def _read(name: str, root: Path, labels: Labels) -> Raw:
     return Raw(train, test, (), val)
 
 
-def statistics(source: AnySource) -> tuple[tuple[float, ...], tuple[float, ...]]:
+class Statistics(NamedTuple):
+    """What images are normalised with.
+
+    Attributes:
+        mean: of each channel, on a scale of 0 to 1.
+        std: of each channel, likewise: what its pixels are divided by, above 0.
+        empty: the channels without contrast, from 0. Their `std` is not their own.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    empty: tuple[int, ...] = ()
+
+
+def statistics(source: AnySource) -> Statistics:
     """Mean and standard deviation of each channel, on a scale of 0 to 1.
 
     In-memory sets are counted; for image files, and packed ones, the usual ImageNet values serve.
+    A channel without contrast is divided by what the channel with most contrast is divided by (1
+    where none has any): in a view, changed colours and contrasts give it pixels of that size.
     """
     if not isinstance(source, ArrayImages):
-        return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        return Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     sample = source.images[:: -(-len(source) // MOST_COUNTED)]
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
@@ -126,8 +146,13 @@ def statistics(source: AnySource) -> tuple[tuple[float, ...], tuple[float, ...]]
         share = counts / counts.sum()
         centre = (share * levels).sum()
         mean.append(round(float(centre), 4))
-        std.append(round(max(float((share * (levels - centre) ** 2).sum().sqrt()), 1e-4), 4))
-    return tuple(mean), tuple(std)
+        std.append(round(float((share * (levels - centre) ** 2).sum().sqrt()), 4))
+    most = max(std)
+    # Colours are mixed in images of 3 channels alone: in others, the faintest has its own say.
+    least = LEAST_CONTRAST * most if len(std) == 3 else 0.0
+    empty = tuple(c for c, own in enumerate(std) if own <= least)
+    divisors = (most or 1.0 if c in empty else own for c, own in enumerate(std))
+    return Statistics(tuple(mean), tuple(divisors), empty)
 
 
 def _entry(name: str) -> Entry:

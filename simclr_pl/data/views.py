@@ -7,6 +7,7 @@ everywhere; the pixels made from them are the same bits for any batch on one mac
 between devices to float32 rounding.)
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -327,8 +328,12 @@ def _check(
             f"data.jitter is {jitter}, but is the paper's strength s, from 0 to 2.5 "
             "(0.5 for CIFAR-10)"
         )
-    if len(mean) != len(std) or any(s <= 0 for s in std):
+    if len(mean) != len(std) or not all(map(math.isfinite, mean)):
         raise UserError(
-            f"data.mean {list(mean)} and data.std {list(std)} must have one number a channel, and "
-            "the standard deviations must be above 0"
+            f"data.mean {list(mean)} and data.std {list(std)} must have one number a channel"
+        )
+    if not all(0 < s < math.inf for s in std):
+        raise UserError(
+            f"data.std is {list(std)}, but pixels are divided by it: give numbers above 0, or "
+            "leave it out, and it is counted"
         )

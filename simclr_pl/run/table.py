@@ -64,7 +64,7 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
         "data": f"{data.dataset}: {len(data.splits.train)} images ({labelled} labelled for the "
         f"probe), {len(data.splits.val)} for validation, {data.num_classes} classes, " + where,
         "images": f"{data.channels} x {data.image_size} x {data.image_size}, "
-        f"mean {list(data.mean or ())}, std {list(data.std or ())}",
+        f"mean {list(data.mean or ())}, std {list(data.std or ())}" + _empty(data),
         "encoder": f"{model.hparams['encoder']}, stem {model.stem_built}, {parameters / 1e6:.2f} M "
         "parameters with the projector" + (", compiled" if model.hparams["compiled"] else ""),
         "global batch": f"{batch} images ({per_device} a device), "
@@ -76,3 +76,9 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
         "steps": f"{total} ({steps} an epoch)",
         "seed": model.seed,
     }
+
+
+def _empty(data: ContrastiveDataModule) -> str:
+    """What is said of channels without contrast."""
+    which = ", ".join(str(channel + 1) for channel in data.empty_channels)
+    return f"; EMPTY (no contrast): channel {which} of {data.channels}" if which else ""

@@ -1,5 +1,6 @@
 """The data module: what it derives, what it refuses, and what Lightning gets from it."""
 
+import math
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def folder(tmp_path: Path) -> Path:
 def test_everything_about_digits_is_derived() -> None:
     data = ready()
     assert (data.channels, data.image_size, data.num_classes) == (1, 8, 10)
-    mean, std = statistics(load("digits", "").train)
+    mean, std, _ = statistics(load("digits", "").train)
     assert data.mean == mean
     assert data.std == std
     assert data.views.image_size == 8
@@ -234,9 +235,10 @@ def test_statistics_of_another_number_of_channels_are_refused(key: str) -> None:
         data.setup()
 
 
-def test_a_standard_deviation_of_zero_is_refused() -> None:
-    with pytest.raises(UserError, match=r"data\.std"):
-        ready(std=(0.0,))
+@pytest.mark.parametrize("bad", [0.0, -0.2, math.nan, math.inf])
+def test_a_standard_deviation_that_cannot_divide_is_refused(bad: float) -> None:
+    with pytest.raises(UserError, match=rf"data\.std is \[{bad}\]"):
+        ready(std=(bad,))
 
 
 def test_a_split_that_is_not_there_is_said(folder: Path) -> None:

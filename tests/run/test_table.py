@@ -86,3 +86,12 @@ def test_image_files_say_who_decodes_them(tmp_path: Path) -> None:
     table = shown(fit(tmp_path / "run", *data, *small))
     assert table["data"].startswith("folder: 24 images (0 labelled for the probe), 2 for val")
     assert "0 classes" in table["data"]
+
+
+def test_a_channel_without_contrast_is_named(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    images[..., 1] = 7
+    np.savez(tmp_path / "data.npz", train_images=images)
+    data = ("--data.dataset", "npz", "--data.root", tmp_path / "data.npz")
+    table = shown(fit(tmp_path / "run", *data, "--data.batch_size", "8"))
+    assert table["images"].endswith("; EMPTY (no contrast): channel 2 of 3")

@@ -1,10 +1,11 @@
 """SimCLR as a LightningModule: encoder, projector, loss and optimisation put together."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -203,8 +204,21 @@ class SimCLR(L.LightningModule):
                 "std": self.geometry.std,
             }
 
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls,  # noqa: N805
+        checkpoint_path: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Self:
+        """As Lightning's, of a file whose checksums fit."""
+        checkpoints.check_whole(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Builds the network a checkpoint was written for, if no data module has done so."""
+        if self._trainer is not None:  # a trainer from Python reads with Lightning's own function
+            checkpoints.check_whole(self._trainer.ckpt_path)
         about = checkpoints.describe(checkpoint, "the checkpoint")
         if self.geometry is None:
             spec = EncoderSpec(**about["encoder"])

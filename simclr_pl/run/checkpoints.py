@@ -13,6 +13,7 @@ from torch import Tensor
 
 from simclr_pl.batch import StepOutput
 from simclr_pl.errors import UnfinishedError, UserError
+from simclr_pl.model.checkpoint import check_whole
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.stop import StopRequest, leave_signals_alone
 
@@ -37,6 +38,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.fsync(folder)
         finally:
             os.close(folder)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Lightning's own load, of a file whose checksums fit."""
+        check_whole(path)
+        return super().load_checkpoint(path, *args, **kwargs)
 
 
 class SaveCheckpoint(Checkpoint):

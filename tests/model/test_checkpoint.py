@@ -2,7 +2,9 @@
 
 import copy
 import io
+import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from simclr_pl import ContrastiveDataModule, SimCLR, UserError, load_encoder
 from simclr_pl.model.checkpoint import FORMAT, KEY, fit_weights, read_checkpoint
+from simclr_pl.run.checkpoints import AtomicCheckpointIO
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +131,70 @@ def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
     for path in (tmp_path / "none.ckpt", tmp_path):
         with pytest.raises(UserError, match=f"there is no checkpoint at {path}: give the path"):
             load_encoder(path)
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two things that were read are equal to the bit."""
+    if isinstance(one, Tensor):
+        same = isinstance(other, Tensor) and one.dtype == other.dtype
+        return same and one.stride() == other.stride() and torch.equal(one, other)
+    if isinstance(one, dict):
+        same = isinstance(other, dict) and list(one) == list(other)
+        return same and all(alike(one[key], other[key]) for key in one)
+    return bool(one == other)
+
+
+def test_a_flipped_bit_is_refused_unless_it_makes_no_difference(tmp_path: Path) -> None:
+    """In headers, records and the table at the end, of which torch looks at little."""
+    weights = {"weight": torch.arange(6.0).view(2, 3), "count": torch.tensor([3])}
+    path, flipped = tmp_path / "small.ckpt", tmp_path / "flipped.ckpt"
+    good = {KEY: {"format": FORMAT}, "state_dict": weights, "epoch": 3}
+    torch.save(good, path)
+    content = path.read_bytes()
+    table = content.index(b"PK\x01\x02")
+    bits = [*range(0, 8 * table, 7), *range(8 * table, 8 * len(content))]
+    sentences = []
+    for bit in bits:
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        flipped.write_bytes(damaged)
+        os.utime(flipped, ns=(bit, bit))
+        try:
+            read = read_checkpoint(flipped)
+        except UserError as error:
+            sentences.append(str(error))
+        else:
+            assert alike(good, read), bit
+    assert len(bits) > 3000
+    assert len(sentences) > len(bits) / 3
+    said = re.compile("flipped.ckpt (is damaged: its record|cannot be read: it is)")
+    assert [sentence for sentence in sentences if not said.search(sentence)] == []
+
+
+def _resumed(path: Path) -> None:
+    trainer = L.Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False)
+    trainer.fit(SimCLR(projection_dim=16), ContrastiveDataModule(batch_size=64), ckpt_path=path)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        load_encoder,
+        SimCLR.load_from_checkpoint,
+        AtomicCheckpointIO().load_checkpoint,
+        _resumed,
+    ],
+)
+def test_a_flipped_bit_of_a_weight_is_refused_by_whoever_reads(
+    read: Any, trained: tuple[SimCLR, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "flipped.ckpt"
+    weight = trained[0].encoder.get_parameter("conv1.weight").detach()
+    content = bytearray(trained[1].read_bytes())
+    content[content.index(weight.flatten()[:8].numpy().tobytes())] ^= 64
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"flipped.ckpt is damaged: its record .*data/\d+ is no"):
+        read(path)
 
 
 @pytest.mark.parametrize("share", [0, 0.0001, 0.01, 0.5, 0.99, 0.9999])

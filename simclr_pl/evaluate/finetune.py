@@ -13,7 +13,8 @@ from simclr_pl.batch import LabelledImages
 from simclr_pl.distributed import globalise_batch_norm, sum_over_ranks
 from simclr_pl.errors import no_labels
 from simclr_pl.evaluate.scoring import count_right
-from simclr_pl.model.checkpoint import KEY, Backbone
+from simclr_pl.model.checkpoint import KEY, Backbone, description
+from simclr_pl.model.geometry import check_channels, geometry_in, geometry_of
 from simclr_pl.model.log import is_logged, log_gradient_norm, log_learning_rate
 from simclr_pl.model.optim import (
     OptimizerRecipe,
@@ -45,7 +46,7 @@ class FineTuning(L.LightningModule):
         backbone: encoder and layers of the projection head, from `load_backbone`.
         classes: C.
         recipe: of the optimiser.
-        about: what the backbone's checkpoint says of itself: copied into this one's.
+        about: what the backbone's checkpoint says of itself.
         head_only: leave the backbone as it is, in eval mode (a linear evaluation on crops).
         seed: of masks that layers draw (dropout, stochastic depth).
     """
@@ -71,7 +72,9 @@ class FineTuning(L.LightningModule):
             # Lightning trains in the modes that it finds.
             self.encoder.eval().requires_grad_(False)
             self.projector.eval().requires_grad_(False)
-        self.recipe, self.about, self.seed = recipe, about, seed
+        self.recipe, self.spec, self.seed = recipe, backbone.spec, seed
+        self.geometry = geometry_in(about)
+        """Of the images that it was last trained on."""
         self._counts = torch.zeros(3, dtype=torch.int64)
         self.accuracies = (0.0, 0.0)
         """Top-1 and top-5 of the last evaluation: fractions."""
@@ -83,13 +86,14 @@ class FineTuning(L.LightningModule):
 
     def configure_model(self) -> None:
         """Lightning's hook: in the run's precision before a checkpoint's weights come in."""
+        check_channels(self.geometry, geometry_of(self.trainer.datamodule))  # type: ignore[attr-defined]
         self.to(torch.get_default_dtype())
         if self.trainer.world_size > 1:
             globalise_batch_norm(self, self.trainer.strategy.root_device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes it one that `load_encoder` reads."""
-        checkpoint[KEY] = {**self.about, "seed": self.seed}
+        checkpoint[KEY] = description(self.spec, self.geometry, self.seed)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[B, C]` of images: float `[B, C, S, S]`, normalised."""
@@ -100,7 +104,8 @@ class FineTuning(L.LightningModule):
     # Training ---------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """A resume with another end is on its own cosine from the first step."""
+        """From here on the network is one of these images, and a resume on its own cosine."""
+        self.geometry = geometry_of(self.trainer.datamodule) or self.geometry  # type: ignore[attr-defined]
         catch_up(self.lr_schedulers())
 
     def training_step(self, batch: LabelledImages, batch_idx: int) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from simclr_pl.errors import UserError
-from simclr_pl.model.encoder import EncoderSpec, build_encoder
+from simclr_pl.model.encoder import EncoderSpec, Stem, build_encoder
+from simclr_pl.model.geometry import Geometry
 from simclr_pl.model.projector import build_projector
 
 KEY = "simclr_pl"
@@ -87,6 +88,25 @@ def _first_damaged(path: str, size: int, changed: int) -> str | None:
         return folders[0] if folders else file.testzip()
 
 
+def description(spec: EncoderSpec, geometry: Geometry, seed: int) -> dict[str, Any]:
+    """What a checkpoint is to say of itself, for `checkpoint[KEY]`: plain values only.
+
+    Args:
+        spec: of the encoder as it was built.
+        geometry: of the images that it was last trained on.
+        seed: of the training.
+    """
+    spec = spec._replace(channels=geometry.channels, image_size=geometry.image_size)
+    return {
+        "format": FORMAT,
+        "seed": seed,
+        "encoder": spec._asdict(),
+        "image_size": geometry.image_size,
+        "mean": geometry.mean,
+        "std": geometry.std,
+    }
+
+
 def describe(checkpoint: Any, source: str) -> dict[str, Any]:
     """What a checkpoint says of itself: `checkpoint[KEY]`.
 
@@ -102,6 +122,19 @@ def describe(checkpoint: Any, source: str) -> dict[str, Any]:
             f"format {FORMAT}: install the version that wrote it"
         )
     return about
+
+
+def stem_in(about: dict[str, Any]) -> Stem:
+    """The stem of a checkpoint's encoder: older ones leave it to be worked out from their size.
+
+    Args:
+        about: from `describe`.
+    """
+    spec = EncoderSpec(**about["encoder"])
+    if spec.stem != "auto":
+        return spec.stem
+    with torch.random.fork_rng(devices=[]):
+        return build_encoder(spec).spec.stem
 
 
 def load_encoder(path: str | Path) -> nn.Module:
@@ -137,11 +170,13 @@ class Backbone(NamedTuple):
         encoder: images `[B, C, S, S]` to features.
         projector: the first layers of the projection head, or none of them.
         width: of what comes out behind both.
+        spec: what rebuilds the encoder.
     """
 
     encoder: nn.Module
     projector: nn.Sequential
     width: int
+    spec: EncoderSpec
 
 
 def load_backbone(
@@ -162,7 +197,7 @@ def load_backbone(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0 if fresh is None else fresh)
-        encoder, width, _ = build_encoder(EncoderSpec(**checkpoint[KEY]["encoder"]))
+        encoder, width, _, spec = build_encoder(EncoderSpec(**checkpoint[KEY]["encoder"]))
         projector = _projector(checkpoint, source, width, projector_layers)
     if fresh is None:
         fit_weights(encoder, _below("encoder.", checkpoint), source)
@@ -175,7 +210,7 @@ def load_backbone(
         )
     if projector_layers:
         width = len(kept[-1].get_parameter("0.weight"))
-    return Backbone(encoder, kept, width)
+    return Backbone(encoder, kept, width, spec)
 
 
 def _projector(checkpoint: dict[str, Any], source: str, width: int, wanted: int) -> nn.Sequential:
@@ -212,6 +247,16 @@ def fit_weights(module: nn.Module, weights: dict[str, Any], source: str) -> None
     """Loads weights that must fit exactly.
 
     Raises:
+        UserError: as `check_weights`.
+    """
+    check_weights(module, weights, source)
+    module.load_state_dict(weights)
+
+
+def check_weights(module: nn.Module, weights: dict[str, Any], source: str) -> None:
+    """Whether weights fit exactly.
+
+    Raises:
         UserError: names the first parameter that is missing, unexpected or of another shape.
     """
     own = module.state_dict()
@@ -227,4 +272,3 @@ def fit_weights(module: nn.Module, weights: dict[str, Any], source: str) -> None
                 f"{source} holds another architecture: '{name}' is {[*weights[name].shape]} there "
                 f"and {[*own[name].shape]} here. Use the configuration that wrote the checkpoint"
             )
-    module.load_state_dict(weights)

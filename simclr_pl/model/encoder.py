@@ -47,11 +47,13 @@ class BuiltEncoder(NamedTuple):
         module: float images `[B, C, S, S]` to features `[B, D]`.
         width: D.
         stem: what became of the stem, in words.
+        spec: what rebuilds it for images of any size: with the stem that it has, never `auto`.
     """
 
     module: nn.Module
     width: int
     stem: str
+    spec: EncoderSpec
 
 
 def build_encoder(spec: EncoderSpec) -> BuiltEncoder:
@@ -66,11 +68,12 @@ def build_encoder(spec: EncoderSpec) -> BuiltEncoder:
             f"model.stem is '{spec.stem}', but must be one of {', '.join(get_args(Stem))}"
         )
     network, library = _create(spec)
-    small = "small" if spec.image_size <= SMALL_IMAGE else "imagenet"
-    wanted = small if spec.stem == "auto" else spec.stem
+    small: Stem = "small" if spec.image_size <= SMALL_IMAGE else "imagenet"
+    wanted: Stem = small if spec.stem == "auto" else spec.stem
+    built: Stem = "imagenet"
     stem = "as the library builds it"
     if wanted in STRIDES and _fit_stem(network, STRIDES[wanted]):
-        stem = f"3x3 stride {STRIDES[wanted]}, no max-pool"
+        built, stem = wanted, f"3x3 stride {STRIDES[wanted]}, no max-pool"
     elif spec.stem in STRIDES:
         raise UserError(
             f"model.stem '{spec.stem}' is for ResNet-like networks, and {spec.name} has no conv1 "
@@ -85,7 +88,7 @@ def build_encoder(spec: EncoderSpec) -> BuiltEncoder:
             "or model.encoder, or for a transformer give --model.encoder_args "
             f"'{{img_size: {spec.image_size}}}'"
         ) from error
-    return BuiltEncoder(network, width, f"{stem} ({library})")
+    return BuiltEncoder(network, width, f"{stem} ({library})", spec._replace(stem=built))
 
 
 def _create(spec: EncoderSpec) -> tuple[nn.Module, str]:

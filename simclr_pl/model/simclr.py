@@ -1,6 +1,6 @@
 """SimCLR as a LightningModule: encoder, projector, loss and optimisation put together."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -15,6 +15,7 @@ from simclr_pl.distributed import globalise_batch_norm, rank_and_world, sum_over
 from simclr_pl.errors import UserError
 from simclr_pl.model import checkpoint as checkpoints
 from simclr_pl.model.encoder import EncoderSpec, Stem, build_encoder
+from simclr_pl.model.geometry import Geometry, check_channels, geometry_in, geometry_of
 from simclr_pl.model.log import is_logged, log_gradient_norm, log_learning_rate
 from simclr_pl.model.loss import NTXentLoss
 from simclr_pl.model.micro_batches import encode_in_parts
@@ -33,27 +34,13 @@ from simclr_pl.model.refused import check_accumulation, check_trainer
 from simclr_pl.randomness import run_seed, step_seed
 
 
-class Geometry(NamedTuple):
-    """What the network is built for; taken from the data module, or from a checkpoint.
-
-    Attributes:
-        channels: image channels.
-        image_size: image side S in pixels.
-        mean: of each channel, on a scale of 0 to 1.
-        std: of each channel.
-    """
-
-    channels: int
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
 class SimCLR(L.LightningModule):
     """SimCLR (Chen et al. 2020; with three projector layers, v2).
 
     The network is built when its data is known: for the channels, image size and statistics of the
     trainer's data module, or for those in a checkpoint. Its initial weights depend on `seed` alone.
+    A model may be fitted again on other data with as many channels: checkpoints name the size and
+    the statistics of the images that it was last trained on, and the stem that it was built with.
 
     Args:
         encoder: a torchvision ResNet's name (resnet18, resnet50, ...) or any timm model's.
@@ -120,6 +107,9 @@ class SimCLR(L.LightningModule):
         self.seed = run_seed(seed)
         self.loss = NTXentLoss(temperature, loss_block_size)
         self.geometry: Geometry | None = None
+        """Of the images that it was last trained on, or was built for; `None` until it is built."""
+        self.spec: EncoderSpec
+        """Of the encoder, as it was built."""
         self.stem_built = ""
         self.encoder: nn.Module
         self.projector: nn.Module
@@ -138,14 +128,16 @@ class SimCLR(L.LightningModule):
         except RuntimeError:
             # No trainer: `load_from_checkpoint` asks, and `on_load_checkpoint` will build.
             return
+        given = geometry_of(data)
         if self.geometry is None:
-            wanted = ("channels", "image_size", "mean", "std")
-            if any(getattr(data, name, None) is None for name in wanted):
+            if given is None:
                 raise UserError(
                     "SimCLR needs a data module to learn the images' size from: "
                     "Trainer(...).fit(SimCLR(...), ContrastiveDataModule(...))"
                 )
-            self._build(Geometry(*(getattr(data, name) for name in wanted)))
+            self._build(given)
+        else:
+            check_channels(self.geometry, given)
         if self.hparams["global_batch_norm"] and self.trainer.world_size > 1:
             globalise_batch_norm(self, self.trainer.strategy.root_device)
         if self.hparams["compiled"] and self.trainer.state.fn == TrainerFn.FITTING:
@@ -154,9 +146,12 @@ class SimCLR(L.LightningModule):
             self.encoder.compile()
             self.projector.compile()
 
-    def _build(self, geometry: Geometry) -> None:
+    def _build(self, geometry: Geometry, auto: Stem = "auto") -> None:
+        """Makes the network; a stem that the recipe leaves open is `auto`."""
         hparams = self.hparams
-        spec = self._encoder_spec(geometry)
+        stem = auto if hparams["stem"] == "auto" else hparams["stem"]
+        size, args = (geometry.channels, geometry.image_size), dict(hparams["encoder_args"] or {})
+        spec = EncoderSpec(hparams["encoder"], *size, stem, args)
         # Lightning calls this with the accelerator and the run's precision as defaults; the same
         # float32 numbers of the CPU's generator are wanted whatever those are.
         dtype = torch.get_default_dtype()
@@ -178,31 +173,15 @@ class SimCLR(L.LightningModule):
         # last, on CPU and GPU; the numbers are the same.
         self.encoder = encoder.module.to(dtype).to(memory_format=torch.channels_last)
         self.projector.to(dtype)
-        self.stem_built = encoder.stem
-        self.geometry = geometry
-
-    def _encoder_spec(self, geometry: Geometry) -> EncoderSpec:
-        return EncoderSpec(
-            self.hparams["encoder"],
-            geometry.channels,
-            geometry.image_size,
-            self.hparams["stem"],
-            dict(self.hparams["encoder_args"] or {}),
-        )
+        self.spec, self.stem_built, self.geometry = encoder.spec, encoder.stem, geometry
 
     # Checkpoints ------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the format's version and what `load_encoder` needs."""
         if self.geometry is not None:
-            checkpoint[checkpoints.KEY] = {
-                "format": checkpoints.FORMAT,
-                "seed": self.seed,
-                "encoder": self._encoder_spec(self.geometry)._asdict(),
-                "image_size": self.geometry.image_size,
-                "mean": self.geometry.mean,
-                "std": self.geometry.std,
-            }
+            about = checkpoints.description(self.spec, self.geometry, self.seed)
+            checkpoint[checkpoints.KEY] = about
 
     @_restricted_classmethod
     def load_from_checkpoint(
@@ -216,14 +195,26 @@ class SimCLR(L.LightningModule):
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Builds the network a checkpoint was written for, if no data module has done so."""
+        """Builds the network a checkpoint was written for, if no data module has done so.
+
+        Raises:
+            UserError: a network has been built, and is another one.
+        """
         if self._trainer is not None:  # a trainer from Python reads with Lightning's own function
             checkpoints.check_whole(self._trainer.ckpt_path)
         about = checkpoints.describe(checkpoint, "the checkpoint")
+        geometry, stem = geometry_in(about), checkpoints.stem_in(about)
         if self.geometry is None:
-            spec = EncoderSpec(**about["encoder"])
-            statistics = (tuple(about["mean"]), tuple(about["std"]))
-            self._build(Geometry(spec.channels, spec.image_size, *statistics))
+            self._build(geometry, stem)
+            return
+        if stem != self.spec.stem:
+            raise UserError(
+                f"the checkpoint's encoder has the stem '{stem}', and this model has "
+                f"'{self.spec.stem}': give model.stem {stem}"
+            )
+        if self.strict_loading:
+            checkpoints.check_weights(self, checkpoint["state_dict"], "the checkpoint")
+        self.geometry = geometry
 
     # Training ---------------------------------------------------------------------------------
 
@@ -240,7 +231,11 @@ class SimCLR(L.LightningModule):
         return images.to(self.dtype, memory_format=torch.channels_last)
 
     def on_train_start(self) -> None:
-        """A resume with another end is on its own cosine from the first step, not the second."""
+        """From here on the network is one of these images, and a resume on its own cosine.
+
+        (That is, from the first step: it may have another end than before.)
+        """
+        self.geometry = geometry_of(self.trainer.datamodule) or self.geometry  # type: ignore[attr-defined]
         catch_up(self.lr_schedulers())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

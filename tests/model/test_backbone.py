@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from simclr_pl import SimCLR, UserError
 from simclr_pl.model.checkpoint import KEY, Backbone, load_backbone
-from simclr_pl.model.simclr import Geometry
+from simclr_pl.model.geometry import Geometry
 
 V2 = ("--model.projector_layers", "3", "--model.projector_hidden", "24")
 """SimCLR v2's head, whose layers are of three widths: 16 to 24 to 24 to 128."""

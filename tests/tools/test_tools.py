@@ -11,7 +11,8 @@ from simclr_pl.__main__ import main
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.evaluate.features import encode
 from simclr_pl.model.checkpoint import load_backbone, read_checkpoint
-from simclr_pl.model.simclr import Geometry, SimCLR
+from simclr_pl.model.geometry import Geometry
+from simclr_pl.model.simclr import SimCLR
 from simclr_pl.run.directory import RunDirectory
 
 TINY = [

@@ -28,6 +28,7 @@ from simclr_pl.run.out_of_memory import OutOfMemory, explained
 from simclr_pl.run.progress import Progress
 from simclr_pl.run.recipe import portable, save_config
 from simclr_pl.run.results import write_result
+from simclr_pl.run.seen import kept_by, say_missing, sees_own_data
 from simclr_pl.run.session import Session, quieten
 from simclr_pl.run.shorthand import spelled_out
 from simclr_pl.run.speed import Throughput
@@ -183,12 +184,14 @@ class SimCLRCLI(LightningCLI):
 
     # The five commands ----------------------------------------------------------------------------
 
-    def fit(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
+    def fit(self, model: L.LightningModule, datamodule: ContrastiveDataModule) -> None:
         """Trains; resumes where that was asked for and there is something to resume."""
         if self.session is None:
             with explained(self.trainer):
                 self.trainer.fit(model, datamodule)
             return
+        if self.session.resume_from is not None:
+            datamodule.kept = kept_by(self.session.run, self.session.resume_from)
         try:
             self.session.train(self.trainer, model, datamodule)
         except BaseException as error:
@@ -208,11 +211,19 @@ class SimCLRCLI(LightningCLI):
         """Scores the test split."""
         self._score("test", self.trainer.test, kwargs)
 
+    def _held_out_of(self, checkpoint: Path) -> None:
+        """The data's validation images are those of the checkpoint's run, if they are its data."""
+        run, data = run_of(checkpoint), self.datamodule
+        if run is not None and sees_own_data(run, data.dataset, data.root):
+            data.kept = kept_by(run, checkpoint)
+
     def _score(self, split: str, evaluate: Any, kwargs: dict[str, Any]) -> None:
+        checkpoint = Path(kwargs["ckpt_path"])
+        self._held_out_of(checkpoint)
         numbers = evaluate(**{**kwargs, "verbose": False, "weights_only": True})[0]
         if not self.trainer.is_global_zero:
             return
-        checkpoint = Path(kwargs["ckpt_path"])
+        say_missing(self.datamodule)
         fields = {
             "loss": numbers[f"{split}/loss"],
             "top1": numbers.get(f"probe/{split}_top1"),
@@ -236,6 +247,7 @@ class SimCLRCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Writes features, labels and indices of `data.predict_split`."""
+        self._held_out_of(Path(kwargs["ckpt_path"]))
         self.trainer.predict(**{**kwargs, "return_predictions": False, "weights_only": True})
         if self.trainer.is_global_zero and self.run is not None:
             sys.stdout.write(f"features, labels and index written to {self._features_path()}\n")

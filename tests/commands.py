@@ -34,6 +34,9 @@ QUICK = (
 """Four steps on digits with a very small ResNet: half a second."""
 
 
+RUN_FILES = {"config.yaml", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/data.npz"}
+"""What a run writes, below its directory."""
+
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
     "logger": False,

@@ -14,6 +14,7 @@ import yaml
 from commands import (
     QUICK,
     REPOSITORY,
+    RUN_FILES,
     checkpoint,
     environment,
     files,
@@ -133,7 +134,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fit_writes_config_metrics_and_checkpoint_and_nothing_else(finished: Path) -> None:
-    assert set(files(finished)) == {"config.yaml", "metrics.csv", "checkpoints/last.ckpt"}
+    assert set(files(finished)) == RUN_FILES
 
 
 def test_the_saved_config_is_the_whole_recipe_without_this_machines_paths(finished: Path) -> None:
@@ -274,7 +275,7 @@ def test_two_devices_write_one_run_and_learn_what_one_device_learns(tmp_path: Pa
     outcome = finish(process)
     assert outcome.code == 0, outcome
     (run_directory,) = (tmp_path / "runs").glob("*/*")
-    assert set(files(run_directory)) == {"config.yaml", "metrics.csv", "checkpoints/last.ckpt"}
+    assert set(files(run_directory)) == RUN_FILES
     assert "global batch   128 images (64 a device), 254 negatives an anchor" in outcome.out
     assert outcome.out.count("run directory") == 1
     two_rows, one_rows = rows(run_directory), rows(tmp_path / "one")

@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from simclr_pl.batch import UNLABELLED, Batch, Cut, EvaluationBatch, MicroBatches, Views
 from simclr_pl.compiler import has_compiler
 from simclr_pl.data.datasets import Labels, load, prepare, statistics
+from simclr_pl.data.heldout import HeldOut
 from simclr_pl.data.loaders import EvaluationLoader, TrainLoader
 from simclr_pl.data.sources import AnySource, ImageFiles
 from simclr_pl.data.splits import Splits
@@ -94,6 +95,10 @@ class ContrastiveDataModule(L.LightningDataModule):
         SimCLRViews(side, **self._augmentation)
         self._loader: TrainLoader | None = None
         self._loaded: dict[str, Any] | None = None
+        self.kept: HeldOut | None = None
+        """The validation images of the run that these data are for, where it has begun."""
+        self.whole: Splits
+        """As they were read; of `splits` some images may have been left out."""
         self.splits: Splits
         self.views: SimCLRViews
         self.image_size: int | None = None
@@ -112,7 +117,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         """Reads the data and derives channels, image size, classes and statistics."""
         if self.channels is not None:
             return
-        splits = load(self.dataset, self.root, self.split_seed, labels=self._labels)
+        splits = load(self.dataset, self.root, self.split_seed, self.kept, labels=self._labels)
         channels = splits.train.channels
         if channels not in (1, 3) and any(self._augmentation[k] for k in ("jitter", "grayscale")):
             raise UserError(
@@ -128,12 +133,7 @@ class ContrastiveDataModule(L.LightningDataModule):
             # What was trained with a compiler is evaluated without one, too.
             compiled=self.compiled and (stage == "fit" or has_compiler()),
         )  # fmt: skip
-        self.splits = Splits(
-            self._wire(splits.train),
-            self._wire(splits.val),
-            self._wire(splits.test),
-            splits.classes,
-        )
+        self.whole, self.splits = splits, self._wired(splits)
         self.channels = channels
 
     def train_dataloader(self) -> TrainLoader:
@@ -263,8 +263,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         """
         twin = copy.copy(self)
         twin.trainer = None
-        train, val, test, classes = self.splits
-        twin.splits = Splits(self._wire(train), self._wire(val), self._wire(test), classes)
+        twin.splits = self._wired(self.splits)
         return twin
 
     def make_views(self, batch: Batch) -> Views:
@@ -281,6 +280,10 @@ class ContrastiveDataModule(L.LightningDataModule):
         return EvaluationBatch(
             self.views.clean(whole, batch.sizes), pair, batch.labels, batch.index
         )
+
+    def _wired(self, splits: Splits) -> Splits:
+        train, val, test = (self._wire(source) for source in splits[:3])
+        return splits._replace(train=train, val=val, test=test)
 
     def _wire(self, source: AnySource | None) -> Any:
         if isinstance(source, ImageFiles):

@@ -2,7 +2,8 @@
 
 Splits: `train` is what pretraining sees, with the labels a probe may learn from; `val` is held out
 from train's *labels* (10 %, class-balanced, the same for everybody with the same `split_seed`)
-unless the data set brings one; `test` is for the end.
+unless the data set brings one; `test` is for the end. Files are held out by their names, so that
+those which come or go move at most one other of their class; a run keeps what it has held out.
 """
 
 import difflib
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from simclr_pl.batch import UNLABELLED
 from simclr_pl.data.folders import read_folder
+from simclr_pl.data.heldout import HeldOut, hold_out
 from simclr_pl.data.once import fetch_once
 from simclr_pl.data.packing import read_packed
 from simclr_pl.data.readers import (
@@ -31,8 +33,8 @@ from simclr_pl.data.readers import (
     torchvision_set,
 )
 from simclr_pl.data.sources import AnySource, ArrayImages
-from simclr_pl.data.splits import Splits, holdout
-from simclr_pl.errors import UserError
+from simclr_pl.data.splits import Splits
+from simclr_pl.errors import UserError, printable
 
 Labels = Literal["given", "none"]
 """Whether images keep the labels that a data set gives them."""
@@ -70,7 +72,14 @@ def prepare(name: str, root: str | Path) -> None:
         socket.setdefaulttimeout(patience)
 
 
-def load(name: str, root: str | Path, split_seed: int = 0, *, labels: Labels = "given") -> Splits:
+def load(
+    name: str,
+    root: str | Path,
+    split_seed: int = 0,
+    kept: HeldOut | None = None,
+    *,
+    labels: Labels = "given",
+) -> Splits:
     """Reads a data set whose files are there (see `prepare`).
 
     Args:
@@ -78,12 +87,15 @@ def load(name: str, root: str | Path, split_seed: int = 0, *, labels: Labels = "
         root: folder of the data; for `folder` the images' own, for `packed` the
             directory that `pack` has written, for `npz` the file.
         split_seed: of the validation holdout, where the data set brings none.
+        kept: the validation images of a run that these data are for, where it has begun.
         labels: those that the data set gives, or none.
 
     Raises:
-        UserError: an unknown name; files that are missing, empty or broken; labels out of range.
+        UserError: an unknown name; files that are missing, empty or broken; labels out of range;
+            a validation split that is not the run's.
     """
     raw = _read(name, Path(root), labels)
+    classes = tuple(printable(each) for each in raw.classes)
     for split, source in (("train", raw.train), ("val", raw.val), ("test", raw.test)):
         if source is None:
             continue
@@ -93,12 +105,15 @@ def load(name: str, root: str | Path, split_seed: int = 0, *, labels: Labels = "
                 f"{name}'s {split} split has images of {source.channels} channels, but train has "
                 f"{raw.train.channels}"
             )
+    if kept is not None:
+        kept.check(own=raw.val is not None)
     if raw.val is not None:
-        return Splits(raw.train, raw.val, raw.test, raw.classes)
-    held = holdout(raw.train.labels, split_seed)
+        return Splits(raw.train, raw.val, raw.test, classes)
+    held = hold_out(raw.train, split_seed) if kept is None else kept.among(raw.train, split_seed)
     shown = raw.train.labels.clone()
     shown[held] = UNLABELLED
-    return Splits(raw.train.relabel(shown), raw.train.select(held), raw.test, raw.classes)
+    train, val = raw.train.relabel(shown), raw.train.select(held)
+    return Splits(train, val, raw.test, classes, held)
 
 
 def _read(name: str, root: Path, labels: Labels) -> Raw:

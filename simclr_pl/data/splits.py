@@ -1,8 +1,11 @@
 """Splits of a data set: the validation split where it brings none, and draws of few labels."""
 
+import hashlib
 import math
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,12 +26,15 @@ class Splits(NamedTuple):
         val: for callbacks and every choice.
         test: for one score at the end, or `None`.
         classes: names in the order of labels; empty where nothing is labelled.
+        held: `int64 [n]`, places in train of what is held out for validation; `None` where the data
+            set brings a validation split of its own.
     """
 
     train: AnySource
     val: AnySource
     test: AnySource | None
     classes: tuple[str, ...]
+    held: Tensor | None = None
 
 
 def holdout(labels: Tensor, seed: int) -> Tensor:
@@ -41,10 +47,40 @@ def holdout(labels: Tensor, seed: int) -> Tensor:
         seed: of the choice.
     """
     # Epoch -1: the order of no epoch of training, whose first batches would be this holdout.
-    order = epoch_order(seed, -1, len(labels))
-    known = bool((labels != UNLABELLED).any())
-    members = _of_each_class(labels, order, with_unlabelled=not known)
-    return _together([of[: max(1, round(len(of) * HOLDOUT))] for of in members.values()])
+    return _first_of_each_class(labels, epoch_order(seed, -1, len(labels)))
+
+
+def holdout_by_name(labels: Tensor, names: Sequence[bytes], seed: int) -> Tensor:
+    """Indices of the validation holdout, as `holdout`, where images have names.
+
+    Of each class those with the smallest hashes are held out: an image that comes or goes moves at
+    most one other of its class.
+
+    Args:
+        labels: `int64 [N]`.
+        names: of the N images, no two alike.
+        seed: of the choice.
+    """
+    # Of equal hashes, of which there is one pair in 2^64, the name decides: places say nothing.
+    ranked = sorted(zip(hashes(names, seed).tolist(), names, range(len(names)), strict=True))
+    order = torch.tensor([place for _, _, place in ranked], dtype=torch.int64)
+    return _first_of_each_class(labels, order)
+
+
+def hashes(keys: Iterable[bytes], seed: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """A hash of each key with a seed: `uint64 [N]`, the same on every machine (BLAKE2b).
+
+    Args:
+        keys: what images are known by.
+        seed: of the choice that hangs on the hashes.
+    """
+    start = hashlib.blake2b(f"{seed}/".encode(), digest_size=8)
+    digests = []
+    for key in keys:
+        each = start.copy()
+        each.update(key)
+        digests.append(each.digest())
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
 def draw_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
@@ -104,6 +140,13 @@ def few_labels(labels: Tensor, per_class: int, seed: int) -> Tensor:
                 "ask for fewer labels a class"
             )
     return _together([of[:per_class] for of in members.values()])
+
+
+def _first_of_each_class(labels: Tensor, order: Tensor) -> Tensor:
+    """The holdout: the first places in that order of each class, or of all where none is known."""
+    known = bool((labels != UNLABELLED).any())
+    members = _of_each_class(labels, order, with_unlabelled=not known)
+    return _together([of[: max(1, round(len(of) * HOLDOUT))] for of in members.values()])
 
 
 def _of_each_class(

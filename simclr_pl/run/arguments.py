@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from simclr_pl.data.datamodule import ContrastiveDataModule
+from simclr_pl.data.heldout import HeldOut
 from simclr_pl.errors import UserError
 from simclr_pl.run.shorthand import with_wandb_mode
 from simclr_pl.run.wandb import WandbChoice
@@ -118,6 +119,7 @@ def data_of(
     configs: list[Path],
     overrides: dict[str, Any] | None = None,
     kind: type[ContrastiveDataModule] = ContrastiveDataModule,
+    kept: HeldOut | None = None,
 ) -> ContrastiveDataModule:
     """The data module of configuration files, prepared and set up.
 
@@ -125,6 +127,7 @@ def data_of(
         configs: later ones win.
         overrides: arguments of the data module, which win over all of them.
         kind: of data module.
+        kept: the validation images of the run that the data are for.
     """
     merged: dict[str, Any] = {}
     for path in configs:
@@ -141,6 +144,7 @@ def data_of(
     except TypeError as error:
         where = configs[-1] if configs else "the command line"
         raise UserError(f"data in {where}: {str(error).split('() ')[-1]}") from error
+    data.kept = kept
     data.prepare_data()
     data.setup()
     return data

@@ -32,6 +32,7 @@ class RunDirectory:
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.csv"
         self.last_checkpoint = path / "checkpoints" / "last.ckpt"
+        self.seen = path / "checkpoints" / "data.npz"
         self.pictures = path / "pictures"
         self.results = path / "results"
         self.wandb_id = path / "wandb_id.txt"

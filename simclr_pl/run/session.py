@@ -17,6 +17,7 @@ from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.out_of_memory import OutOfMemory, explained
 from simclr_pl.run.ranks import Ranks
 from simclr_pl.run.recipe import check_same_recipe
+from simclr_pl.run.seen import KeepSeen
 from simclr_pl.run.stop import StopRequest
 from simclr_pl.run.tensorboard import tensorboard_logger
 from simclr_pl.run.wandb import end_run
@@ -67,8 +68,8 @@ class Session:
         return [*loggers, tensorboard_logger(self.run, step)] if tensorboard else loggers
 
     def callbacks(self) -> list[L.Callback]:
-        """Watch over ranks; note that a step was finished, and why it was the last."""
-        return [_Began(self), OutOfMemory(), self._ranks]
+        """Watch over ranks and data; note that a step was finished, and why it was the last."""
+        return [_Began(self), OutOfMemory(), self._ranks, KeepSeen(self.run, self.resume_from)]
 
     def train(self, trainer: L.Trainer, model: L.LightningModule, data: Any) -> None:
         """`Trainer.fit`, from the start or from the checkpoint to go on from.

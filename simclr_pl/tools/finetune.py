@@ -21,6 +21,7 @@ from simclr_pl.run.job import job
 from simclr_pl.run.progress import Progress
 from simclr_pl.run.recipe import save_config
 from simclr_pl.run.results import sha256
+from simclr_pl.run.seen import kept_by
 from simclr_pl.run.session import Session, quieten
 from simclr_pl.run.speed import Throughput
 from simclr_pl.run.stop import StopRequest
@@ -256,8 +257,11 @@ class _Trainings:
         return model.accuracies
 
     def _data(self, seed: int) -> LabelledDataModule:
+        run = self.run(seed)
+        resumed = self.resume and run.last_checkpoint.exists()
         data = self.pretrained.data(
             LabelledDataModule,
+            kept_by(run, run.last_checkpoint) if resumed else None,
             label_fraction=self.recipe.label_fraction,
             batch_size=self.recipe.batch_size,
             seed=seed,

@@ -3,13 +3,15 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from simclr_pl.data.datamodule import ContrastiveDataModule
+from simclr_pl.data.heldout import HeldOut
 from simclr_pl.errors import UserError
 from simclr_pl.model.checkpoint import KEY, read_checkpoint
 from simclr_pl.run.arguments import data_of, read_config
 from simclr_pl.run.directory import RunDirectory, run_of
+from simclr_pl.run.seen import kept_by, say_missing, sees_own_data
 
 
 @dataclass(frozen=True)
@@ -62,34 +64,49 @@ class Pretrained(NamedTuple):
     @property
     def dataset(self) -> str:
         """What is evaluated on."""
-        named = [self.chosen.dataset, *(_of_data(c, "dataset") for c in reversed(self.configs))]
-        return next(filter(None, named), ContrastiveDataModule().dataset)
+        return self._of_data("dataset")
+
+    def _of_data(self, key: Literal["dataset", "root"]) -> str:
+        chosen = getattr(self.chosen, key)
+        named = [chosen, *(_of_data(file, key) for file in reversed(self.configs))]
+        return next(filter(None, named), str(getattr(ContrastiveDataModule(), key)))
+
+    @property
+    def on_own_data(self) -> bool:
+        """Whether that is what the run was trained on."""
+        root = self._of_data("root")
+        return self.run is not None and sees_own_data(self.run, self.dataset, root)
+
+    @property
+    def held_out(self) -> HeldOut | None:
+        """The validation images that the run has kept, where it is evaluated on its own data."""
+        if self.run is None or not self.on_own_data:
+            return None
+        return kept_by(self.run, self.checkpoint)
 
     def folder(self, name: str) -> Path:
         """Where things of that name go: with the run, apart for data that are not the run's own."""
         if self.run is None:
             return self.checkpoint.parent / name
-        own, root = (_of_data(self.run.config, key) for key in ("dataset", "root"))
-        if self.dataset != own:
-            return self.run.path / name / self.dataset
-        elsewhere = (
-            self.chosen.root and Path(self.chosen.root).resolve() != Path(str(root)).resolve()
+        if self.on_own_data:
+            return self.run.path / name
+        same_kind = self.dataset == _of_data(self.run.config, "dataset")
+        return (
+            self.run.path / name / (Path(self._of_data("root")).stem if same_kind else self.dataset)
         )
-        if elsewhere and own in (
-            "folder",
-            "packed",
-            "npz",
-        ):  # of others, root is where they were put
-            return self.run.path / name / Path(str(self.chosen.root)).stem
-        return self.run.path / name
 
     def data(
-        self, kind: type[ContrastiveDataModule] = ContrastiveDataModule, **arguments: Any
+        self,
+        kind: type[ContrastiveDataModule] = ContrastiveDataModule,
+        kept: HeldOut | None = None,
+        **arguments: Any,
     ) -> ContrastiveDataModule:
         """The data, with size and statistics of the images that the encoder was trained on.
 
         Args:
             kind: of data module.
+            kept: validation images of a training on these data, where it has begun (default: those
+                that the run has kept, of its own data).
             arguments: of it, which win over the configuration's.
 
         Raises:
@@ -102,7 +119,8 @@ class Pretrained(NamedTuple):
         if self.chosen.root is not None:
             overrides |= {"root": self.chosen.root}
         overrides |= {"image_size": self.about["image_size"]}
-        data = data_of(self.configs, overrides, kind)
+        kept = kept or self.held_out
+        data = data_of(self.configs, overrides, kind, kept)
         channels = self.about["encoder"]["channels"]
         if data.channels != channels:
             raise UserError(
@@ -112,7 +130,8 @@ class Pretrained(NamedTuple):
             )
         trained = {name: tuple(self.about[name]) for name in ("mean", "std")}
         if any(getattr(data, name) != value for name, value in trained.items()):
-            data = data_of(self.configs, overrides | trained, kind)
+            data = data_of(self.configs, overrides | trained, kind, kept)
+        say_missing(data)
         return data
 
 

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from simclr_pl.errors import UserError
 from simclr_pl.run.arguments import call, data_of
+from simclr_pl.run.seen import kept_by
 from simclr_pl.tools.curves import draw_comparison, draw_curves
 from simclr_pl.tools.page import build_page, png, recipe_table, results_table, runs_table
 from simclr_pl.tools.pictures import draw_all
@@ -71,7 +72,8 @@ def report(
 
 def _pictures(run: Run) -> dict[str, Figure]:
     """Everything that needs images."""
-    data = data_of([run.directory.config])
+    kept = kept_by(run.directory, run.directory.last_checkpoint)
+    data = data_of([run.directory.config], kept=kept)
     try:
         figures = {"views": draw_views(data, images=8, epochs=3)}
         return figures | draw_all(take_snapshot(run.directory, data))

@@ -26,8 +26,9 @@ from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint
 
 
 def names(directory: Path) -> list[str]:
-    """Files in a run's folder of checkpoints."""
-    return sorted(path.name for path in (directory / "checkpoints").iterdir())
+    """Files in a run's folder of checkpoints, beside the one that says what data it saw."""
+    found = {path.name for path in (directory / "checkpoints").iterdir()}
+    return sorted(found - {"data.npz"})
 
 
 # Writing ------------------------------------------------------------------------------------------

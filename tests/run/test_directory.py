@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import QUICK, checkpoint, files, fit, rows, run
+from commands import QUICK, RUN_FILES, checkpoint, files, fit, rows, run
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from simclr_pl.errors import UserError
@@ -151,7 +151,7 @@ def test_fit_without_run_dir_writes_below_runs_by_the_configs_name(
     outcome = run("fit", "--config", "mine.yaml", *QUICK, "--trainer.max_epochs", "1")
     assert outcome.code == 0, outcome
     (made,) = (tmp_path / "runs" / "mine").iterdir()
-    assert set(files(made)) == {"config.yaml", "metrics.csv", "checkpoints/last.ckpt"}
+    assert set(files(made)) == RUN_FILES
     assert f"run directory  runs/mine/{made.name}" in outcome.out
     assert {path.name for path in tmp_path.iterdir()} == {"mine.yaml", "runs"}
 

@@ -1,0 +1,217 @@
+"""What a run keeps of its data, beside its checkpoints: validation images, and what there was."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+
+from simclr_pl.data.datamodule import ContrastiveDataModule
+from simclr_pl.data.fingerprint import Contents, changes, check_same_kind, shortened
+from simclr_pl.data.heldout import OLDER, HeldOut
+from simclr_pl.data.readers import load_arrays
+from simclr_pl.errors import UserError
+from simclr_pl.model.checkpoint import read_checkpoint
+from simclr_pl.run.arguments import read_config
+from simclr_pl.run.directory import RunDirectory, is_rank_zero
+
+FORMAT = 1
+"""Of the file that `save_seen` writes; another number is refused."""
+
+MARK = "held_out"
+"""Where a checkpoint has the digest of its run's validation images."""
+
+
+class Seen(NamedTuple):
+    """A data set, as a run has seen it.
+
+    Attributes:
+        held_out: its validation images.
+        contents: what was in it.
+    """
+
+    held_out: HeldOut
+    contents: Contents
+
+    @classmethod
+    def of(cls, data: ContrastiveDataModule) -> "Seen":
+        """Looks at data that are set up; a hundred images of each split are read."""
+        held_out = HeldOut.of(data.whole, data.split_seed)
+        return cls(held_out, Contents.of(data.whole, held_out))
+
+
+def save_seen(path: Path, seen: Seen) -> None:
+    """Writes what a run has seen, in one rename: 8 bytes a validation image, and a few more."""
+    held_out = seen.held_out
+    arrays: dict[str, Any] = {
+        "format": np.array(FORMAT),
+        "key": np.array(held_out.key),
+        "seed": np.array(str(held_out.seed)),
+        "hashes": held_out.hashes,
+        "contents": np.array(json.dumps(seen.contents._asdict())),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_seen(path: Path) -> Seen:
+    """Reads what a run has seen.
+
+    Raises:
+        UserError: a broken file, or one of a newer version.
+    """
+    remedy = "remove it, and the validation split is drawn again"
+    arrays = load_arrays(path, remedy)
+    if "format" in arrays and arrays["format"].tolist() != FORMAT:
+        raise UserError(
+            f"{path} has format {arrays['format'].tolist()}, and this version of simclr_pl reads "
+            f"{FORMAT}: install the version that wrote it"
+        )
+    try:
+        held_out = HeldOut(
+            arrays["key"].item(), int(arrays["seed"].item()), arrays["hashes"].astype(np.uint64)
+        )
+        return Seen(held_out, Contents(**json.loads(arrays["contents"].item())))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} does not say what a run has seen: {remedy}") from error
+
+
+def kept_by(run: RunDirectory, checkpoint: Path) -> HeldOut | None:
+    """The validation images that a run has kept, or how it has drawn them.
+
+    Args:
+        run: whose checkpoint it is.
+        checkpoint: the file.
+
+    Returns:
+        `None` of a run that has kept them, where that file is lost: they are drawn as for a new
+        run.
+
+    Raises:
+        UserError: broken files.
+    """
+    for path in (checkpoint.with_name(run.seen.name), run.seen):
+        if path.is_file():
+            return read_seen(path).held_out
+    return None if MARK in read_checkpoint(checkpoint) else OLDER
+
+
+def sees_own_data(run: RunDirectory, dataset: str, root: str) -> bool:
+    """Whether data are those of a run, as its config.yaml names them.
+
+    Args:
+        run: the run directory.
+        dataset: a name of the table of data sets.
+        root: its folder, or its file.
+    """
+    own, default = read_config(run.config).get("data") or {}, ContrastiveDataModule()
+    if dataset != (own.get("dataset") or default.dataset):
+        return False
+    if dataset not in ("folder", "packed", "npz"):  # of others, root is where they were put
+        return True
+    return Path(root).resolve() == Path(str(own.get("root") or default.root)).resolve()
+
+
+def say_missing(data: ContrastiveDataModule) -> None:
+    """Says how many validation images of a run are not in its data any more."""
+    missing = [] if data.kept is None else data.kept.missing(data.whole)
+    if len(missing) and is_rank_zero():
+        sys.stdout.write(
+            f"{len(missing)} of the run's validation images are gone, or have other names: "
+            f"{len(data.whole.val)} are left\n"
+        )
+
+
+class KeepSeen(L.Callback):
+    """Keeps what a run sees; of a resumed run it compares that with what it has seen before.
+
+    Args:
+        run: the run directory.
+        resumed: the checkpoint that the run goes on from, if it does.
+    """
+
+    def __init__(self, run: RunDirectory, resumed: Path | None) -> None:
+        self.run, self.resumed = run, resumed
+        self._seen: Seen | None = None
+        self._written = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Looks at the data, on all ranks where there is something that they may refuse."""
+        data = getattr(trainer, "datamodule", None)
+        if stage != "fit" or not isinstance(data, ContrastiveDataModule):
+            return
+        if self.resumed is None and not trainer.is_global_zero:
+            return
+        self._seen = Seen.of(data)
+        if self.resumed is not None:
+            said = self._said(self._seen, data)
+            if said and trainer.is_global_zero:
+                sys.stdout.write(f"{said}\n")
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Writes the file before the first checkpoint, and marks each one.
+
+        By that mark a file which was lost can be made again.
+        """
+        if self._seen is None:
+            return
+        checkpoint[MARK] = self._seen.held_out.digest
+        if trainer.is_global_zero and not self._written:
+            save_seen(self.run.seen, self._seen)
+            self._written = True
+
+    def _said(self, seen: Seen, data: ContrastiveDataModule) -> str:
+        """What differs from before, in a sentence; nothing where nothing does.
+
+        Raises:
+            UserError: with what differs it would not be the same run any more.
+        """
+        assert self.resumed is not None
+        if not self.run.seen.is_file():
+            return self._said_without(seen, data)
+        before = read_seen(self.run.seen)
+        check_same_kind(before.contents, seen.contents)
+        missing = before.held_out.missing(data.whole).tolist()
+        if missing:
+            some = before.contents.some
+            names = [some[str(each)][0] for each in missing if str(each) in some]
+            which = f" ({shortened(names)})" if names else ""
+            raise UserError(
+                f"{len(missing)} of {self.run.path}'s validation images are gone, or have other "
+                f"names{which}: put them back, or start a new run in another {self.run.option}"
+            )
+        found = changes(before.contents, seen.contents, own=before.held_out.key == "own")
+        if not found:
+            return ""
+        return (
+            f"The data have changed since {self.run.path} was last trained: {'; '.join(found)}. "
+            "The validation images stay the same, and new images are trained on"
+        )
+
+    def _said_without(self, seen: Seen, data: ContrastiveDataModule) -> str:
+        """Of a run whose file is lost, or of an older version, which wrote none."""
+        mark = read_checkpoint(str(self.resumed)).get(MARK)
+        if mark not in (None, seen.held_out.digest):
+            raise UserError(
+                f"{self.run.seen} is missing, and the validation split that these data have now is "
+                "not the run's: copy that file back, or put the images back as they were"
+            )
+        if mark is None and data.whole.val.names is not None and data.whole.held is not None:
+            return (
+                f"{self.run.path} was begun by an older version, which kept no list of validation "
+                "images: they are the same as before only if no image has come or gone since then"
+            )
+        return ""

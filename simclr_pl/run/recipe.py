@@ -49,8 +49,9 @@ def check_same_recipe(run: RunDirectory, now: dict[str, Any]) -> None:
     """
     if not run.config.exists():
         return
-    before = {**OLDER_RUNS, **flat(yaml.safe_load(run.config.read_text()))}
-    after = flat(now)
+    after = flat(now)  # (of a fine-tuning, which has fewer keys)
+    older = {key: value for key, value in OLDER_RUNS.items() if key in after}
+    before = older | flat(yaml.safe_load(run.config.read_text()))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE):
             raise UserError(

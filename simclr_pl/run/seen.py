@@ -125,10 +125,10 @@ def sees_own_data(run: RunDirectory, dataset: str, root: str) -> bool:
 
 def say_missing(data: ContrastiveDataModule) -> None:
     """Says how many validation images of a run are not in its data any more."""
-    missing = [] if data.kept is None else data.kept.missing(data.whole)
-    if len(missing) and is_rank_zero():
+    missing = 0 if data.kept is None else len(data.kept.missing(data.whole))
+    if missing and is_rank_zero():
         sys.stdout.write(
-            f"{len(missing)} of the run's validation images are gone, or have other names: "
+            f"{missing} of the run's validation images are gone, or have other names: "
             f"{len(data.whole.val)} are left\n"
         )
 

@@ -92,4 +92,4 @@ mkdir -p runs
 # Queued again, a job would be given other values: more runs come by --sweep.
 sbatch --array="1-$jobs" --no-requeue --job-name=sweep --ntasks-per-node=1 \
     --output='runs/sweep-%A_%a.log' "$@" \
-    --wrap="wandb agent --count 1 $sweep"
+    --wrap="export SRUN_CPUS_PER_TASK=\${SLURM_CPUS_PER_TASK:-1}; wandb agent --count 1 $sweep"

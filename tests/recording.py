@@ -1,8 +1,10 @@
 """Callbacks for tests of whole runs: what was trained on, to the bit, and runs that end badly."""
 
 import hashlib
+import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +135,14 @@ class Stopped(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step == self.step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Seen(L.Callback):
+    """Writes below the run's directory what Slurm has told each task, and has given the step."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        step = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
+        ask = ["scontrol", "--oneliner", "show", "step", step]
+        known = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
+        path = Path(trainer.default_root_dir) / f"seen-{trainer.global_rank}"
+        path.write_text(json.dumps({**os.environ, "step": known}))

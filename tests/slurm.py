@@ -1,9 +1,10 @@
-"""A real Slurm of two nodes on this machine, for as long as a test needs it."""
+"""A real Slurm of three nodes on this machine, for as long as a test needs it."""
 
 import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -42,11 +43,20 @@ SchedulerTimeSlice=5
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
+SlurmdParameters=config_overrides
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1
+NodeName=n3 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]} CPUs=4 Gres=gpu:2
 PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=20 MaxTime=60 OverSubscribe=NO
 PartitionName=high Nodes=n1,n2 PriorityTier=10 MaxTime=60 OverSubscribe=NO PreemptMode=OFF
+PartitionName=gpu Nodes=n3 PriorityTier=1 MaxTime=60 OverSubscribe=NO
+GresTypes=gpu
 """
+
+NODES = ("n1", "n2", "n3")
+
+GPUS = 2
+"""Made up, of the last node."""
 
 
 def missing() -> str:
@@ -112,14 +122,17 @@ class Slurm:
 
 @contextmanager
 def slurm(folder: Path) -> Iterator[Slurm]:
-    """Starts a controller and two nodes with a CPU each, and ends them."""
+    """Starts a controller, two nodes with a CPU each, one with four and two GPUs; ends them."""
     cluster = Slurm(folder)
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(1 + len(NODES))]
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:
         s.close()
-    for name in ("state", "spool-n1", "spool-n2"):
+    for name in ("state", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir()
+    for number in range(GPUS):  # devices as good as any for Slurm, which only counts them
+        os.mknod(folder / f"gpu{number}", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    (folder / "gres.conf").write_text(f"NodeName=n3 Name=gpu File={folder}/gpu[0-{GPUS - 1}]\n")
     folder.chmod(0o755)
     host = socket.gethostname()
     cluster.configuration.write_text(CONFIGURATION.format(host=host, ports=ports, folder=folder))
@@ -141,9 +154,9 @@ def slurm(folder: Path) -> Iterator[Slurm]:
         )
         cluster.wait((folder / "munge.socket").exists, 20)
         start("slurmctld", "-D")
-        for node in ("n1", "n2"):
+        for node in NODES:
             start("slurmd", "-D", "-N", node)
-        cluster.wait(lambda: _idle(cluster) == 2, 30)
+        cluster.wait(lambda: _idle(cluster) == len(NODES), 30)
         yield cluster
     finally:
         scancel = ["scancel", "--full", "--user=root", "--signal=KILL"]
@@ -161,7 +174,8 @@ def slurm(folder: Path) -> Iterator[Slurm]:
 
 def _idle(cluster: Slurm) -> int:
     done = subprocess.run(
-        ["sinfo", "--noheader", "--Node", "--format=%t"],
+        ["sinfo", "--noheader", "--Node", "--format=%N %t"],
         env=cluster.environment, capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
-    return done.stdout.split()[:2].count("idle") if done.returncode == 0 else 0
+    lines = set(done.stdout.splitlines()) if done.returncode == 0 else set()
+    return sum(line.endswith(" idle") for line in lines)

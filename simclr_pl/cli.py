@@ -17,7 +17,6 @@ from simclr_pl.model.checkpoint import fit_weights, read_checkpoint
 from simclr_pl.model.refused import check_trainer
 from simclr_pl.model.simclr import SimCLR
 from simclr_pl.options import Parser, add_options, as_list, config_name, refuse
-from simclr_pl.run.arguments import read_config
 from simclr_pl.run.artifacts import LogCheckpoints
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, StopOnNaN
 from simclr_pl.run.directory import RunDirectory, choose_directory, run_of
@@ -36,6 +35,7 @@ from simclr_pl.run.stop import StopRequest
 from simclr_pl.run.table import DerivedTable
 from simclr_pl.run.tensorboard import check_tensorboard
 from simclr_pl.run.tracking import Tracking
+from simclr_pl.run.yaml_file import read_config
 from simclr_pl.tools.bench import bench, on_one_device
 
 

@@ -4,8 +4,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from simclr_pl.errors import UserError
@@ -15,17 +13,13 @@ from simclr_pl.evaluate.linear_callback import LinearEvaluation
 from simclr_pl.evaluate.probe import OnlineProbe
 from simclr_pl.run.arguments import OneSentence, explain_wandb
 from simclr_pl.run.checkpoints import SaveCheckpoint
-from simclr_pl.run.shorthand import loads_wandb_mode, with_wandb_mode
+from simclr_pl.run.shorthand import with_wandb_mode
 from simclr_pl.run.wandb import WandbChoice
 from simclr_pl.tools.gallery import Gallery
 
 
 class Parser(OneSentence, LightningArgumentParser):
     """Lightning's parser, whose errors are sentences and whose `wandb` may be its mode alone."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        set_loader("recipe", loads_wandb_mode(get_loader("yaml")), (yaml.YAMLError,))
-        super().__init__(*args, **{**kwargs, "parser_mode": "recipe"})
 
     def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
         """Parses, with `--wandb off` as `--wandb.mode off`."""

@@ -1,5 +1,6 @@
 """Whatever a user gets wrong ends in one sentence that names it and a remedy, and costs nothing."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,6 +164,23 @@ def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
         ("just a sentence", ("broken.yaml",)),
         ("data:\n  batchsize: 64\n", ("data.batchsize", "did you mean 'data.batch_size'")),
         ("model:\n  temperature: warm\n", ("model.temperature", "warm")),
+        (
+            "data: {batch_size: 64}\nmodel: {}\ndata: {flip: 0}\n",
+            ("broken.yaml: key data", "line 1 and again in line 3"),
+        ),
+        (
+            "data:\n  flip: 0\n  jitter: 1\n  flip: 1\n",
+            ("broken.yaml: key flip", "line 2 and again in line 4"),
+        ),
+        ("data: &x\n  flip: *x\n", ("broken.yaml: *x in line 2 is part of itself",)),
+        (
+            "".join(
+                f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10) if i else 1}]\n" for i in range(9)
+            ),
+            ("broken.yaml", "more than 100,000 values, with aliases written out"),
+        ),
+        ("[" * 10_000 + "]" * 10_000, ("broken.yaml", "deeper than 100 levels")),
+        ("\0", ("broken.yaml is no text",)),
     ],
 )
 def test_a_broken_configuration_is_refused_with_what_is_wrong(
@@ -173,6 +191,51 @@ def test_a_broken_configuration_is_refused_with_what_is_wrong(
     sentence = refused(tmp_path, "--config", config)
     for word in words:
         assert word in sentence, sentence
+
+
+def test_a_key_twice_is_refused_wherever_values_are_given(tmp_path: Path) -> None:
+    sentence = refused(tmp_path, "--data", "{flip: 0.0, flip: 0.5}")
+    assert "key flip stands in line 1 and again in line 1" in sentence
+    part = tmp_path / "part.yaml"
+    part.write_text("flip: 0.0\nflip: 0.5\n")
+    sentence = refused(tmp_path, "--data", part)
+    assert str(part) in sentence
+    assert "line 1 and again in line 2" in sentence
+
+
+def huge(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 2**40)
+
+
+NO_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "is a device or a pipe"),
+    "a pipe": (os.mkfifo, "is a device or a pipe"),
+    "a folder": (lambda path: path.mkdir(), "is a folder"),
+    "a huge file": (huge, "has 1,099,511,627,776 bytes and is no configuration"),
+    "no text": (lambda path: path.write_bytes(b"\x80PK\3\4"), "is no text"),
+}
+
+
+@pytest.mark.parametrize("case", NO_FILES)
+@pytest.mark.parametrize("command", [("fit", *QUICK), ("views",), ("sweep", "--local", "1")])
+def test_what_is_no_configuration_is_refused_by_every_command(
+    tmp_path: Path, case: str, command: tuple[str, ...]
+) -> None:
+    make, words = NO_FILES[case]
+    config = tmp_path / "config.yaml"
+    make(config)
+    before = sorted(tmp_path.rglob("*"))
+    where = {"fit": "--run_dir", "views": "--out", "sweep": "--out"}[command[0]]
+    sentence = run(*command, f"--config={config}", where, tmp_path / "new" / "run").sentence
+    assert f"{config} {words}" in sentence
+    assert "YAML file" in sentence
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_device_is_no_group_of_values(tmp_path: Path) -> None:
+    assert "/dev/zero is a device" in refused(tmp_path, "--model", "/dev/zero")
+    assert "/dev/zero is a device" in run("knn", "--data", "/dev/zero", "--run_dir", "x").sentence
 
 
 def test_a_run_directory_that_is_a_file_stays_that_file(tmp_path: Path) -> None:

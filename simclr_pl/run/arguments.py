@@ -3,23 +3,39 @@
 import difflib
 import itertools
 import re
+import sys
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_loader
 
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.data.heldout import HeldOut
 from simclr_pl.errors import UserError
-from simclr_pl.run.shorthand import with_wandb_mode
+from simclr_pl.run.shorthand import loads_wandb_mode, with_wandb_mode
 from simclr_pl.run.wandb import WandbChoice
+from simclr_pl.run.yaml_file import load_yaml, read_config, read_text
 
 
 class OneSentence:
-    """For parsers: errors are `UserError`s, instead of an exit after a page of usage."""
+    """For parsers: errors are `UserError`s, instead of an exit after a page of usage.
+
+    All of them read YAML as `read_config` does.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        set_loader("recipe", loads_wandb_mode(load_yaml), (yaml.YAMLError,))
+        super().__init__(*args, **{**kwargs, "parser_mode": "recipe"})
+
+    def parse_args(self: Any, args: Any = None, *more: Any, **options: Any) -> Any:
+        """Parses, and looks at files of configurations before they are opened."""
+        given = sys.argv[1:] if args is None else list(args)
+        _check_files(self, given)
+        return super().parse_args(given, *more, **options)  # type: ignore[misc]
 
     def error(self: Any, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises `UserError`, with the nearest key where one is misspelt."""
@@ -35,6 +51,25 @@ class OneSentence:
 
 class _Parser(OneSentence, ArgumentParser):
     pass
+
+
+def _check_files(parser: ArgumentParser, args: list[str]) -> None:
+    """Looks at files that options take values from, as `--config` and `--model` do.
+
+    Raises:
+        UserError: a folder, a device, or whatever else isn't a text file.
+    """
+    commands = [a.choices.values() for a in parser._actions if isinstance(a.choices, dict)]
+    actions = [a for each in (parser, *itertools.chain(*commands)) for a in each._actions]
+    names = [name for action in actions for name in action.option_strings]
+    groups = {name.partition(".")[0] for name in names if "." in name}
+    for arg, following in itertools.zip_longest(args, args[1:], fillvalue=""):
+        option, equals, value = arg.partition("=")
+        if option in groups | {"--config", "-c"}:
+            with suppress(OSError):  # values in full may be too long for a file's name
+                path = Path(value if equals else following)
+                if path.exists() and str(path) != ".":
+                    read_text(path)
 
 
 def call(
@@ -96,23 +131,6 @@ def _as_options(function: Callable[..., Any], args: list[str]) -> list[str]:
     for name, values in found.items():
         rest.append(f"{name}=[{','.join(v.removeprefix('[').removesuffix(']') for v in values)}]")
     return rest
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A YAML configuration.
-
-    Raises:
-        UserError: no such file, or not YAML.
-    """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"there is no configuration at {path}: give a YAML file") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a configuration: it should map keys to values")
-    return content
 
 
 def data_of(

@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from simclr_pl.run.arguments import read_config
 from simclr_pl.run.artifacts import artifact_of
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import versions
@@ -21,6 +20,7 @@ from simclr_pl.run.wandb import (
     say,
     start,
 )
+from simclr_pl.run.yaml_file import read_config
 
 
 def recorded_choice(run: RunDirectory, asked: Mode) -> WandbChoice:

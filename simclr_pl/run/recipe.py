@@ -7,6 +7,7 @@ import yaml
 
 from simclr_pl.errors import UserError
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
+from simclr_pl.run.yaml_file import dump_yaml, read_config
 
 FREE_TO_CHANGE = (
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
@@ -33,7 +34,7 @@ def portable(parser: Any, config: Any) -> dict[str, Any]:
 def save_config(run: RunDirectory, config: dict[str, Any]) -> None:
     """Writes `config.yaml`, in one rename."""
     temporary = run.config.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(config, sort_keys=False))
+    temporary.write_text(dump_yaml(config))
     temporary.replace(run.config)
 
 
@@ -51,7 +52,7 @@ def check_same_recipe(run: RunDirectory, now: dict[str, Any]) -> None:
         return
     after = flat(now)  # (of a fine-tuning, which has fewer keys)
     older = {key: value for key, value in OLDER_RUNS.items() if key in after}
-    before = older | flat(yaml.safe_load(run.config.read_text()))
+    before = older | flat(read_config(run.config))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE):
             raise UserError(

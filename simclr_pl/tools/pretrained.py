@@ -9,9 +9,10 @@ from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.data.heldout import HeldOut
 from simclr_pl.errors import UserError
 from simclr_pl.model.checkpoint import KEY, read_checkpoint
-from simclr_pl.run.arguments import data_of, read_config
+from simclr_pl.run.arguments import data_of
 from simclr_pl.run.directory import RunDirectory, run_of
 from simclr_pl.run.seen import kept_by, say_missing, sees_own_data
+from simclr_pl.run.yaml_file import read_config
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from simclr_pl.errors import UserError
-from simclr_pl.run.arguments import read_config
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import read_metrics
+from simclr_pl.run.yaml_file import read_config
 
 
 @dataclass(frozen=True)

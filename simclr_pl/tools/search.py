@@ -15,7 +15,7 @@ import torch
 
 from simclr_pl.errors import UserError
 from simclr_pl.randomness import uniform
-from simclr_pl.run.arguments import read_config
+from simclr_pl.run.yaml_file import read_config
 
 Spec = dict[str, Any]
 """Of one parameter: `{values: [0.1, 0.2]}`, or `{min: 0.1, max: 1.0}`, for example."""
@@ -218,9 +218,7 @@ def _check_values(place: str, spec: Spec) -> None:
 def _check_numbers(place: str, spec: Spec, base: str) -> None:
     for key in spec.keys() & {"min", "max", "mu", "sigma", "q"}:
         if isinstance(spec[key], bool) or not isinstance(spec[key], int | float):
-            raise UserError(
-                f"{place}: {key} is {spec[key]!r}, which is no number (YAML wants a point: 1.0e-4)"
-            )
+            raise UserError(f"{place}: {key} is {spec[key]!r}, which is no number")
     if base in _BOUNDED and spec["min"] > spec["max"]:
         raise UserError(f"{place}: min is {spec['min']}, above max, {spec['max']}")
     if base == "log_uniform_values" and spec["min"] <= 0:

@@ -150,7 +150,7 @@ RANGE = {"min": 0.0, "max": 1.0}
         ({"x": {"min": 2, "max": 1}}, {}, "min is 2, above max, 1"),
         ({"x": {"values": []}}, {}, "values should be a list"),
         ({"x": {"values": [1, 2], "probabilities": [1]}}, {}, "one for each value"),
-        ({"x": {"min": "1e-4", "max": 1.0}}, {}, "no number (YAML wants a point: 1.0e-4)"),
+        ({"x": {"min": "low", "max": 1.0}}, {}, "min is 'low', which is no number"),
         ({"x": {**RANGE, "distribution": "log_uniform_values"}}, {}, "begins above 0"),
         ({"x": {**RANGE, "distribution": "q_uniform", "q": 0}}, {}, "must be above 0"),
     ],

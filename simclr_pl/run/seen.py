@@ -15,8 +15,8 @@ from simclr_pl.data.heldout import OLDER, HeldOut
 from simclr_pl.data.readers import load_arrays
 from simclr_pl.errors import UserError
 from simclr_pl.model.checkpoint import read_checkpoint
-from simclr_pl.run.arguments import read_config
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
+from simclr_pl.run.yaml_file import read_config
 
 FORMAT = 1
 """Of the file that `save_seen` writes; another number is refused."""

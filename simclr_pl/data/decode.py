@@ -13,14 +13,19 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from simclr_pl.data.formats import decoders, kind_of
+from simclr_pl.data.pixels import check_whole, to_rgb, turn_of
 from simclr_pl.errors import UserError
 
 MIN_SIDE = 4
 """Sides below this, in pixels, leave a crop nothing to choose."""
+
+MAX_PIXELS = 89_478_485
+"""Images with more are refused unless that is changed: there PIL begins to warn (268 MB of RGB)."""
 
 SCALES = (8, 4, 2, 1)
 """Pixels of a JPEG's line that may become one by decoding fewer frequencies."""
@@ -32,24 +37,28 @@ Box = Sequence[int]
 class EncodedImage:
     """A file's bytes, and what its header says.
 
+    Width and height are those of the upright image: EXIF's orientation is applied.
+
     Args:
         path: the file.
+        max_pixels: of the whole image; a file that says it has more is refused.
 
     Raises:
-        UserError: no readable image, or one that is too small.
+        UserError: no readable image, one that is too small or too large, or one of which bands or
+            pages would be lost.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_pixels: int = MAX_PIXELS) -> None:
         self.path = path
         with self._named():
             self._bytes = path.read_bytes()
             image = self._opened()
-        self.width, self.height = image.size
-        if min(image.size) < MIN_SIDE:
-            raise UserError(
-                f"{path} is {self.width} x {self.height} pixels, too small to crop: remove it "
-                f"(at least {MIN_SIDE} x {MIN_SIDE} are needed)"
-            )
+            check_whole(image)
+            self._check_size(image, max_pixels)
+            if image.format == "PNG" and b"eXIf" in self._bytes:
+                image.load()  # it may lie behind the pixels
+            self._turn = turn_of(image)
+        self.width, self.height = image.size[:: -1 if self._turn.swaps else 1]
         self._is_jpeg = isinstance(image, JpegImageFile)
         self._header: Image.Image | None = image
 
@@ -66,54 +75,77 @@ class EncodedImage:
         return next((s for s in SCALES if self._is_jpeg and shortest >= s * size), 1)
 
     def rgb(self, scale: int = 1) -> Image.Image:
-        """The image, with one pixel for `scale` x `scale`.
+        """The upright image, with one pixel for `scale` x `scale`, on white where transparent.
 
         Raises:
             UserError: it cannot be decoded.
         """
         with self._named():
             image, self._header = self._header or self._opened(), None
+            stored = (self.width, self.height)[:: -1 if self._turn.swaps else 1]
             if scale > 1:
-                image.draft(None, (self.width // scale, self.height // scale))
-            image = _eight_bits(image)
+                image.draft(None, (stored[0] // scale, stored[1] // scale))
             image.load()
-            if image.size != tuple(-(-side // scale) for side in (self.width, self.height)):
+            if image.size != tuple(-(-side // scale) for side in stored):
                 raise ValueError(f"its header says {self.width} x {self.height} pixels")
-            # A conversion of what is RGB already would copy it.
-            return image if image.mode == "RGB" else image.convert("RGB")
+            whole = to_rgb(image)
+            return whole if self._turn.how is None else whole.transpose(self._turn.how)
 
-    def _opened(self) -> Image.Image:
+    def overhang(self, scale: int) -> tuple[int, int]:
+        """Pixels of the whole image by which a smaller decode begins left of it, and above it.
+
+        The last pixel of a line may stand for fewer than `scale`. Turned, it is the first.
+        """
+        mirrored = (self._turn.mirrors_x, self._turn.mirrors_y)
+        sides = zip((self.width, self.height), mirrored, strict=True)
+        left, top = (-side % scale if is_mirrored else 0 for side, is_mirrored in sides)
+        return left, top
+
+    def _opened(self) -> ImageFile:
         return Image.open(io.BytesIO(self._bytes), formats=decoders())
+
+    def _check_size(self, image: ImageFile, max_pixels: int) -> None:
+        width, height = image.size
+        if min(image.size) < MIN_SIDE:
+            raise UserError(
+                f"{self.path} is {width} x {height} pixels, too small to crop: remove it "
+                f"(at least {MIN_SIDE} x {MIN_SIDE} are needed)"
+            )
+        if width * height > max_pixels:
+            raise UserError(
+                f"{self.path} is {width} x {height} pixels, which is more than max_pixels "
+                f"({max_pixels}) allows: give --data.max_pixels {width * height} (of pack: "
+                "--max_pixels), make the image smaller, or remove it"
+            )
 
     @contextmanager
     def _named(self) -> Iterator[None]:
         """Whatever is wrong with the file is said with its name."""
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), without_pils_limit():
                 warnings.simplefilter("ignore")  # of PIL, about odd metadata in good images
                 yield
-        except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-            why = str(error)
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # of broken files PIL raises anything
+            why = str(error) or type(error).__name__
             if isinstance(error, UnidentifiedImageError):  # PIL names the object it looked at
                 why = kind_of(self._bytes)
+            if isinstance(error, OSError) and error.strerror:
+                why = error.strerror
             raise UserError(
                 f"{self.path} cannot be decoded ({why}): remove it, or save it again"
             ) from error
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit gray with its shades kept: PIL's own conversion makes all above 255 white.
-
-    Raises:
-        ValueError: numbers of which nobody knows what is black and what is white.
-    """
-    # (Of a PGM, and of a PNG in older versions, PIL has 16 bits in numbers of 32.)
-    wide = image.mode == "I" and image.format in ("PPM", "PNG")
-    if image.mode.startswith("I;16") or wide:
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError("32-bit numbers without a range; 8 and 16 bits have one")
-    return image
+@contextmanager
+def without_pils_limit() -> Iterator[None]:
+    """Puts away PIL's own limit, which is twice as high as it says: `EncodedImage` has looked."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def crops_of(file: EncodedImage, groups: Sequence[Sequence[Box]], size: int, out: Tensor) -> None:
@@ -134,14 +166,16 @@ def crops_of(file: EncodedImage, groups: Sequence[Sequence[Box]], size: int, out
         if scale not in decoded:
             decoded[scale] = file.rgb(scale)
         for box in boxes:
-            crop = _cut(decoded[scale], box, scale, size)
+            with without_pils_limit():
+                crop = _cut(decoded[scale], box, scale, size, file.overhang(scale))
             next(places)[:] = np.asarray(crop).transpose(2, 0, 1)
 
 
-def _cut(image: Image.Image, box: Box, scale: int, size: int) -> Image.Image:
-    top, left, bottom, right = (
-        side / scale for side in (box[0], box[1], box[0] + box[2], box[1] + box[3])
-    )
+def _cut(
+    image: Image.Image, box: Box, scale: int, size: int, overhang: tuple[int, int]
+) -> Image.Image:
+    x0, y0 = box[1] + overhang[0], box[0] + overhang[1]
+    top, left, bottom, right = (side / scale for side in (y0, x0, y0 + box[2], x0 + box[3]))
     # Whole pixels around the box, so that the filter sees nothing beyond its edges: as if the box
     # had been cut from the whole image, but for the pixels that it shares with its neighbourhood.
     x, y = math.floor(left), math.floor(top)

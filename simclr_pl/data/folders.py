@@ -10,6 +10,7 @@ from simclr_pl.batch import UNLABELLED
 from simclr_pl.data.formats import suffixes
 from simclr_pl.data.listing import LeftOut, entries_of, images_below, is_a, is_hidden
 from simclr_pl.data.readers import Raw
+from simclr_pl.data.sample import check_ranges, look_at
 from simclr_pl.data.sources import ImageFiles
 from simclr_pl.distributed import rank_and_world
 from simclr_pl.errors import UserError
@@ -54,8 +55,22 @@ def read_folder(root: Path, *, labelled: bool = True) -> Raw:
         )
         raw = Raw(train, test, classes, val)
         _count_beside(root, left)
-    _say(root, raw, left)
+    _say(root, raw, left, _moving(root, raw))
     return raw
+
+
+def _moving(root: Path, raw: Raw) -> str:
+    """Looks at some files of each split; says how many of them have more than one frame."""
+    splits = [split for split in (raw.train, raw.val, raw.test) if isinstance(split, ImageFiles)]
+    seen = [look_at(split.paths) for split in splits]
+    check_ranges(root, [found for each in seen for found in each.ranges])
+    moving = sum(each.moving for each in seen)
+    if not moving:
+        return ""
+    return (
+        f"; {moving} of {sum(each.files for each in seen)} files looked at are animations, "
+        "of which the first frame is used"
+    )
 
 
 def _read_split(
@@ -135,7 +150,7 @@ def _count_beside(root: Path, left: LeftOut) -> None:
             left.add("images beside train/", entry.name)
 
 
-def _say(root: Path, raw: Raw, left: LeftOut) -> None:
+def _say(root: Path, raw: Raw, left: LeftOut, more: str) -> None:
     """Prints the line, once, on rank 0."""
     splits = {"train": raw.train, "val": raw.val, "test": raw.test}
     counts = {name: len(split) for name, split in splits.items() if split is not None}
@@ -144,6 +159,7 @@ def _say(root: Path, raw: Raw, left: LeftOut) -> None:
         f"{root}: {sum(counts.values())} images"
         + (f" ({parts})" if len(counts) > 1 else "")
         + (f"; left out: {left}" if left.counts else "; nothing is left out")
+        + more
     )
     if _is_first() and line not in _said:
         _said.add(line)

@@ -4,6 +4,7 @@ Pillow knows more kinds, and goes by first bytes, not by names: an EPS that is c
 start Ghostscript. Only decoders that decode and nothing else are asked.
 """
 
+import io
 import warnings
 from functools import cache
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, features
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 
 class Format(NamedTuple):
@@ -114,4 +116,20 @@ def kind_of(content: bytes) -> str:
     for start, what in _OTHERS.items():
         if content.startswith(start):
             return f"it is {what}"
+    if content[:2] in (b"II", b"MM"):
+        return _kind_of_tiff(content)
     return "no kind of image that PIL knows"
+
+
+def _kind_of_tiff(content: bytes) -> str:
+    """What a TIFF holds that Pillow has no mode for."""
+    try:
+        tags = ImageFileDirectory_v2(content[: 16 if content[2] == 43 else 8])
+        file = io.BytesIO(content)
+        file.seek(tags.next)
+        tags.load(file)
+        bands, bits = int(tags.get(277, 1)), max(tags.get(258, (1,)))
+    except Exception:  # whatever Pillow raises of broken files
+        return "a TIFF whose header is broken"
+    plural = "s" if bands > 1 else ""
+    return f"it is a TIFF of {bands} band{plural} of {bits} bits, which PIL does not read"

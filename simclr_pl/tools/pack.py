@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
-from simclr_pl.data.decode import MIN_SIDE, EncodedImage
+from simclr_pl.data.decode import MIN_SIDE, EncodedImage, without_pils_limit
 from simclr_pl.data.folders import read_folder
 from simclr_pl.data.once import alone
 from simclr_pl.data.packing import PIXELS, SPLITS, save_index, save_pixels
@@ -157,7 +157,8 @@ def smaller(image: Image.Image, short_side: int) -> Image.Image:
     width, height = (min(side, LONGEST * short) for side in image.size)
     if (width, height) != image.size:
         left, top = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, top, left + width, top + height))
+        with without_pils_limit():
+            image = image.crop((left, top, left + width, top + height))
     if short <= short_side:
         return image
     width, height = (max(short_side, round(side * short_side / short)) for side in image.size)

@@ -1,0 +1,185 @@
+"""What the pixels of an opened file mean: bits, bands, pages, orientation; and all of it as RGB."""
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+_BITS, _PHOTOMETRIC, _BANDS, _EXTRA, _SUBFILE = 258, 262, 277, 338, 254
+"""Numbers of TIFF's tags."""
+
+_COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}
+"""Bands that a TIFF's photometric interpretation speaks of: RGB, CMYK, YCbCr, CIELab; else one."""
+
+_ALPHA = frozenset({1, 2, 999})
+"""Extra bands of a TIFF that are an alpha channel (999: Corel's)."""
+
+
+class Turn(NamedTuple):
+    """What brings a stored image upright.
+
+    Attributes:
+        how: the operation, or `None`.
+        swaps: whether rows become columns.
+        mirrors_x: whether the upright image's left edge was the end of a row (or column).
+        mirrors_y: whether its top edge was.
+    """
+
+    how: Image.Transpose | None = None
+    swaps: bool = False
+    mirrors_x: bool = False
+    mirrors_y: bool = False
+
+
+UPRIGHT = Turn()
+
+_TURNS = {
+    2: Turn(Image.Transpose.FLIP_LEFT_RIGHT, False, True, False),
+    3: Turn(Image.Transpose.ROTATE_180, False, True, True),
+    4: Turn(Image.Transpose.FLIP_TOP_BOTTOM, False, False, True),
+    5: Turn(Image.Transpose.TRANSPOSE, True, False, False),
+    6: Turn(Image.Transpose.ROTATE_270, True, True, False),
+    7: Turn(Image.Transpose.TRANSVERSE, True, True, True),
+    8: Turn(Image.Transpose.ROTATE_90, True, False, True),
+}
+"""By EXIF's orientation."""
+
+_SPOKEN_OF = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
+
+
+def turn_of(image: ImageFile) -> Turn:
+    """What EXIF (or XMP) says of a file's orientation; next to nothing where it has neither.
+
+    TIFFs are turned by Pillow itself, which also says their size as it is then.
+    """
+    if isinstance(image, TiffImageFile) or not _SPOKEN_OF & image.info.keys():
+        return UPRIGHT
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1), UPRIGHT)
+    except Exception:  # whatever Pillow raises of broken EXIF: the picture is whole
+        return UPRIGHT
+
+
+def check_whole(image: ImageFile) -> None:
+    """Refuses a TIFF of which Pillow would drop bands or pages without a word.
+
+    Raises:
+        ValueError: it has more bands than colours and alpha, or several pages of full size.
+    """
+    if not isinstance(image, TiffImageFile):
+        return
+    tags = image.tag_v2
+    colours = _COLOURS.get(tags.get(_PHOTOMETRIC, 1), 1)
+    bands = int(tags.get(_BANDS, colours))
+    alpha = len(_ALPHA.intersection(tags.get(_EXTRA, ())))
+    if bands > colours + alpha:
+        raise ValueError(
+            f"it has {bands} bands, of which only {colours} say what they are: save the bands that "
+            "you want as gray or RGB"
+        )
+    pages = _pages(image)
+    if pages > 1:
+        raise ValueError(f"it has {pages} pages: save each page that you want as a file")
+
+
+def _pages(image: TiffImageFile) -> int:
+    """Pages that are pictures of their own: smaller copies and masks are none."""
+    count = int(getattr(image, "n_frames", 1))
+    if count == 1:
+        return 1
+    pages = 0
+    for frame in range(count):
+        image.seek(frame)
+        pages += not int(image.tag_v2.get(_SUBFILE, 0)) & 0b101
+    image.seek(0)
+    return pages
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A decoded image as RGB, on white where it is transparent.
+
+    Args:
+        image: as the file gave it, loaded.
+
+    Raises:
+        ValueError: numbers of which nobody knows what is black and what is white.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image  # a conversion would copy it
+    image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("LA") if image.mode == "La" else image
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit gray with its shades kept: PIL's own conversion makes all above 255 white."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        if not _is_sixteen(image):
+            raise ValueError("32-bit numbers without a range; 8 and 16 bits have one")
+        levels = np.asarray(image) >> (_bits(image) - 8)
+        return Image.fromarray((255 - levels if _is_negative(image) else levels).astype(np.uint8))
+    return image
+
+
+def _is_sixteen(image: Image.Image) -> bool:
+    """Whether an image of one band has 16 bits (or fewer, in numbers of 16).
+
+    (Of a PGM, and of a PNG in older versions, PIL has them in numbers of 32.)
+    """
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))
+
+
+def _bits(image: Image.Image) -> int:
+    """Of a band of 16-bit gray: 16, unless a TIFF says that it has fewer."""
+    tags: Any = getattr(image, "tag_v2", {})
+    return int(tags.get(_BITS, (16,))[0])
+
+
+def _is_negative(image: Image.Image) -> bool:
+    """Whether zero is white, which PIL leaves as it is in TIFFs of 16 bits."""
+    tags: Any = getattr(image, "tag_v2", {})
+    return int(tags.get(_PHOTOMETRIC, 1)) == 0
+
+
+class Range(NamedTuple):
+    """Least and greatest number of a 16-bit image.
+
+    Attributes:
+        low: the least, from 0 to 65535.
+        high: the greatest.
+    """
+
+    low: int
+    high: int
+
+
+def sixteen_bit_range(image: ImageFile) -> Range | None:
+    """The range that a file of 16 bits a band uses, which is decoded for that; of others nothing.
+
+    Of colours PIL keeps the upper 8 bits only, so that the range is known to 256 numbers.
+    """
+    rawmode = _rawmode(image)
+    gray = _is_sixteen(image) and _bits(image) == 16
+    if not gray and not re.search(r";16[A-Z]*$", rawmode):
+        return None
+    if gray:
+        numbers = np.asarray(image)
+        return Range(int(numbers.min()), int(numbers.max()))
+    upper = np.asarray(image)
+    if image.mode in ("RGBA", "LA", "RGBa", "La"):
+        upper = upper[..., :-1]
+    return Range(256 * int(upper.min()), 256 * int(upper.max()) + 255)
+
+
+def _rawmode(image: ImageFile) -> str:
+    """How the numbers lie in the file, in PIL's words."""
+    args: Any = image.tile[0][3] if image.tile else ""
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else ""

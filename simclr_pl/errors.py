@@ -6,6 +6,10 @@ UNFINISHED = 75
 """Exit code of a run that was told to stop and can go on (EX_TEMPFAIL of sysexits.h)."""
 
 
+GIVEN_UP = 1
+"""Exit code of a run that was told to stop and would not get anywhere by being started again."""
+
+
 class UserError(ValueError):
     """Something a user can put right: the message names the thing and the remedy in a sentence.
 

@@ -18,6 +18,7 @@ from simclr_pl.run.out_of_memory import OutOfMemory, explained
 from simclr_pl.run.ranks import Ranks
 from simclr_pl.run.recipe import check_same_recipe
 from simclr_pl.run.seen import KeepSeen
+from simclr_pl.run.slurm import Restarts
 from simclr_pl.run.stop import StopRequest
 from simclr_pl.run.tensorboard import tensorboard_logger
 from simclr_pl.run.wandb import end_run
@@ -54,10 +55,12 @@ class Session:
         self.stop.how_to_go_on = "" if resume else self.again
         self._ranks = Ranks(recipe)
         self.run.claim(resume=resume)
+        checkpoint = None
         if resume and self.run.last_checkpoint.exists():
-            read_checkpoint(self.run.last_checkpoint)
+            checkpoint = read_checkpoint(self.run.last_checkpoint)
             check_same_recipe(self.run, recipe)
             self.resume_from = self.run.last_checkpoint
+        self.stop.restarts = Restarts(checkpoint)
 
     def loggers(self, *, tensorboard: bool) -> list[Logger]:
         """`metrics.csv`, and TensorBoard's files where they are wanted."""
@@ -69,7 +72,9 @@ class Session:
 
     def callbacks(self) -> list[L.Callback]:
         """Watch over ranks and data; note that a step was finished, and why it was the last."""
-        return [_Began(self), OutOfMemory(), self._ranks, KeepSeen(self.run, self.resume_from)]
+        assert self.stop.restarts is not None
+        watching = [_Began(self), OutOfMemory(), self._ranks, self.stop.restarts]
+        return [*watching, KeepSeen(self.run, self.resume_from)]
 
     def train(self, trainer: L.Trainer, model: L.LightningModule, data: Any) -> None:
         """`Trainer.fit`, from the start or from the checkpoint to go on from.

@@ -11,6 +11,8 @@ import lightning as L
 import torch
 import torch.distributed as dist
 
+from simclr_pl.run.slurm import Restarts
+
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """What a cluster sends before it takes a machine away (Windows has the first alone)."""
 
@@ -31,6 +33,8 @@ class StopRequest:
         """Whether all ranks know that they are to stop."""
         self.how_to_go_on = ""
         """Options to add to the command that was stopped; none where it has them."""
+        self.restarts: Restarts | None = None
+        """Of the Slurm job, once it is known where the run goes on from."""
         self.training = False
         self._group: Any = None
         self._sum: tuple[Any, torch.Tensor] | None = None  # on its way, and where it arrives

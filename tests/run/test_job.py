@@ -7,10 +7,10 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
-from commands import QUICK
+from commands import QUICK, checkpoint
 
 from simclr_pl.__main__ import main
-from simclr_pl.errors import UNFINISHED
+from simclr_pl.errors import GIVEN_UP, UNFINISHED
 
 FAILING = "echo 'scontrol: error: Invalid job id' >&2; exit 1"
 
@@ -80,3 +80,43 @@ def test_a_job_in_a_container_leaves_it_to_the_script(
         "unfinished: stopped by SIGTERM before the first step; there is no scontrol here to queue "
         "job 12 again: the script is to do it (exit code 75)\n"
     )
+
+
+IN_VAIN = (
+    "job 12 was started 4 times without a new step, and is not queued again: give it more time "
+    "(--time), or see above what it spends it on\n"
+)
+
+
+@pytest.mark.parametrize(("count", "code"), [(2, UNFINISHED), (3, GIVEN_UP)])
+def test_a_job_that_never_reaches_a_step_is_queued_again_three_times(
+    said: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, code: int
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(count))
+    assert stopped(said, tmp_path / "run", step=0) == code
+    assert (tmp_path / "asked").exists() == (code == UNFINISHED)
+    if code == GIVEN_UP:
+        assert (
+            said.read_text() == f"unfinished: stopped by SIGTERM before the first step; {IN_VAIN}"
+        )
+
+
+def test_restarts_that_led_somewhere_do_not_count(
+    said: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    codes = []
+    # One makes steps; of those behind it, the first are followed by one that makes another.
+    for count, step in ((7, 2), (9, 0), (9, 3), (11, 0), (12, 0)):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(count))
+        codes.append(stopped(said, run, step))
+    assert codes == [UNFINISHED] * 4 + [GIVEN_UP]
+    assert said.read_text() == f"unfinished: stopped by SIGTERM before the first step; {IN_VAIN}"
+    assert checkpoint(run)["global_step"] == 3
+    monkeypatch.setenv("SLURM_JOB_ID", "13")  # another job has restarts of its own
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert stopped(said, run, 0) == UNFINISHED
+
+
+def test_a_stop_outside_slurm_leaves_nothing_of_it_in_a_checkpoint(source: Path) -> None:
+    assert not any("Restarts" in name for name in checkpoint(source)["callbacks"])

@@ -59,6 +59,7 @@ def test_preempted_job_continues(cluster: Slurm, tmp_path: Path) -> None:
     assert f"unfinished: stopped by SIGUSR1 at step {stopped}" in said
     assert f"Slurm is asked to queue job {job} again" in said
     assert cluster.job(job)["Restarts"] == "1"
+    assert checkpoint(run)["callbacks"]["Restarts"] == {"job": job, "restart": 1}
     whole = tmp_path / "whole"
     config = REPOSITORY / "configs" / "digits.yaml"
     assert command("fit", "--config", config, *RECIPE, "--run_dir", whole).code == 0

@@ -12,6 +12,7 @@ from torch import Tensor
 from simclr_pl.data.packed import PackedImages
 from simclr_pl.data.readers import Raw, load_arrays
 from simclr_pl.errors import UserError
+from simclr_pl.files import whole
 
 PIXELS, INDEX = "pixels.uint8", "index.npz"
 """Names of the two files."""
@@ -60,7 +61,8 @@ def save_index(
         "counts": np.array([counts.get(name, 0) for name in SPLITS]),
         "names": np.frombuffer(b"\0".join(names), np.uint8),
     }
-    np.savez_compressed(folder / INDEX, **arrays)
+    with whole(folder / INDEX) as file:
+        np.savez_compressed(file, **arrays)
 
 
 def read_packed(root: Path) -> Raw:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from simclr_pl.batch import EvaluationOutput
 from simclr_pl.data.datamodule import ContrastiveDataModule, Split
 from simclr_pl.distributed import gather_rows, row_counts
+from simclr_pl.files import make_folder, whole
 
 GATHERED = 8192
 """Rows of a rank that travel at a time: a large split fits a computer's memory, not a device's."""
@@ -161,13 +162,14 @@ class FeatureWriter(L.Callback):
     # Lightning's own BasePredictionWriter wants to know the loader's sampler, and warns without.
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gathers all ranks' outputs; rank 0 writes them."""
-        whole = collect(self._outputs, trainer.strategy.root_device)
+        every = collect(self._outputs, trainer.strategy.root_device)
         self._outputs = []
         if trainer.is_global_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(
-                self.path,
-                features=whole.features.float().numpy(),
-                labels=whole.labels.numpy(),
-                index=whole.index.numpy(),
-            )
+            arrays: dict[str, Any] = {
+                "features": every.features.float().numpy(),
+                "labels": every.labels.numpy(),
+                "index": every.index.numpy(),
+            }
+            make_folder(self.path.parent)
+            with whole(self.path) as file:
+                np.savez(file, **arrays)

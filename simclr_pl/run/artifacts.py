@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import WandbLogger
 
 from simclr_pl.errors import UnfinishedError
+from simclr_pl.files import write_text
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import sha256
 from simclr_pl.run.wandb import PATIENCE, WandbChoice, first_line, run_id, say
@@ -181,9 +182,7 @@ def _names(run: RunDirectory) -> dict[str, str]:
 
 
 def _remember(run: RunDirectory, digest: str, name: str) -> None:
-    temporary = run.wandb_models.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_names(run) | {digest: name}, indent=2) + "\n")
-    temporary.replace(run.wandb_models)
+    write_text(run.wandb_models, json.dumps(_names(run) | {digest: name}, indent=2) + "\n")
 
 
 def _epoch(path: Path) -> int:

@@ -13,31 +13,26 @@ from torch import Tensor
 
 from simclr_pl.batch import StepOutput
 from simclr_pl.errors import UnfinishedError, UserError
+from simclr_pl.files import beside, make_folder, whole
 from simclr_pl.model.checkpoint import check_whole
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.stop import StopRequest, leave_signals_alone
 
+UNTOUCHED = "the checkpoint before is whole, and --resume goes on from it"
+"""What to know where a new one cannot be written."""
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the old file, syncs, renames: a kill leaves the old checkpoint or the new."""
+    """Writes each checkpoint whole: a kill or a full disk leaves the old one or the new."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
         """Saves `checkpoint` to `path`, a local file."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
+        make_folder(path.parent)
+        with whole(path, then=UNTOUCHED if path.exists() else "") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Lightning's own load, of a file whose checksums fit."""
@@ -122,6 +117,17 @@ class SaveCheckpoint(Checkpoint):
             self._is_to_stop()
             self._save_amid_validation(trainer)
 
+    def stop_amid_wait(self, trainer: L.Trainer) -> None:
+        """Saves and ends between two steps, or in a validation, where no batch comes.
+
+        Raises:
+            UnfinishedError: that was asked for.
+        """
+        if self.stop is None or self.stop.signal is None or trainer.world_size > 1:
+            return
+        self.stop.agreed = True
+        self._save_amid_validation(trainer) if trainer.validating else self._save(trainer)
+
     def _save_amid_validation(self, trainer: L.Trainer) -> None:
         """Where that was asked for, saves a state from which Lightning validates from the start."""
         if self.stop is None or not self.stop.agreed:
@@ -175,8 +181,7 @@ class SaveCheckpoint(Checkpoint):
         copy = self.path.with_name(f"epoch={done:04d}.ckpt")
         trainer.save_checkpoint(str(copy if keep else self.path))
         if keep and trainer.is_global_zero:
-            second = self.path.with_name(f".{self.path.name}.tmp")
-            second.unlink(missing_ok=True)
+            second = beside(self.path)
             os.link(copy, second)  # no second copy on disk: `last.ckpt` is replaced, not changed
             second.replace(self.path)
         if not last:  # then there is nothing left to go on with

@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from simclr_pl.errors import UserError
+from simclr_pl.files import sweep
 from simclr_pl.run.lock import RunLock
 
 _HANDED_ON = "SIMCLR_PL_RUN_DIR"
@@ -81,6 +82,8 @@ class RunDirectory:
         self._found = set(self.path.iterdir())
         self._lock.take()
         self.check_free(resume=resume)  # by now
+        for path in (self.last_checkpoint.with_name("*"), self.metrics, self.config):
+            sweep(path.parent, path.name)
         self._trained = self._checkpoints()
         self._claimed = True
 

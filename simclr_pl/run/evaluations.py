@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from simclr_pl.files import write_text
 from simclr_pl.run.artifacts import artifact_of
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import versions
@@ -145,6 +146,4 @@ def _append_online(run: RunDirectory, project: str, numbers: dict[str, float]) -
 def _remember(run: RunDirectory, numbers: dict[str, float]) -> None:
     """Keeps what was appended, for parts of the run to come."""
     known = json.loads(run.wandb_summary.read_text()) if run.wandb_summary.is_file() else {}
-    temporary = run.wandb_summary.with_suffix(".tmp")
-    temporary.write_text(json.dumps(known | numbers, indent=2) + "\n")
-    temporary.replace(run.wandb_summary)
+    write_text(run.wandb_summary, json.dumps(known | numbers, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """`metrics.csv`: every logged number, a row a step, on disk as soon as it is logged."""
 
 import csv
+import io
 import os
 from argparse import Namespace
 from collections.abc import Mapping
@@ -9,6 +10,11 @@ from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from simclr_pl.files import cannot_write, make_folder, whole
+
+RESUME = "--resume goes on from the last checkpoint"
+"""What to know where a number cannot be written."""
 
 
 class MetricsFile(Logger):
@@ -61,8 +67,14 @@ class MetricsFile(Logger):
             rows = read_metrics(self.path)
             self._columns += new
             self._rewrite(rows)
+        try:
+            self._write(metrics, step)
+        except OSError as error:
+            raise cannot_write(self.path, error, then=RESUME) from error
+
+    def _write(self, metrics: Mapping[str, float], step: int | None) -> None:
         start, row = self._last
-        with self.path.open("r+", newline="") as file:
+        with self.path.open("r+", newline="", encoding="utf-8") as file:
             if row.get("step") != str(step):
                 start, row = file.seek(0, os.SEEK_END), {"step": str(step)}
             row |= {name: str(float(value)) for name, value in metrics.items() if name != "epoch"}
@@ -78,20 +90,20 @@ class MetricsFile(Logger):
             rows = [r for r in read_metrics(self.path) if int(r["step"]) < self._resume_at]
             self._columns += [c for r in rows for c in r if c not in self._columns]
             self._columns = list(dict.fromkeys(self._columns))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         self._rewrite(rows)
         self._opened = True
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         """Writes all rows anew, in one rename: a kill leaves the old file or the new one."""
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
+        with whole(self.path, then=RESUME) as binary:
+            file = io.TextIOWrapper(binary, encoding="utf-8", newline="")
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             for row in rows:
                 self._last = (file.tell(), dict(row))
                 writer.writerow(row)
-        temporary.replace(self.path)
+            file.detach()
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
@@ -99,7 +111,7 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
     A row that a kill has cut short is left out.
     """
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         text = file.read()
     table = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
     if not table:

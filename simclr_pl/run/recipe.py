@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from simclr_pl.errors import UserError
+from simclr_pl.files import write_text
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.yaml_file import dump_yaml, read_config
 
@@ -33,9 +34,7 @@ def portable(parser: Any, config: Any) -> dict[str, Any]:
 
 def save_config(run: RunDirectory, config: dict[str, Any]) -> None:
     """Writes `config.yaml`, in one rename."""
-    temporary = run.config.with_suffix(".tmp")
-    temporary.write_text(dump_yaml(config))
-    temporary.replace(run.config)
+    write_text(run.config, dump_yaml(config), run.option)
 
 
 def check_same_recipe(run: RunDirectory, now: dict[str, Any]) -> None:

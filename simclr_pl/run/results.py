@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simclr_pl import __version__
+from simclr_pl.files import make_folder, write_text
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "scikit-learn")
 
@@ -47,9 +48,7 @@ def write_result(folder: Path, *, protocol: str, split: str, seed: int, **fields
         "checkpoint_sha256": sha256(checkpoint),
         "versions": versions(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / f"{protocol}-{split}-seed{seed}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps(record, indent=2) + "\n")
     return path

@@ -1,7 +1,6 @@
 """What a run keeps of its data, beside its checkpoints: validation images, and what there was."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from simclr_pl.data.fingerprint import Contents, changes, check_same_kind, short
 from simclr_pl.data.heldout import OLDER, HeldOut
 from simclr_pl.data.readers import load_arrays
 from simclr_pl.errors import UserError
+from simclr_pl.files import whole
 from simclr_pl.model.checkpoint import read_checkpoint
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.yaml_file import read_config
@@ -54,15 +54,8 @@ def save_seen(path: Path, seen: Seen) -> None:
         "contents": np.array(json.dumps(seen.contents._asdict())),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as file:
+        np.savez(file, **arrays)
 
 
 def read_seen(path: Path) -> Seen:

@@ -17,6 +17,7 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import WandbLogger
 
 from simclr_pl.errors import UnfinishedError, UserError
+from simclr_pl.files import write_text
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import read_metrics
 
@@ -109,7 +110,7 @@ def build_logger(run: RunDirectory, choice: WandbChoice, job: str) -> WandbLogge
     given = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
     if given or not run.wandb_id.exists():
         run.wandb_id.parent.mkdir(parents=True, exist_ok=True)
-        run.wandb_id.write_text((given or uuid.uuid4().hex[:8]) + "\n")
+        write_text(run.wandb_id, (given or uuid.uuid4().hex[:8]) + "\n")
     about = {"name": f"{run.path.parent.name}/{run.path.name}", "job_type": job}
     patience = LAST_WORDS * (20 if choice.log_model else 1)
     experiment = start(run, choice, run_id(run), about, finish_timeout=patience)

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.errors import UserError
+from simclr_pl.files import write_text
 from simclr_pl.model.simclr import SimCLR
 from simclr_pl.run.directory import file_to_write
 from simclr_pl.run.memory import PeakMemory
@@ -118,7 +119,7 @@ def bench(
     found = _about(trainer, model, data) | found | {"versions": versions()}
     sys.stdout.write("\n".join(_lines(found, len(data.splits.train))) + "\n")
     if target is not None:
-        target.write_text(json.dumps(found, indent=2) + "\n")
+        write_text(target, json.dumps(found, indent=2) + "\n", "--out")
         sys.stdout.write(f"written to {target}\n")
     return found
 

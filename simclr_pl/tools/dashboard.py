@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from simclr_pl.errors import UserError
+from simclr_pl.files import write_text
 from simclr_pl.run.arguments import call
 from simclr_pl.run.wandb import (
     PATIENCE,
@@ -193,14 +194,7 @@ def _save(workspace: Any, entity: str | None) -> str:
 def _write(workspace: Any, path: Path) -> None:
     """Writes what `save` would send: the package has no public way to a file."""
     text = workspace._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2)
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        temporary.write_text(text + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): give another --out"
-        ) from error
+    write_text(path, text + "\n", "--out")
 
 
 def run_cli(args: list[str]) -> None:

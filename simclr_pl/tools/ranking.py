@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from simclr_pl.files import write_text
 from simclr_pl.tools.page import NONE, Table
 from simclr_pl.tools.search import Search
 
@@ -68,9 +69,7 @@ def write_tables(folder: Path, search: Search, trials: list[Trial], planned: int
     order = ranked(trials, search.goal)
     text = _markdown(search, order, planned)
     for name, content in (("runs.md", text), ("runs.csv", _csv(search, order))):
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(content)
-        temporary.replace(folder / name)
+        write_text(folder / name, content)
     return text
 
 

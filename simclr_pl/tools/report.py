@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from simclr_pl.errors import UserError
+from simclr_pl.files import make_folder, whole, write_text
 from simclr_pl.run.arguments import call, data_of
 from simclr_pl.run.seen import kept_by
 from simclr_pl.tools.curves import draw_comparison, draw_curves
@@ -95,21 +96,16 @@ def _save(figures: dict[str, Figure], folder: Path) -> dict[str, bytes]:
     for name, figure in figures.items():
         image = images[CAPTIONS[name]] = png(figure)
         target = folder / f"{name}.png"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(image)
-        except OSError as error:
-            raise UserError(f"{target} cannot be written: {error}") from error
+        make_folder(folder)
+        with whole(target) as file:
+            file.write(image)
         sys.stdout.write(f"{target}\n")
     return images
 
 
 def _write(page: str, target: Path) -> Path:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: give another --out") from error
+    make_folder(target.parent, "--out")
+    write_text(target, page, "--out")
     sys.stdout.write(f"{target}\n")
     return target
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from simclr_pl.errors import UserError
+from simclr_pl.files import write_text
 from simclr_pl.run.arguments import call
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import read_metrics
@@ -144,9 +145,7 @@ def _claim(folder: Path, search: Search, seed: int, *, resume: bool) -> dict[str
 
 def _save(folder: Path, state: dict[str, Any]) -> None:
     """In one rename: a kill leaves the old file or the new one."""
-    temporary = folder / "sweep.tmp"
-    temporary.write_text(json.dumps(state, indent=2) + "\n")
-    temporary.replace(folder / "sweep.json")
+    write_text(folder / "sweep.json", json.dumps(state, indent=2) + "\n")
 
 
 def _train(run: RunDirectory, command: list[str], lock: int, config: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from simclr_pl.batch import Batch
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.errors import UserError
+from simclr_pl.files import whole
 from simclr_pl.run.arguments import call, data_of
 from simclr_pl.run.directory import RunDirectory, file_to_write
 
@@ -52,7 +53,9 @@ def views(
     data = data_of([run.config] if run else [Path(file) for file in files])
     target = file_to_write(out or str((run.pictures if run else Path()) / "views.png"))
     try:
-        draw_views(data, images, epochs).savefig(target, dpi=DPI)
+        figure = draw_views(data, images, epochs)
+        with whole(target, "--out") as file:
+            figure.savefig(file, dpi=DPI, format=target.suffix[1:] or "png")
     finally:
         data.teardown()
     sys.stdout.write(f"views of {images} images written to {target}\n")

@@ -146,7 +146,10 @@ def test_asked_for_online_without_a_login_ends_in_a_sentence(tmp_path: Path) -> 
     assert "nobody is logged in to W&B (wandb login)" in outcome.sentence
     assert not (tmp_path / "made.json").exists()
     outcome = run("dashboard", "--out", tmp_path / "none" / "made.json")
-    assert "cannot be written (No such file or directory): give another --out" in outcome.sentence
+    assert (
+        f"cannot be written (there is no folder {tmp_path / 'none'}): give another --out"
+        in outcome.sentence
+    )
 
 
 def test_without_the_package_a_sentence_says_what_to_install(

@@ -386,7 +386,7 @@ def test_errors_are_sentences(finished: Path, tmp_path: Path) -> None:
     )
     shutil.rmtree(finished / "pictures")
     (finished / "pictures").write_text("in the way")
-    assert "curves.png cannot be written" in run("report", finished).sentence
+    assert "pictures cannot be written (File exists)" in run("report", finished).sentence
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,8 @@ def _say(sentence: str, code: int, kind: str = "error") -> int:
 
 if __name__ == "__main__":
     code = main()
-    for name in ("SIGTERM", "SIGUSR1"):  # a late signal is not to change the exit code
+    # A late signal is not to change the exit code.
+    for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     sys.exit(code)

@@ -14,7 +14,7 @@ to, and in the packed set that is written of it.
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from simclr_pl.data.crop import CLEAN_SHARE, centre_boxes
 from simclr_pl.data.decode import MIN_SIDE, EncodedImage, crops_of
 from simclr_pl.data.packed import PackedImages
 from simclr_pl.data.views import SimCLRViews
+from simclr_pl.data.workers import batches_of, begin, end_workers, sent
 from simclr_pl.errors import UserError
 
 CHUNK = 32
@@ -137,14 +138,15 @@ class ImageFiles:
                 _Crops(self.paths, self.labels, self.views, cut),
                 batch_sampler=sampler,
                 num_workers=self.workers,
-                collate_fn=as_is,
+                collate_fn=sent,
+                worker_init_fn=begin,
                 persistent_workers=self.workers > 0,
                 pin_memory=torch.cuda.is_available(),
             )
             self._loaders[cut] = (sampler, loader)
         sampler, loader = self._loaders[cut]
         sampler.plan, sampler.epoch = plan, epoch
-        yield from loader
+        yield from batches_of(loader)
 
     def close(self) -> None:
         """Ends the worker processes; the next batches start new ones."""
@@ -163,16 +165,6 @@ class ImageFiles:
 
 
 AnySource = ArrayImages | ImageFiles | PackedImages
-
-
-def end_workers(loader: DataLoader[Any]) -> None:
-    """Ends a loader's persistent worker processes.
-
-    Left to the garbage collector, each is waited for in vain for 5 seconds: their queues may be
-    collected first.
-    """
-    if loader._iterator is not None:
-        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 class _Place(NamedTuple):
@@ -226,8 +218,3 @@ class _Crops(Dataset[Batch]):
         if self.cut != "views":
             boxes.append(centre_boxes(height, width, CLEAN_SHARE))
         return torch.stack(boxes, 1)
-
-
-def as_is(batch: Any) -> Any:
-    """Collates nothing: where `__getitems__` gives a whole batch."""
-    return batch

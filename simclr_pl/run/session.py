@@ -10,6 +10,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger
 
+from simclr_pl.data.workers import told_of_waiting
+from simclr_pl.errors import UnfinishedError
 from simclr_pl.model.checkpoint import read_checkpoint
 from simclr_pl.run.checkpoints import SaveCheckpoint
 from simclr_pl.run.directory import RunDirectory
@@ -88,8 +90,12 @@ class Session:
             if isinstance(callback, SaveCheckpoint):
                 callback.stop = self.stop
         path = str(self.resume_from) if self.resume_from else None
+
+        def wait(seconds: float) -> None:
+            self._wait(trainer, seconds)
+
         try:
-            with self._ranks.meeting(trainer), explained(trainer):
+            with self._ranks.meeting(trainer), explained(trainer), told_of_waiting(wait):
                 trainer.fit(model, data, ckpt_path=path, weights_only=True)
         except SystemExit:  # Lightning's answer to Ctrl-C
             if not trainer.interrupted:
@@ -102,6 +108,16 @@ class Session:
                 f"nothing left to train: {path} is at step {trainer.global_step}, the end "
                 f"of this recipe; a larger {self.longer} goes on\n"
             )
+
+    def _wait(self, trainer: L.Trainer, seconds: float) -> None:
+        """Stops where that was asked for: when no images come, a step's end may be far off."""
+        if self.stop.signal is None or not self.stop.training:
+            return
+        if not self._began:
+            raise UnfinishedError(f"stopped by {self.stop.name} before the first step")
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, SaveCheckpoint):
+                callback.stop_amid_wait(trainer)
 
     def end(self, error: BaseException | None = None) -> None:
         """Closes the run of Weights & Biases: the next training of this process has its own."""

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1: a training stops at a step's end, on all ranks, with a checkpoint."""
+"""SIGTERM, SIGUSR1, SIGHUP: a training stops at a step's end, on all ranks, with a checkpoint."""
 
 import signal
 import threading
@@ -13,8 +13,10 @@ import torch.distributed as dist
 
 from simclr_pl.run.slurm import Restarts
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""What a cluster sends before it takes a machine away (Windows has the first alone)."""
+NAMES = ("SIGTERM", "SIGUSR1", "SIGHUP")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+"""What a cluster sends before it takes a machine away, and a terminal that is closed (Windows has
+the first alone)."""
 
 
 class StopRequest:
@@ -45,14 +47,21 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield  # signals are the main thread's
             return
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT)}
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:  # as `nohup` has SIGHUP, and `&` in a script SIGINT
+                signal.signal(number, self._handle)
         try:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                restore(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self.signal is None:
+                raise KeyboardInterrupt
+            return  # it is on its way out already, and says so
         first, self.signal = self.signal is None, number
         if first and not self.training:
             raise KeyboardInterrupt
@@ -80,6 +89,16 @@ class StopRequest:
         total = torch.tensor(int(self.signal is not None))
         self._sum = dist.all_reduce(total, group=self._group, async_op=True), total
         return self.agreed
+
+
+def restore(number: int, handler: Any) -> None:
+    """Gives a signal back to what had it; Python knows nothing of what a C library has put there.
+
+    Args:
+        number: of the signal.
+        handler: what `signal.signal` or `signal.getsignal` has returned.
+    """
+    signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def leave_signals_alone(trainer: L.Trainer) -> None:

@@ -19,7 +19,8 @@ from simclr_pl.data.decode import MIN_SIDE, EncodedImage, without_pils_limit
 from simclr_pl.data.folders import read_folder
 from simclr_pl.data.once import alone
 from simclr_pl.data.packing import PIXELS, SPLITS, save_index, save_pixels
-from simclr_pl.data.sources import ImageFiles, as_is, end_workers
+from simclr_pl.data.sources import ImageFiles
+from simclr_pl.data.workers import batches_of, begin, end_workers, sent
 from simclr_pl.errors import UserError
 from simclr_pl.run.arguments import call
 
@@ -115,14 +116,15 @@ def _write_pixels(
         _Smaller(paths, short_side),
         batch_sampler=[list(part) for part in _parts(len(paths))],
         num_workers=workers,
-        collate_fn=as_is,
+        collate_fn=sent,
+        worker_init_fn=begin,
         persistent_workers=workers > 0,
     )
     sizes: list[Tensor] = []
 
     def images() -> Iterator[Tensor]:
         with tqdm(desc="packing", total=len(paths), unit=" images", disable=None) as bar:
-            for pixels, of_part in loader:
+            for pixels, of_part in batches_of(loader):
                 sizes.append(of_part)
                 yield pixels
                 bar.update(len(of_part))

@@ -52,12 +52,12 @@ class _Trainer(L.Trainer):
 class _SaveConfig(SaveConfigCallback):
     """Writes the resolved configuration, without what belongs to this machine alone."""
 
-    def __init__(self, parser: Any, config: Any, run: RunDirectory) -> None:
+    def __init__(self, parser: Any, config: Any, run: RunDirectory, recipe: dict[str, Any]) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
-        self.run = run
+        self.run, self.recipe = run, recipe
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        save_config(self.run, portable(self.parser, self.config))
+        save_config(self.run, self.recipe)
 
 
 class _InitFrom(L.Callback):
@@ -156,7 +156,8 @@ class SimCLRCLI(LightningCLI):
             logger = MetricsFile(measured.metrics) if measured else False
             return super().instantiate_trainer(logger=logger, **kwargs)
         run, given = self.session.run, config.trainer.logger
-        self.save_config_callback, self.save_config_kwargs = _SaveConfig, {"run": run}
+        self.save_config_callback = _SaveConfig
+        self.save_config_kwargs = {"run": run, "recipe": self.recipe}
         own = self.session.loggers(tensorboard=config.tensorboard)
         return super().instantiate_trainer(
             logger=[*own, *([] if isinstance(given, bool) else as_list(given))],

@@ -32,7 +32,8 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nobody is logged in to W&B, which keeps its files here, and no test knows another's seed."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "PL_GLOBAL_SEED", "SIMCLR_PL_RUN_DIR"):
+    wandb = (f"WANDB_{name}" for name in ("API_KEY", "MODE", "DISABLED", "PROJECT", "NAME"))
+    for name in (*wandb, "PL_GLOBAL_SEED", "SIMCLR_PL_RUN_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     for name in ("DATA", "CACHE", "CONFIG"):

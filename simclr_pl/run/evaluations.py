@@ -11,16 +11,14 @@ from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import versions
 from simclr_pl.run.wandb import (
     PATIENCE,
-    Mode,
     WandbChoice,
     failures,
     first_line,
-    logged_in,
-    resolve_mode,
     run_id,
     say,
     start,
 )
+from simclr_pl.run.wandb_mode import Mode, logged_in, resolve_mode
 from simclr_pl.run.yaml_file import read_config
 
 

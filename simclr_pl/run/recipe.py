@@ -1,5 +1,6 @@
 """A run's recipe: what its config.yaml holds, and what a resume may change of it."""
 
+import re
 import sys
 from typing import Any
 
@@ -26,10 +27,47 @@ OLDER_RUNS: dict[str, Any] = {"data.labels": "given"}
 """What runs did that are older than a key, and have none of that name in their recipe."""
 
 
+SECRET = re.compile(r"(api_?key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)
+"""Names of a logger's arguments whose words are for its service alone."""
+
+
 def portable(parser: Any, config: Any) -> dict[str, Any]:
-    """A configuration as plain values, without what belongs to this run on this machine alone."""
+    """A configuration as plain values, without what belongs to this run on this machine alone.
+
+    Keys and passwords of loggers are left out, and named: this goes into files and to W&B.
+    """
     whole: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False, format="yaml"))
-    return {k: v for k, v in whole.items() if k not in ("run_dir", "resume", "config")}
+    kept, secrets = without_secrets(whole)
+    if secrets and is_rank_zero():
+        sys.stdout.write(
+            f"left out of config.yaml, as a secret: {', '.join(secrets)}; who runs that file gives "
+            "it again, or in the environment variable that the service knows\n"
+        )
+    return {k: v for k, v in kept.items() if k not in ("run_dir", "resume", "config")}
+
+
+def without_secrets(recipe: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A recipe without the keys and passwords among the trainer's objects, and their names."""
+    found: list[str] = []
+
+    def kept(value: Any, name: str) -> Any:
+        if isinstance(value, list):
+            return [kept(item, f"{name}[{place}]") for place, item in enumerate(value)]
+        if not isinstance(value, dict):
+            return _without_password(value, name, found)
+        secret = [k for k, v in value.items() if isinstance(v, str) and SECRET.search(str(k))]
+        found.extend(f"{name}.{key}" for key in secret)
+        return {k: kept(v, f"{name}.{k}") for k, v in value.items() if k not in secret}
+
+    return {k: kept(v, k) if k == "trainer" else v for k, v in recipe.items()}, found
+
+
+def _without_password(value: Any, name: str, found: list[str]) -> Any:
+    """An address `https://user:password@host` as `https://host`; all else as it is."""
+    bare = re.sub(r"(?<=://)[^/@\s]*:[^/@\s]*@", "", value) if isinstance(value, str) else value
+    if bare != value:
+        found.append(f"the password in {name}")
+    return bare
 
 
 def save_config(run: RunDirectory, config: dict[str, Any]) -> None:
@@ -51,7 +89,8 @@ def check_same_recipe(run: RunDirectory, now: dict[str, Any]) -> None:
         return
     after = flat(now)  # (of a fine-tuning, which has fewer keys)
     older = {key: value for key, value in OLDER_RUNS.items() if key in after}
-    before = older | flat(read_config(run.config))
+    # (Older versions wrote secrets into it.)
+    before = older | flat(without_secrets(read_config(run.config))[0])
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE):
             raise UserError(

@@ -1,18 +1,15 @@
 """Weights & Biases without an account, a prompt or a hang."""
 
 import json
-import netrc
 import os
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from threading import Thread
 from typing import Any, Literal
-from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import WandbLogger
 
@@ -20,11 +17,7 @@ from simclr_pl.errors import UnfinishedError, UserError
 from simclr_pl.files import write_text
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import read_metrics
-
-Mode = Literal["auto", "online", "offline", "off"]
-
-PROJECT = "simclr_pl"
-"""Of W&B, where nothing else is said."""
+from simclr_pl.run.wandb_mode import Mode, default_project, logged_in, resolve_mode
 
 PATIENCE = 20.0
 """Seconds to wait for a server."""
@@ -42,7 +35,7 @@ class WandbChoice:
 
     Args:
         mode: online, offline, off, or auto: online when logged in, else offline.
-        project: of W&B.
+        project: of W&B (default: WANDB_PROJECT, else simclr_pl).
         group: under which runs are shown together.
         tags: words to find the run by, as `a,b` or a list.
         notes: a sentence on what the run is for.
@@ -55,7 +48,7 @@ class WandbChoice:
     """
 
     mode: Mode = "auto"
-    project: str = PROJECT
+    project: str = field(default_factory=default_project)
     group: str | None = None
     tags: list[str] | str | None = None
     notes: str | None = None
@@ -67,31 +60,6 @@ class WandbChoice:
             raise UserError(f"wandb.log_model is {self.log_model}, but must be 0 (off) or more")
         if self.keep < 1:
             raise UserError(f"wandb.keep is {self.keep}, but must be at least 1")
-
-
-def logged_in() -> bool:
-    """Whether credentials are at hand, in the environment or in the user's netrc file."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    host = urlparse(address).hostname or ""
-    places = [os.environ.get("NETRC"), Path.home() / ".netrc", Path.home() / "_netrc"]
-    for place in places:
-        try:
-            if place and netrc.netrc(place).authenticators(host):
-                return True
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
-
-
-def resolve_mode(asked: Mode) -> Mode:
-    """`online`, `offline` or `off`: what was asked for, else WANDB_MODE, else whether logged in."""
-    if asked != "auto":
-        return asked
-    named = os.environ.get("WANDB_MODE", "")
-    known: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "off"}
-    return known.get(named, "online" if logged_in() else "offline")
 
 
 def build_logger(run: RunDirectory, choice: WandbChoice, job: str) -> WandbLogger | None:
@@ -111,7 +79,8 @@ def build_logger(run: RunDirectory, choice: WandbChoice, job: str) -> WandbLogge
     if given or not run.wandb_id.exists():
         run.wandb_id.parent.mkdir(parents=True, exist_ok=True)
         write_text(run.wandb_id, (given or uuid.uuid4().hex[:8]) + "\n")
-    about = {"name": f"{run.path.parent.name}/{run.path.name}", "job_type": job}
+    name = os.environ.get("WANDB_NAME") or f"{run.path.parent.name}/{run.path.name}"
+    about = {"name": name, "job_type": job}
     patience = LAST_WORDS * (20 if choice.log_model else 1)
     experiment = start(run, choice, run_id(run), about, finish_timeout=patience)
     if experiment is None:
@@ -184,7 +153,9 @@ def start(
     known = {k: v for k, v in quick.items() if k in wandb.Settings.model_fields}
 
     def begin(how: Literal["online", "offline"]) -> Any:
-        with silent():  # the setting of that name comes too late for the login
+        # The setting of the first name comes too late for the login; of the second's words W&B
+        # takes fewer than we do.
+        with _environment(WANDB_SILENT="true", WANDB_MODE=how):
             return wandb.init(dir=run.path, mode=how, settings=wandb.Settings(**known), **about)
 
     if mode == "online":
@@ -212,15 +183,23 @@ def start(
 @contextmanager
 def silent() -> Iterator[None]:
     """A context in which W&B says nothing: we say in one line what it says in ten."""
-    before = os.environ.get("WANDB_SILENT")
-    os.environ["WANDB_SILENT"] = "true"
+    with _environment(WANDB_SILENT="true"):
+        yield
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """A context with other environment variables."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["WANDB_SILENT"]
-        else:
-            os.environ["WANDB_SILENT"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def end_run(run: RunDirectory, error: BaseException | None) -> None:

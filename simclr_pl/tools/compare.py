@@ -8,7 +8,7 @@ from simclr_pl.evaluate.features import encode
 from simclr_pl.evaluate.fewlabels import Score, margin_in_standard_errors, score
 from simclr_pl.run.arguments import call
 from simclr_pl.run.results import write_result
-from simclr_pl.run.wandb import Mode
+from simclr_pl.run.wandb_mode import Mode
 from simclr_pl.tools.frozen import Baseline, choose_encoder
 from simclr_pl.tools.pretrained import DataChoice, find_pretrained
 from simclr_pl.tools.scores import tell_wandb

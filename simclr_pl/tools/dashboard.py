@@ -8,16 +8,8 @@ from typing import Any
 from simclr_pl.errors import UserError
 from simclr_pl.files import write_text
 from simclr_pl.run.arguments import call
-from simclr_pl.run.wandb import (
-    PATIENCE,
-    PROJECT,
-    Mode,
-    failures,
-    first_line,
-    logged_in,
-    resolve_mode,
-    silent,
-)
+from simclr_pl.run.wandb import PATIENCE, failures, first_line, silent
+from simclr_pl.run.wandb_mode import Mode, default_project, logged_in, resolve_mode, setting
 from simclr_pl.tools.curves import FROM_ZERO, SHARES, TOPICS
 
 STEP = "trainer/global_step"
@@ -76,7 +68,7 @@ NOTE = (
 def dashboard(
     *,
     out: str = "dashboard.json",
-    project: str = PROJECT,
+    project: str | None = None,
     entity: str | None = None,
     name: str = "SimCLR",
     wandb: Mode = "auto",
@@ -89,8 +81,8 @@ def dashboard(
 
     Args:
         out: JSON file for the definition where W&B isn't reached.
-        project: of W&B, the one that runs are logged to.
-        entity: of W&B, a user or a team (default: the user's own).
+        project: of W&B, the one that runs are logged to (default: WANDB_PROJECT, else simclr_pl).
+        entity: of W&B, a user or a team (default: WANDB_ENTITY, else the user's own).
         name: of the view.
         wandb: auto is online when logged in; offline writes the file; online fails where auto
             would write it.
@@ -106,7 +98,8 @@ def dashboard(
     reason = f"W&B is {mode}"
     if mode == "online" or (wandb == "auto" and not logged_in()):
         reason = "nobody is logged in to W&B (wandb login)"
-    workspace = build_workspace(project, entity or "", name)
+    entity = entity or setting("entity") or None
+    workspace = build_workspace(project or default_project(), entity or "", name)
     if mode == "online" and logged_in():
         expected: tuple[type[Exception], ...] = (*failures(), TypeError, KeyError)
         try:

@@ -18,7 +18,7 @@ from simclr_pl.evaluate.linear import (
 from simclr_pl.evaluate.logistic import evaluate_logistic
 from simclr_pl.evaluate.scoring import Score, check_above_zero
 from simclr_pl.run.arguments import call
-from simclr_pl.run.wandb import Mode
+from simclr_pl.run.wandb_mode import Mode
 from simclr_pl.tools.frozen import Baseline, Frozen, freeze, protocol_name
 from simclr_pl.tools.pretrained import DataChoice, check_seeds, find_pretrained
 from simclr_pl.tools.scores import report

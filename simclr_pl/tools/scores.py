@@ -10,7 +10,7 @@ from simclr_pl.evaluate.scoring import Score
 from simclr_pl.run.directory import is_rank_zero
 from simclr_pl.run.evaluations import append_to_summary, tell
 from simclr_pl.run.results import write_result
-from simclr_pl.run.wandb import Mode
+from simclr_pl.run.wandb_mode import Mode
 from simclr_pl.tools.pretrained import Pretrained
 
 IN_SUMMARY = {"knn": "knn_chosen"}

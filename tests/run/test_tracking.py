@@ -17,6 +17,7 @@ import wandb
 import yaml
 from commands import QUICK, REPOSITORY, environment, finish, fit, rows, run, signal_when, start
 from offline import artifacts, begun, history, recipe, records, summary
+from secretive import SecretiveLogger
 from wandb_server import wandb_server
 
 from simclr_pl import UserError
@@ -38,6 +39,35 @@ def sha256(path: Path) -> str:
 def aliases(found: list[dict[str, Any]]) -> list[set[str]]:
     """Of each artifact that a part of a run has logged."""
     return [set(artifact["aliases"]) for artifact in artifacts(found)]
+
+
+def test_a_logger_s_key_reaches_the_logger_and_nothing_else(tmp_path: Path) -> None:
+    service = {"settings": {"api_token": "PSSST"}, "uri": "https://me:PSSST@example.org/x", "n": 3}
+    asked = {
+        "class_path": "secretive.SecretiveLogger",
+        "init_args": {"save_dir": str(tmp_path / "csv"), "api_key": "PSSST"},
+        "dict_kwargs": service,
+    }
+    config, directory = tmp_path / "recipe.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump({"trainer": {"logger": [asked]}}))
+    try:
+        for more in ((), ("--resume", "--trainer.max_epochs", "3")):
+            done = fit(directory, "--config", config, "--wandb", "offline", *more)
+            assert (
+                "left out of config.yaml, as a secret: trainer.logger[0].init_args.api_key, "
+                "trainer.logger[0].dict_kwargs.settings.api_token, "
+                "the password in trainer.logger[0].dict_kwargs.uri; "
+            ) in done.out
+    finally:
+        wandb.teardown()
+    assert SecretiveLogger.given == [("PSSST", service)] * 2
+    parts = records(directory)
+    assert len(parts) == 2
+    assert recipe(parts[0])["trainer"]["logger"][0]["dict_kwargs"]["n"] == 3
+    hiding = [path for path in directory.rglob("*") if path.is_file()]
+    assert [path for path in hiding if b"PSSST" in path.read_bytes()] == []
+    kept = yaml.safe_load((directory / "config.yaml").read_text())["trainer"]["logger"][0]
+    assert kept["dict_kwargs"] == {"settings": {}, "uri": "https://example.org/x", "n": 3}
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ import os
 import pty
 import socket
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,8 @@ from wandb_server import wandb_server
 
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.evaluations import append_to_summary
-from simclr_pl.run.wandb import WandbChoice, build_logger, end_run, logged_in, resolve_mode
+from simclr_pl.run.wandb import WandbChoice, build_logger, end_run
+from simclr_pl.run.wandb_mode import logged_in, resolve_mode
 
 # Who is logged in ---------------------------------------------------------------------------------
 
@@ -70,15 +73,64 @@ def test_a_broken_netrc_file_is_nobody_logged_in(
 
 @pytest.mark.parametrize(
     ("named", "mode"),
-    [("online", "online"), ("offline", "offline"), ("disabled", "off"), ("nonsense", "offline")],
+    [
+        ("online", "online"),
+        ("run", "online"),
+        ("offline", "offline"),
+        ("Offline", "offline"),
+        ("dryrun", "offline"),
+        ("disabled", "off"),
+        ("nonsense", "offline"),
+        ("", "online"),
+    ],
 )
 def test_wandb_mode_decides_where_nothing_was_asked_for(
     named: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)  # who says something else isn't online by mistake
     monkeypatch.setenv("WANDB_MODE", named)
     assert resolve_mode("auto") == mode
     assert resolve_mode("off") == "off"
     assert resolve_mode("offline") == "offline"
+
+
+@pytest.mark.parametrize(
+    ("value", "mode"), [("true", "off"), ("1", "off"), ("TRUE", "off"), ("false", "online")]
+)
+def test_wandb_disabled_turns_it_off(
+    value: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_DISABLED", value)
+    assert resolve_mode("auto") == mode
+
+
+@pytest.mark.parametrize(("command", "mode"), [("offline", "offline"), ("disabled", "off")])
+def test_what_w_and_b_s_own_command_has_set_holds(
+    command: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    outcome = subprocess.run(
+        [sys.executable, "-m", "wandb", command],
+        env=environment(WANDB_SILENT="true"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome
+    assert resolve_mode("auto") == mode
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert resolve_mode("auto") == "online"
+
+
+def test_the_project_is_the_environment_s_where_a_recipe_names_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert WandbChoice().project == "simclr_pl"
+    monkeypatch.setenv("WANDB_PROJECT", "images")
+    assert WandbChoice().project == "images"
+    assert WandbChoice(project="letters").project == "letters"
 
 
 # Runs ---------------------------------------------------------------------------------------------
@@ -103,6 +155,23 @@ def test_a_logger_keeps_its_run_and_its_id_in_the_run_directory(tmp_path: Path) 
     (row,) = history(found)
     assert (row["train/loss"], row["trainer/global_step"]) == (1.5, 7)
     assert directory.wandb_id.read_text().strip() == logger.version
+
+
+def test_a_run_is_what_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"MODE": "Offline", "PROJECT": "images", "NAME": "the first"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    try:
+        assert build_logger(RunDirectory(tmp_path / "run"), WandbChoice(), "pretrain") is not None
+        end_run(RunDirectory(tmp_path / "run"), None)
+    finally:
+        wandb.teardown()
+    monkeypatch.delenv("WANDB_MODE")  # W&B's own program knows no such word
+    (found,) = records(tmp_path / "run")
+    run = begun(found)
+    assert (run["project"], run["display_name"]) == ("images", "the first")
 
 
 @pytest.mark.parametrize(

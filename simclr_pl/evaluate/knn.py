@@ -158,6 +158,8 @@ def knn_hits(
 ) -> Tensor:
     """How many labelled queries are classified right with each k, and their number last.
 
+    What has no numbers as features, or for neighbours, is not right.
+
     Args:
         queries: `[Q, D]`; on their device, in float32 at least, the work is done.
         labels: `int64 [Q]`, `UNLABELLED` where unknown: those don't count.
@@ -175,10 +177,11 @@ def knn_hits(
     similarity, place = neighbours(queries, bank, max(ks), known)
     votes = bank_labels.to(labels.device)[place]
     classes = int(bank_labels.max()) + 1 if len(known) else 1
-    counts = [
-        (vote(similarity[:, :k], votes[:, :k], temperature, classes).argmax(1) == labels).sum()
-        for k in ks
-    ]
+    counts = []
+    for k in ks:
+        shares = vote(similarity[:, :k], votes[:, :k], temperature, classes)
+        right = (shares.argmax(1) == labels) & shares.isfinite().all(1)
+        counts.append(right.sum())
     return torch.stack([*counts, scored.sum()])
 
 

@@ -238,14 +238,15 @@ def principal_directions(features: Tensor, mean: Tensor, std: Tensor) -> tuple[T
 
 
 def judge(heads: Heads, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Top-1 and mean cross-entropy of each head, `float64 [H]`; NaN where one has diverged."""
+    """Top-1 and mean cross-entropy of each head, `float64 [H]`; that NaN where one has diverged."""
     size = max(1, SCORES_AT_A_TIME // heads.bias.numel())
     right = heads.bias.new_zeros(heads.bias.shape[1], dtype=torch.float64)
     loss = torch.zeros_like(right)
     labels = rows.labels.to(right.device)
     for x, y in zip(rows.features.split(size), labels.split(size), strict=True):
         logits, target = heads.logits(x), y[:, None].expand(-1, len(right))
-        right += (logits.argmax(1) == target).sum(0)
+        largest, place = logits.max(1)  # of which NaN is one
+        right += ((place == y[:, None]) & largest.isfinite()).sum(0)
         loss += F.cross_entropy(logits, target, reduction="none").sum(0)
     return right / len(labels), loss / len(labels)
 

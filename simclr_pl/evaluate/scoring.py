@@ -139,14 +139,15 @@ def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def accuracies(scores: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Top-1 and top-5 of scores, where minus infinity and NaN are never right.
+    """Top-1 and top-5 of scores, where minus infinity is never right, nor anything beside a NaN.
 
     Args:
         scores: `[N, C]`; the larger, the likelier.
         labels: `int64 [N]`.
     """
     values, places = scores.topk(min(5, scores.shape[1]), dim=1)
-    right = (places == labels[:, None]) & values.isfinite()
+    # (NaN counts as the largest.)
+    right = (places == labels[:, None]) & values.isfinite() & ~values[:, :1].isnan()
     return float(right[:, 0].double().mean()), float(right.any(1).double().mean())
 
 

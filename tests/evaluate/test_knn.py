@@ -149,6 +149,16 @@ def test_nothing_labelled_is_nothing_right(queries: int, bank: int) -> None:
         assert max(hits[:-1]) <= queries // CLASSES + 5
 
 
+def test_what_has_no_numbers_is_not_right() -> None:
+    (queries, labels), (bank, bank_labels) = draw(61, 1), draw(150, 2)
+    queries[::2] = torch.nan
+    few = knn_hits(queries[1::2], labels[1::2], bank, bank_labels, (1, 20), TEMPERATURE)[:2]
+    hits = knn_hits(queries, labels, bank, bank_labels, (1, 20), TEMPERATURE)
+    assert hits.tolist() == [*few.tolist(), 61]
+    bank[3] = torch.nan  # everybody's nearest neighbour
+    assert knn_hits(queries, labels, bank, bank_labels, (1, 20), TEMPERATURE).tolist() == [0, 0, 61]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_half_precision_features_are_compared_in_float32(dtype: torch.dtype) -> None:
     (queries, labels), (bank, bank_labels) = draw(61, 1), draw(150, 2)

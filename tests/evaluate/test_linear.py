@@ -23,6 +23,7 @@ from simclr_pl.evaluate.scoring import (
     accuracies,
     best_first,
     choosing_parts,
+    count_right,
     labelled,
 )
 from simclr_pl.model.encoder import EncoderSpec, build_encoder
@@ -206,6 +207,24 @@ def test_top5_of_few_classes_is_one_and_of_more_the_share_of_the_five_likeliest(
 def test_a_score_that_is_not_finite_is_never_right() -> None:
     scores = torch.tensor([[torch.nan, torch.nan], [-torch.inf, -torch.inf], [0.0, -torch.inf]])
     assert accuracies(scores, torch.tensor([0, 0, 0])) == (1 / 3, 1 / 3)
+
+
+def test_a_class_beside_a_score_that_is_no_number_is_never_right() -> None:
+    scores = torch.arange(12.0).view(2, 6)
+    scores[:, 0] = torch.nan
+    labels = torch.tensor([4, 5])
+    assert accuracies(scores, labels) == (0, 0)
+    assert count_right(scores, labels).tolist() == [2, 0, 0]
+
+
+def test_a_head_that_is_no_number_has_nothing_right() -> None:
+    rows = Rows(torch.ones(6, 2), torch.tensor([0, 0, 1, 1, 0, 2]))
+    weight = torch.zeros(2, 3, 3)
+    weight[:, :, 1], weight[:, 1, 2] = torch.nan, torch.nan  # all classes of one, one of another
+    heads = Heads(weight, torch.zeros(3, 3), torch.zeros(2), torch.ones(2))
+    top1, loss = judge(heads, rows)
+    assert top1.tolist() == [0.5, 0, 0]
+    assert loss.isfinite().tolist() == [True, False, False]
 
 
 # What goes wrong ----------------------------------------------------------------------------------

@@ -235,6 +235,51 @@ def test_statistics_are_those_of_each_anchor(block_size: int) -> None:
     assert not anchors.log_sum.requires_grad
 
 
+def hits(z1: Tensor, z2: Tensor, temperature: float, block_size: int = 512) -> list[bool]:
+    """Of first views, then of second ones."""
+    _, anchors = NTXentLoss(temperature, block_size).with_statistics(z1, z2)
+    return (anchors.positive_rank == 0).tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_collapsed_projections_are_no_hits(temperature: float, dtype: torch.dtype) -> None:
+    """Of the same cosine, a positive's product and a negative's are summed in different orders."""
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        images, width = 2 + seed % 9, (16, 128, 100, 2048)[seed % 4]
+        z = torch.randn(width, generator=generator, dtype=dtype).expand(images, -1)
+        for block_size in (512, 3):
+            assert not any(hits(z, z * 1.7, temperature, block_size)), (seed, block_size)
+
+
+@pytest.mark.parametrize(("dtype", "gap"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_a_positive_that_is_a_little_nearer_is_a_hit(
+    temperature: float, dtype: torch.dtype, gap: float
+) -> None:
+    """The margin of a tie is rounding's."""
+    # Cosines: 1 - gap of each pair, and the square of that, or less, of everything else.
+    near = torch.eye(5, dtype=torch.float64) * math.sqrt(2 * gap) + torch.ones(5, 5).double()
+    near = F.normalize(near, dim=1)
+    cosine = near @ near.T
+    far = float((1 - cosine.fill_diagonal_(0).max()) * 0.9)
+    assert 0 < far < 2 * gap
+    z = near.to(dtype)
+    assert all(hits(z, z, temperature))
+
+
+@pytest.mark.parametrize("block_size", [2, 512])
+def test_what_is_no_number_is_no_hit(block_size: int) -> None:
+    z1, z2 = (5 * torch.eye(6) for _ in range(2))
+    assert all(hits(z1, z2, 0.5, block_size))
+    z2[4, 1] = torch.nan  # a similarity to it is none, for everybody
+    assert not any(hits(z1, z2, 0.5, block_size))
+    z1[:], z2[:] = torch.nan, torch.nan
+    _, anchors = NTXentLoss(0.5, block_size).with_statistics(z1, z2)
+    assert anchors.positive_rank.tolist() == [10] * 12  # as if all negatives were nearer
+
+
 # Memory ------------------------------------------------------------------------------------------
 
 

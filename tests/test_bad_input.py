@@ -84,10 +84,6 @@ VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "learning rate 0": (("--model.learning_rate", "0"), ("model.learning_rate is 0", "above 0")),
     "probe's learning rate 0": (("--probe.learning_rate", "0"), ("probe.learning_rate", "above 0")),
-    "LARS turned off": (
-        ("--model.optimizer", "lars", "--model.weight_decay", "0"),
-        ("model.weight_decay 0", "LARS"),
-    ),
     "flip beyond 1": (("--data.flip", "1.5"), ("flip is 1.5", "0", "1")),
     "crops larger than the image": (("--data.scale", "[0.2, 1.5]"), ("scale", "1.5")),
     "workers below 0": (("--data.num_workers", "-1"), ("data.num_workers is -1", "0 or more")),

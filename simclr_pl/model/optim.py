@@ -1,5 +1,7 @@
 """Optimisers, parameter groups and the learning rate's schedule."""
 
+import fnmatch
+import itertools
 import math
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -9,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from simclr_pl.errors import UserError
+from simclr_pl.model.lars import Lars
 
 OptimizerName = Literal["sgd", "adamw", "lars"]
 Scaling = Literal["linear", "sqrt", "none"]
@@ -21,7 +24,8 @@ class OptimizerRecipe(NamedTuple):
         name: `sgd` (momentum), `adamw`, or `lars` (You et al. 2017, the paper's choice).
         learning_rate: the peak for a global batch of 256 images; see `peak_learning_rate`.
         scaling: how the peak follows the global batch.
-        weight_decay: on weights; biases and norms have none, and no LARS adaptation either.
+        weight_decay: on weights; what is none (`split_parameters`) has neither decay nor LARS
+            adaptation.
         momentum: of SGD and LARS; AdamW's first beta.
         warmup_epochs: epochs of linear warm-up, a step at a time.
         nesterov: whether SGD looks ahead.
@@ -53,11 +57,6 @@ class OptimizerRecipe(NamedTuple):
             )
         if not self.warmup_epochs >= 0:
             raise UserError(f"{group}warmup_epochs is {self.warmup_epochs}, but must be 0 or more")
-        if self.name == "lars" and self.weight_decay == 0:
-            raise UserError(
-                f"{group}weight_decay 0 would turn LARS off: it adapts only weights that decay. "
-                f"Use the paper's 1e-6, or {group}optimizer sgd"
-            )
 
 
 def peak_learning_rate(recipe: OptimizerRecipe, global_batch: int) -> float:
@@ -88,14 +87,21 @@ def build_optimizer(
         fused: whether one kernel may do for all parameters, on CUDA (SGD, AdamW; LARS works on
             lists of parameters there by itself); the same to rounding.
     """
-    parameters = [p for p in modules.parameters() if p.requires_grad]
+    weights, others = split_parameters(modules)
     # On a CPU the fused SGD copies weights that are channels-last, and takes twice the time.
-    fused = fused and all(p.is_cuda for p in parameters)
-    groups = [
-        # Biases and norms are the vectors among the parameters.
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    fused = fused and all(p.is_cuda for p in [*weights, *others])
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
+    optimizer = _optimizer(groups, recipe, learning_rate, fused=fused)
+    _regroup(optimizer, modules)
+    return optimizer
+
+
+def _optimizer(
+    groups: list[dict[str, Any]], recipe: OptimizerRecipe, learning_rate: float, *, fused: bool
+) -> Optimizer:
     if recipe.name == "adamw":
         betas = (recipe.momentum, 0.999)
         return _on_this_device(torch.optim.AdamW(groups, learning_rate, betas, fused=fused), fused)
@@ -110,11 +116,65 @@ def build_optimizer(
             ),
             fused,
         )
-    from timm.optim.lars import Lars  # late: timm takes seconds to import
+    groups[1]["adapt"] = False
+    return Lars(groups, learning_rate, recipe.momentum)
 
-    # Groups without decay are not adapted, which is what the authors do.
-    lars: Optimizer = Lars(groups, lr=learning_rate, momentum=recipe.momentum)
-    return lars
+
+def split_parameters(modules: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters that want a gradient: weights, and what is none, each in the modules' order.
+
+    No weights are vectors, whatever axes of length 1 they have beside (biases, norms, class tokens,
+    timm's affine and scale parameters), and what a module's own `no_weight_decay` names, as timm's
+    transformers do of positions and tables of biases. The `weight` of a linear layer or convolution
+    is one, however narrow.
+    """
+    named = _without_decay(modules)
+    layers = (m for m in modules.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd))
+    matrices = {layer.weight for layer in layers}
+    weights: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in modules.named_parameters():
+        narrow = parameter.squeeze().ndim <= 1 and parameter not in matrices
+        if parameter.requires_grad:
+            (others if narrow or parameter.ndim <= 1 or name in named else weights).append(
+                parameter
+            )
+    return weights, others
+
+
+def _without_decay(modules: nn.Module) -> set[str]:
+    """Names of parameters that modules themselves want without decay; `*` stands for anything."""
+    names = [name for name, _ in modules.named_parameters()]
+    found: set[str] = set()
+    for path, module in modules.named_modules():
+        if callable(getattr(module, "no_weight_decay", None)):
+            above = f"{path}." if path else ""
+            for pattern in module.no_weight_decay():
+                # Some give the last part of a name alone.
+                found |= {*fnmatch.filter(names, f"{above}{pattern}")}
+                found |= {*fnmatch.filter(names, f"{above}*.{pattern}")}
+    return found
+
+
+def _regroup(optimizer: Optimizer, modules: nn.Module) -> None:
+    """Lets a run be resumed whose groups were vectors and all else, as they once were."""
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    once = [[p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]]
+
+    def regrouped(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
+        saved, own = state["param_groups"], [group["params"] for group in optimizer.param_groups]
+        sizes = [len(group["params"]) for group in saved]
+        if sizes == [len(group) for group in own] or sizes != [len(group) for group in once]:
+            return None
+        places = itertools.chain.from_iterable(group["params"] for group in saved)
+        place = dict(zip(itertools.chain.from_iterable(once), places, strict=True))
+        groups = [
+            {**group, "params": [place[parameter] for parameter in mine]}
+            for group, mine in zip(saved, own, strict=True)
+        ]
+        return {**state, "param_groups": groups}
+
+    optimizer.register_load_state_dict_pre_hook(regrouped)
 
 
 def _on_this_device(optimizer: Optimizer, fused: bool) -> Optimizer:

@@ -259,7 +259,6 @@ def test_a_trainer_without_the_data_module_is_refused() -> None:
         ({"temperature": 0}, "temperature is 0, but must be above 0"),
         ({"loss_block_size": 0}, "block_size is 0"),
         ({"learning_rate": -1}, "model.learning_rate is -1"),
-        ({"optimizer": "lars", "weight_decay": 0}, "would turn LARS off"),
         ({"optimizer": "adam"}, "model.optimizer is 'adam', but must be one of sgd, adamw, lars"),
     ],
 )

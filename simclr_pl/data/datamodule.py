@@ -145,10 +145,7 @@ class ContrastiveDataModule(L.LightningDataModule):
                 f"to train on: give at most {len(train)}"
             )
         rank, world = self._ranks()
-        if self.batch_size < 2 * world:
-            raise UserError(
-                f"data.batch_size is {self.batch_size} over {world} devices: give each at least 2"
-            )
+        self._check_ranks(self.batch_size, world)
         trainer = self.trainer
         assert trainer is not None
         self._loader = TrainLoader(
@@ -236,7 +233,8 @@ class ContrastiveDataModule(L.LightningDataModule):
             labelled_only: leave out unlabelled images, if there are labelled ones for all ranks.
 
         Raises:
-            UserError: no such split in the data set, or fewer than 2 images a rank in it.
+            UserError: no such split in the data set, or fewer than 2 images a rank in it, or in a
+                batch of views.
         """
         source = getattr(self.splits, split)
         if source is None:
@@ -254,7 +252,11 @@ class ContrastiveDataModule(L.LightningDataModule):
         rows = (source.labels != UNLABELLED).nonzero()[:, 0]
         if not labelled_only or len(rows) < 2 * world:
             rows = torch.arange(len(source))
-        return EvaluationLoader(self._place(source), self.batch_size, rank, world, cut, rows)
+        size = self.batch_size
+        if cut == "clean":  # of which nothing depends on the others in its batch
+            size = max(size, 2 * world)
+        self._check_ranks(size, world)
+        return EvaluationLoader(self._place(source), size, rank, world, cut, rows)
 
     def apart(self) -> "ContrastiveDataModule":
         """The same data without a trainer, and with worker processes of its own.
@@ -311,6 +313,12 @@ class ContrastiveDataModule(L.LightningDataModule):
                 f"give at least {2 * world}"
             )
         return count
+
+    def _check_ranks(self, batch_size: int, world: int) -> None:
+        if batch_size < 2 * world:
+            raise UserError(
+                f"data.batch_size is {batch_size} over {world} devices: give each at least 2"
+            )
 
     def _ranks(self) -> tuple[int, int]:
         if self.trainer is None:

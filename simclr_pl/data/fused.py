@@ -61,7 +61,8 @@ def _hue_shifted(colours: list[Tensor], turns: Tensor) -> list[Tensor]:
     chroma = high - low
     no_blue, no_red = blue == low, red == low
     rise = torch.where(no_blue, green - red, torch.where(no_red, blue - green, red - blue))
-    start = torch.where(no_blue, 7.0, torch.where(no_red, 9.0, 11.0))
+    # (Of numbers alone `where` makes torch's default, which is float64 in steps under 64-true.)
+    start = torch.where(no_blue, 7.0, torch.where(no_red, 9.0, 11.0)).to(chroma.dtype)
     hue = (rise / chroma.clamp(min=torch.finfo(chroma.dtype).tiny) + start) / 6 + turns
     hue = (hue - hue.floor()) * 6
     red, green, blue = (((hue - m).abs() - 1).clamp(0, 1) * chroma for m in (3, 2, 4))

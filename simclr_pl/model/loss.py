@@ -36,6 +36,7 @@ from torch.autograd.function import once_differentiable
 
 from simclr_pl.distributed import gather_rows, rank_and_world, row_counts
 from simclr_pl.errors import UserError
+from simclr_pl.model.precision import full_precision
 
 _LARGEST_EXPONENT = 70.0
 """exp(70) x 10^8 anchors is still a float32."""
@@ -102,7 +103,9 @@ class NTXentLoss(nn.Module):
             z2: `[B, P]`, projections of the second views, row for row of the same images.
 
         Returns:
-            Scalar, float32 (float64 for float64 input), also under autocast.
+            Scalar, float32 (float64 for float64 input), also under autocast, and computed in full
+            float32 whatever `torch.set_float32_matmul_precision` says (unless somebody compiles
+            the loss itself).
         """
         return self._compute(z1, z2, None, count=False)[0]
 
@@ -130,7 +133,7 @@ class NTXentLoss(nn.Module):
         if counts is not None and (len(counts) != world or counts[me] != len(z1)):
             raise ValueError(f"{len(z1)} images on rank {me} of {world} are not those of {counts}")
         about = self.temperature, self.block_size, count
-        with torch.autocast(z1.device.type, enabled=False):
+        with torch.autocast(z1.device.type, enabled=False), full_precision():
             loss, rank, log_sum = _NTXent.apply(z1, z2, counts, *about)
         dtype = torch.promote_types(z1.dtype, torch.float32)
         return loss.to(dtype), AnchorStatistics(rank, log_sum.to(dtype))
@@ -259,7 +262,7 @@ class _NTXent(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         z, length, everyone, pull, share, shares = ctx.saved_tensors
         blocks: _Blocks = ctx.blocks
-        with torch.autocast(z.device.type, enabled=False):
+        with torch.autocast(z.device.type, enabled=False), full_precision():
             pull = pull + pull.roll(blocks.half)  # as an anchor, and as its positive's positive
             grad = z.roll(blocks.half, 0).mul_(-pull[:, None])
             for r, c, block in ctx.kept or blocks.visit(z, everyone):

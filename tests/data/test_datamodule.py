@@ -516,3 +516,24 @@ def test_files_go_through_the_same_steps(folder: Path) -> None:
     pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None]
     want = SimCLRViews(16, mean=data.mean, std=data.std).clean(pixels)
     torch.testing.assert_close(predicted.clean[:1], want)
+
+
+@pytest.mark.parametrize(("world", "batch_size"), [(2, 3), (4, 2), (4, 7)])
+def test_a_batch_too_small_for_all_ranks(world: int, batch_size: int) -> None:
+    """Views are compared with those of their batch, which stays as it is; clean images are not."""
+    seen = []
+    for rank in range(world):
+        data = ContrastiveDataModule("digits", batch_size=batch_size)
+        data.setup()
+        data.trainer = trainer(devices=world, strategy="ddp")
+        data._ranks = lambda rank=rank: (rank, world)  # type: ignore[method-assign]
+        sentence = f"data.batch_size is {batch_size} over {world} devices: give each at least 2"
+        with pytest.raises(UserError, match=sentence):
+            data.evaluation_loader("val", "both")
+        with pytest.raises(UserError, match=sentence):
+            data.val_dataloader()
+        batches = list(data.evaluation_loader("val", "clean"))
+        assert min(len(batch.index) for batch in batches) > 0
+        seen += [batch.index for batch in batches]
+        assert all(len(data.make_clean(b, views=False).clean) == len(b.index) for b in batches[:2])
+    assert torch.cat(seen).sort().values.equal(torch.arange(len(data.splits.val)))

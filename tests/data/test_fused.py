@@ -39,6 +39,33 @@ def plain(channels: int, **options: Any) -> dict[str, Any]:
     return {"mean": (0.4,) * channels, "std": (0.5,) * channels, "seed": 2} | options
 
 
+@pytest.fixture
+def _doubles() -> Iterator[None]:
+    """As in a training step under 64-true, in which micro-batches have their views made."""
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("_doubles")
+@pytest.mark.parametrize("accelerator", [False, True])
+def test_a_runs_precision_changes_no_view(
+    accelerator: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU nothing is fused unless it is compiled, on accelerators everything."""
+    views = SimCLRViews(20, **plain(3, blur=1.0, jitter=1.0))
+    views.compiled = accelerator
+    monkeypatch.setattr("simclr_pl.data.views.compiled", lambda function: function)
+    images, index = photos(16, 3, 30, 25), torch.arange(16)
+    made = []
+    for dtype in (torch.float32, torch.float64):
+        torch.set_default_dtype(dtype)
+        made.append([*views(images, index, 1), views.clean(images)])
+        sizes = torch.tensor([[30, 20]] * 16)
+        made[-1] += [views.one(images, index, 2, sizes), views.clean(images, sizes)]
+    assert {view.dtype for each in made for view in each} == {torch.float32}
+    assert all(a.equal(b) for a, b in zip(*made, strict=True))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_order_and_strength_is_the_other_implementations(channels: int) -> None:
     """As single operations; `test_color` holds the other one to torchvision."""

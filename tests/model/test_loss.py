@@ -1,6 +1,7 @@
 """NT-Xent against equation 1 of the paper, written down literally, on one rank and on several."""
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -204,6 +205,70 @@ def test_computes_in_float32_at_least(
     for z, grad in ((z1, expected.grad1), (z2, expected.grad2)):
         assert z.grad.dtype == given
         assert z.grad.equal(grad.to(given))
+
+
+class _Precisions(TorchDispatchMode):
+    """Records what products of float32 may be rounded to, on a GPU and a CPU, at each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, str]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if "mm" in func.overloadpacket.__name__:
+            self.seen.append(precisions())
+        return func(*args, **(kwargs or {}))
+
+
+def precisions() -> tuple[str, str]:
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+
+
+@pytest.fixture
+def _as_before() -> Iterator[None]:
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.usefixtures("_as_before")
+@pytest.mark.parametrize("allowed", ["high", "medium"])
+@pytest.mark.parametrize("block_size", [8, 512])
+def test_products_are_float32s_whatever_others_allow(allowed: str, block_size: int) -> None:
+    z1, z2 = draw(64, 128, torch.float32)
+    expected = ours(z1, z2, 0.05, block_size=block_size)
+    torch.set_float32_matmul_precision(allowed)
+    before = precisions()
+    with _Precisions() as products:
+        got = ours(z1, z2, 0.05, block_size=block_size)
+    assert set(products.seen) == {("ieee", "ieee")}
+    assert len(products.seen) > 2  # backward's too
+    assert all(a.equal(b) for a, b in zip(got, expected, strict=True))
+    assert (torch.get_float32_matmul_precision(), precisions()) == (allowed, before)
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_a_precision_comes_back_whoever_allowed_it_and_however_the_loss_ends() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"  # without a word to the CPU's library
+    before = precisions()
+    z1, z2 = draw(4, dtype=torch.float32)
+    ours(z1, z2, 0.5)
+    with pytest.raises(UserError, match="at least 2 images"):
+        NTXentLoss()(z1[:1], z2[:1])
+    assert precisions() == before
+
+
+@pytest.mark.usefixtures("_as_before")
+@pytest.mark.parametrize("allowed", ["highest", "high"])
+def test_the_loss_can_be_compiled(allowed: str) -> None:
+    torch.set_float32_matmul_precision(allowed)
+    z1, z2 = (z.requires_grad_() for z in draw(8, dtype=torch.float32))
+    compiled = torch.compile(NTXentLoss(0.2), backend="aot_eager", fullgraph=True)(z1, z2)
+    compiled.backward()
+    expected = ours(z1.detach(), z2.detach(), 0.2)
+    assert error(compiled.detach(), expected.loss) < 1e-6
+    assert error(z1.grad, expected.grad1) < 1e-5
+    assert torch.get_float32_matmul_precision() == allowed
+    torch.compiler.reset()
 
 
 # Statistics --------------------------------------------------------------------------------------

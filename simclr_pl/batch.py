@@ -38,6 +38,12 @@ class Batch(NamedTuple):
     epoch: int
     sizes: Tensor | None = None
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device, all of it: views are drawn where `index` and `sizes` lie."""
+        images, labels, index = (part.to(device) for part in self[:3])
+        sizes = None if self.sizes is None else self.sizes.to(device)
+        return Batch(images, labels, index, self.epoch, sizes)
+
     def split(self, counts: Sequence[int]) -> list["Batch"]:
         """Consecutive parts of so many images."""
         columns = (self.images.split(counts), self.labels.split(counts), self.index.split(counts))

@@ -27,7 +27,7 @@ def encode_crops(
     features = []
     with in_eval_mode(encoder):
         for batch in source.batches(rows.split(data.batch_size), epoch, "views"):
-            moved = batch._replace(images=batch.images.to(device))
+            moved = batch.to(device)
             views = data.views.one(moved.images, moved.index, epoch, moved.sizes)
             features.append(encoder(views))
     return torch.cat(features)

@@ -80,8 +80,7 @@ def encode(
     outputs = []
     with in_eval_mode(encoder):
         for batch in data.evaluation_loader(split, "clean", labelled_only=labelled_only):
-            moved = batch._replace(images=batch.images.to(device))
-            features = encoder(data.make_clean(moved, views=False).clean).cpu()
+            features = encoder(data.make_clean(batch.to(device), views=False).clean).cpu()
             outputs.append(
                 EvaluationOutput(features=features, labels=batch.labels, index=batch.index)
             )

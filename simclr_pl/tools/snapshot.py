@@ -188,10 +188,7 @@ def _encode(
     batches = source.batches(plan, 0, "both" if views else "clean")
     bar = tqdm(batches, f"encoding {split}", len(plan), leave=False, disable=quiet or None)
     for batch in bar:
-        there = batch._replace(
-            images=batch.images.to(network.device), index=batch.index.to(network.device)
-        )
-        clean = data.make_clean(there, views=views)
+        clean = data.make_clean(batch.to(network.device), views=views)
         features.append(network.features(clean.clean).float().cpu())
         z = None if clean.views is None else network.projections(clean.views.both)
         if z is not None:

@@ -30,7 +30,7 @@ def result(seed: int, runs: Path) -> dict[str, Any]:
         recipe = ["--config", str(config), "--seed_everything", str(seed), "--wandb", "off"]
         subprocess.run([*simclr, "fit", *recipe, "--run_dir", str(run), "--resume"], check=True)
         subprocess.run([*simclr, "compare", "--run_dir", str(run), "--split", "test"], check=True)
-    content: dict[str, Any] = json.loads(path.read_text())
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 

@@ -171,7 +171,7 @@ def against_bare(recipe: str, *options: str) -> list[str]:
         command = [sys.executable, "-m", "simclr_pl", "bench"]
         config = ["--config", str(CONFIGS / f"{recipe}.yaml"), "--out", str(out)]
         subprocess.run([*command, *config, *options], check=True)
-        found = json.loads(out.read_text())
+        found = json.loads(out.read_text(encoding="utf-8"))
     low, high = found["end_to_end_over_bare_quartiles"]
     share = found["share"]
     return [

@@ -56,7 +56,7 @@ def result(run: Path, protocol: str, seed: int) -> dict[str, Any]:
     if not path.exists():
         resume = ["--resume"] if protocol.startswith(("finetune", "supervised")) else []
         subprocess.run([*SIMCLR, *command(protocol), "--run_dir", str(run), *resume], check=True)
-    content: dict[str, Any] = json.loads(path.read_text())
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 
@@ -89,7 +89,7 @@ def main() -> None:
         every = [[result(r, p, s)["top1"] for s, r in runs.items() if p] for p in protocols]
         rows.append([title, *map(cell, every), least_gain(every)])
     last = result(runs[0], "linear", 0)
-    epochs = yaml.safe_load(CONFIG.read_text())["trainer"]["max_epochs"]
+    epochs = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["trainer"]["max_epochs"]
     versions = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
     lines = [
         *table(HEADER, rows),

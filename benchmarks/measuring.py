@@ -75,7 +75,7 @@ def machine(device: torch.device, *packages: str) -> str:
 
 
 def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0]} CPU" if names else f"{platform.machine()} CPU"
 
@@ -89,5 +89,7 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 def write(name: str, title: str, lines: list[str]) -> None:
     """Prints a result and writes it to benchmarks/results/NAME.md."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text("\n".join([f"# {title}", "", *lines]) + "\n")
+    (RESULTS / f"{name}.md").write_text(
+        "\n".join([f"# {title}", "", *lines]) + "\n", encoding="utf-8"
+    )
     print("\n".join(lines))

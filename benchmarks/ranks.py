@@ -61,7 +61,7 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        recipe = yaml.safe_load(CONFIG.read_text())["model"]
+        recipe = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["model"]
         args = (recipe["encoder"], CHANNELS, SIDE, recipe["stem"], recipe["encoder_args"])
         encoder = build_encoder(EncoderSpec(*args))
         self.encoder = encoder.module.to(memory_format=torch.channels_last)

@@ -60,12 +60,12 @@ if [ -z "$sweep" ]; then
 import sys, pathlib, yaml
 
 path = pathlib.Path(sys.argv[1])
-sweep = yaml.safe_load(path.read_text())
+sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
 plain = ["${env}", "${interpreter}", "${program}", "${args}"]  # of W&B, where none is given
 command = ["srun", *map(str, sweep.get("command") or plain)]
 if not any(word.startswith("--run_dir") for word in command):
     command += ["--run_dir=runs/sweep-${envvar:SLURM_ARRAY_JOB_ID}/${envvar:SLURM_ARRAY_TASK_ID}"]
-path.write_text(yaml.safe_dump({**sweep, "command": command}, sort_keys=False))
+path.write_text(yaml.safe_dump({**sweep, "command": command}, sort_keys=False), encoding="utf-8")
 END
     fi
     # Into a file: what the client leaves running would hold a pipe open.

@@ -2,9 +2,12 @@
 
 import difflib
 import importlib
+import io
+import locale
 import os
 import signal
 import sys
+from contextlib import suppress
 
 from simclr_pl import __version__
 from simclr_pl.errors import UnfinishedError, UserError
@@ -78,8 +81,24 @@ def main(args: list[str] | None = None) -> int:
     return _run(args, debug=debug)
 
 
+def _speak_utf8() -> None:
+    """Texts are UTF-8 whatever the locale; what a terminal cannot show is replaced, no error.
+
+    The locale is that of libraries, which open files without naming an encoding.
+    """
+    if locale.getencoding().lower() != "utf-8":
+        for name in ("C.UTF-8", "en_US.UTF-8", "UTF-8"):
+            with suppress(locale.Error):
+                locale.setlocale(locale.LC_CTYPE, name)
+                break
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _run(args: list[str], *, debug: bool) -> int:
     """Runs a known command; an error becomes one sentence."""
+    _speak_utf8()
     try:
         importlib.import_module(COMMANDS[args[0]][0]).run_cli(args)
     except KeyboardInterrupt as error:

@@ -129,7 +129,9 @@ def sign(descriptor: int) -> None:
 def holder_of(lock: BaseFileLock) -> str:
     """Who holds a lock, as its file has it: the process and its machine."""
     try:
-        process, host, *_ = Path(lock.lock_file).read_text(errors="replace").split()
+        process, host, *_ = (
+            Path(lock.lock_file).read_text(encoding="utf-8", errors="replace").split()
+        )
     except (OSError, ValueError):
         return "another process"
     return f"process {process} on {host}"

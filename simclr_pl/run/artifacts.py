@@ -177,7 +177,7 @@ def _names(run: RunDirectory) -> dict[str, str]:
     """Artifacts' `project/name:alias` by the SHA-256 of their checkpoint."""
     names: dict[str, str] = {}
     if run.wandb_models.is_file():
-        names = json.loads(run.wandb_models.read_text())
+        names = json.loads(run.wandb_models.read_text(encoding="utf-8"))
     return names
 
 

@@ -143,5 +143,9 @@ def _append_online(run: RunDirectory, project: str, numbers: dict[str, float]) -
 
 def _remember(run: RunDirectory, numbers: dict[str, float]) -> None:
     """Keeps what was appended, for parts of the run to come."""
-    known = json.loads(run.wandb_summary.read_text()) if run.wandb_summary.is_file() else {}
+    known = (
+        json.loads(run.wandb_summary.read_text(encoding="utf-8"))
+        if run.wandb_summary.is_file()
+        else {}
+    )
     write_text(run.wandb_summary, json.dumps(known | numbers, indent=2) + "\n")

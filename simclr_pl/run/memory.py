@@ -28,7 +28,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)
         elif _PEAK.exists():
-            _PEAK.write_text("5")  # the peak begins anew
+            _PEAK.write_text("5", encoding="utf-8")  # the peak begins anew
             self.before = of_process("VmRSS")
         return self
 
@@ -51,7 +51,7 @@ def of_process(name: str) -> int:
 
 
 def _bytes(file: Path, name: str) -> int:
-    lines = file.read_text().splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
@@ -99,8 +99,13 @@ def left_to_container(groups: Path = Path("/sys/fs/cgroup")) -> int | None:
         ),
     ):
         try:
-            most, taken = ((folder / name).read_text().strip() for name in (limit, used))
-            rows = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+            most, taken = (
+                (folder / name).read_text(encoding="utf-8").strip() for name in (limit, used)
+            )
+            rows = dict(
+                row.split()
+                for row in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+            )
         except (OSError, ValueError):
             continue
         if most != "max" and int(most) < 2**60:  # version 1 has a huge number for none

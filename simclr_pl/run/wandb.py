@@ -255,7 +255,7 @@ def _summary_so_far(run: RunDirectory) -> dict[str, float]:
     """The last of every number logged, named as W&B has them, and what was appended besides."""
     numbers: dict[str, float] = {}
     if run.wandb_summary.is_file():
-        numbers = json.loads(run.wandb_summary.read_text())
+        numbers = json.loads(run.wandb_summary.read_text(encoding="utf-8"))
     for row in read_metrics(run.metrics) if run.metrics.is_file() else []:
         numbers |= {name: float(value) for name, value in row.items()}
     if "step" in numbers:
@@ -265,7 +265,7 @@ def _summary_so_far(run: RunDirectory) -> dict[str, float]:
 
 def run_id(run: RunDirectory) -> str:
     """Of the directory's W&B run."""
-    return run.wandb_id.read_text().strip()
+    return run.wandb_id.read_text(encoding="utf-8").strip()
 
 
 def failures() -> tuple[type[Exception], ...]:

@@ -23,6 +23,7 @@ from simclr_pl.data.sources import ImageFiles
 from simclr_pl.data.workers import batches_of, begin, end_workers, sent
 from simclr_pl.errors import UserError
 from simclr_pl.run.arguments import call
+from simclr_pl.run.stop import restore
 
 LONGEST = 2
 """Sides of an image that is kept whole: a longer one is cut to so many times its shorter side."""
@@ -182,4 +183,4 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+            restore(number, handler)

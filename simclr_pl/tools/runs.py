@@ -127,7 +127,7 @@ def _numbers(path: Path) -> list[dict[str, float]]:
 
 def _result(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(
             f"{path} is not JSON ({error}): remove it, and evaluate once more"

@@ -1,8 +1,8 @@
 """`sweep`: the runs of a sweep's YAML one after the other, on this machine, and a table of them."""
 
 import difflib
-import fcntl
 import json
+import os
 import subprocess
 import sys
 import time
@@ -89,7 +89,7 @@ def _alone(folder: Path) -> Iterator[int]:
     """Keeps a second sweep out of the folder, for as long as this one or a run of it lives."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("w")
+        file = (folder / "lock").open("w", encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror}): give another --out"
@@ -109,6 +109,10 @@ def _alone(folder: Path) -> Iterator[int]:
 def _lock(file: IO[str]) -> bool:
     """Takes the file's lock, unless another process has it."""
     try:
+        import fcntl
+    except ImportError:
+        return True  # on Windows the lock of each run directory has to do
+    try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
@@ -125,7 +129,7 @@ def _claim(folder: Path, search: Search, seed: int, *, resume: bool) -> dict[str
                 f"{folder} already holds a sweep: add --resume to go on with it, or give another "
                 "--out"
             )
-        before = json.loads(path.read_text())
+        before = json.loads(path.read_text(encoding="utf-8"))
         now = json.loads(json.dumps(state))  # as it reads back
         changed = [
             k
@@ -153,16 +157,16 @@ def _train(run: RunDirectory, command: list[str], lock: int, config: str) -> str
     words = [*command, "--run_dir", str(run.path), "--resume"]
     error = ""
     log = run.path.with_suffix(".log")
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         try:
             process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
-                pass_fds=[lock],
+                pass_fds=[lock] if os.name == "posix" else [],
             )
         except OSError as failed:
             raise UserError(f"{config}: {words[0]} cannot be run ({failed.strerror})") from failed

@@ -17,6 +17,7 @@ from simclr_pl.batch import UNLABELLED, EvaluationOutput
 from simclr_pl.distributed import sum_over_ranks
 from simclr_pl.errors import UserError
 from simclr_pl.evaluate.features import encode_once, forget
+from simclr_pl.model.ending import is_last
 
 QUERIES, BANK = 1024, 16384
 """Rows and columns of the similarities that exist at a time: 64 MiB of float32."""
@@ -189,6 +190,4 @@ def due(trainer: L.Trainer, every_n_epochs: int) -> bool:
     """Whether a monitor's turn has come: each so many epochs of training, and at its end."""
     if not every_n_epochs or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
         return False
-    done = trainer.current_epoch + 1
-    last = done == trainer.max_epochs or trainer.global_step == trainer.max_steps
-    return last or done % every_n_epochs == 0
+    return is_last(trainer) or (trainer.current_epoch + 1) % every_n_epochs == 0

@@ -11,6 +11,7 @@ from simclr_pl.evaluate.features import encode_once, forget
 from simclr_pl.evaluate.knn import due
 from simclr_pl.evaluate.linear import Recipe, fit_linear
 from simclr_pl.evaluate.scoring import Rows, labelled
+from simclr_pl.model.ending import is_last
 
 
 class LinearEvaluation(L.Callback):
@@ -69,7 +70,7 @@ class LinearEvaluation(L.Callback):
         )
         splits: list[Split] = ["val"]
         # An epoch may have several validations: the test split is for the very last.
-        if trainer.global_step >= trainer.estimated_stepping_batches and self._tests(data):
+        if is_last(trainer) and self._tests(data):
             splits.append("test")
         for split in splits:
             top1 = fitted.score(_rows(trainer, pl_module, split)).top1

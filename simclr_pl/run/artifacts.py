@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from simclr_pl.errors import UnfinishedError
 from simclr_pl.files import write_text
+from simclr_pl.model.ending import is_last
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import sha256
 from simclr_pl.run.wandb import PATIENCE, WandbChoice, first_line, run_id, say
@@ -96,9 +97,8 @@ class LogCheckpoints(Checkpoint):
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         every, done = int(self.choice.log_model), trainer.current_epoch + 1
-        last = done == trainer.max_epochs or trainer.global_step == trainer.max_steps
         saved = self._saved_at == trainer.global_step
-        return bool(every) and saved and (done % every == 0 or last)
+        return bool(every) and saved and (done % every == 0 or is_last(trainer))
 
     def _link(self, epoch: int) -> Path:
         """A name for the checkpoint that stays: `last.ckpt` is replaced, not changed."""

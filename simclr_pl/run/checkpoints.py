@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -15,6 +15,12 @@ from simclr_pl.batch import StepOutput
 from simclr_pl.errors import UnfinishedError, UserError
 from simclr_pl.files import beside, make_folder, whole
 from simclr_pl.model.checkpoint import check_whole
+from simclr_pl.model.ending import (
+    is_epoch_whole,
+    is_last,
+    validate_at_the_end,
+    validate_once_more,
+)
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.stop import StopRequest, leave_signals_alone
 
@@ -70,6 +76,8 @@ class SaveCheckpoint(Checkpoint):
         """Where `last.ckpt` goes: set by the command line, else below `default_root_dir`."""
         self.stop: StopRequest | None = None
         """What tells whether to save and end: set by the command line."""
+        self._saved_at = self._final_at = -1  # steps: of the last save, of a last validation
+        self._once_more = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Finds the place."""
@@ -77,6 +85,16 @@ class SaveCheckpoint(Checkpoint):
             self.path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
         if self.stop is not None:
             leave_signals_alone(trainer)
+        if stage == "fit":
+            validate_at_the_end(trainer)
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """`max_time` is a session's: the time of those before would end this one at once."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Timer):
+                checkpoint["callbacks"].pop(callback.state_key, None)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on there is something to save when a signal comes."""
@@ -100,7 +118,7 @@ class SaveCheckpoint(Checkpoint):
         if stopping or self._is_due(trainer):
             if trainer._logger_connector.should_update_logs:
                 _log_now(trainer)
-            self._save(trainer)
+            self._save(trainer, last=is_last(trainer))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stops before a validation, which a resume then begins with."""
@@ -109,6 +127,7 @@ class SaveCheckpoint(Checkpoint):
             return
         if progress.ready > progress.completed:  # a resume, as `_save_amid_validation` left it
             progress.ready = progress.started = progress.completed
+        self._final_at = trainer.global_step if is_last(trainer) else -1
         self._save_amid_validation(trainer)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
@@ -130,7 +149,9 @@ class SaveCheckpoint(Checkpoint):
 
     def _save_amid_validation(self, trainer: L.Trainer) -> None:
         """Where that was asked for, saves a state from which Lightning validates from the start."""
-        if self.stop is None or not self.stop.agreed:
+        if self.stop is None or not self.stop.agreed or self._once_more:
+            return
+        if trainer.global_step == trainer.max_steps:  # Lightning would find nothing left to do
             return
         progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
         total: Any = progress.total
@@ -143,12 +164,14 @@ class SaveCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves in mid-epoch, behind a validation: Lightning would not make up for a lost one."""
         if trainer.state.fn == TrainerFn.FITTING and self._is_due(trainer):
-            self._save(trainer)
+            self._save(trainer, last=is_last(trainer))
 
-    def _save(self, trainer: L.Trainer) -> None:
+    def _save(self, trainer: L.Trainer, *, last: bool = False) -> None:
         """Saves `last.ckpt`; where that was asked for, it is the last thing done."""
         trainer.save_checkpoint(str(self.path))
-        self._end_if_to_stop(trainer)
+        self._saved_at = trainer.global_step
+        if not last:  # then there is nothing left to go on with
+            self._end_if_to_stop(trainer)
 
     def _is_to_stop(self) -> bool:
         return self.stop is not None and self.stop.ask()
@@ -161,17 +184,26 @@ class SaveCheckpoint(Checkpoint):
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         """Whether this step is one to save; an epoch's last one is left to the end of the epoch."""
-        if not self.every_n_steps or trainer.is_last_batch or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.is_last_batch or trainer.fast_dev_run or trainer.sanity_checking:  # type: ignore[attr-defined]
             return False
-        return not trainer.sanity_checking and trainer.global_step % self.every_n_steps == 0
+        if self._once_more:
+            return False
+        every = self.every_n_steps
+        return is_last(trainer) or (every is not None and trainer.global_step % every == 0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves behind the epoch's validation."""
+        """Saves behind the epoch's validation, or behind another one where that ends the run."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        last = is_last(trainer)
+        if last and trainer.enable_validation and self._final_at != trainer.global_step:
+            self._once_more = True
+            validate_once_more(trainer)
+        if not is_epoch_whole(trainer):
+            self._save_broken_off(trainer)
             return
         done = trainer.current_epoch + 1
         keep = self.keep_every_n_epochs is not None and done % self.keep_every_n_epochs == 0
-        last = done == trainer.max_epochs or trainer.global_step == trainer.max_steps
         stopping = self._is_to_stop()
         if done % self.every_n_epochs and not keep and not last and not stopping:
             return
@@ -186,6 +218,22 @@ class SaveCheckpoint(Checkpoint):
             second.replace(self.path)
         if not last:  # then there is nothing left to go on with
             self._end_if_to_stop(trainer)
+
+    def _save_broken_off(self, trainer: L.Trainer) -> None:
+        """Saves an epoch that was broken off as what it is, unless a validation has seen to it."""
+        if self._saved_at == trainer.global_step:
+            return
+        loop: Any = trainer.fit_loop
+        # Lightning has counted it as an epoch, and as behind the step: it goes on from within.
+        counters = (loop.epoch_progress.total, loop.epoch_progress.current)
+        for counter in counters:
+            counter.processed -= 1
+        loop.epoch_loop._batches_that_stepped -= 1
+        _log_now(trainer)
+        self._save(trainer, last=True)
+        loop.epoch_loop._batches_that_stepped += 1
+        for counter in counters:
+            counter.processed += 1
 
 
 def _log_now(trainer: L.Trainer) -> None:

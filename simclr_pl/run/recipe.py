@@ -13,7 +13,8 @@ from simclr_pl.run.yaml_file import dump_yaml, read_config
 
 FREE_TO_CHANGE = (
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
-    "trainer.max_epochs", "trainer.log_every_n_steps", "trainer.enable_progress_bar",
+    "trainer.max_epochs", "trainer.max_steps", "trainer.max_time",
+    "trainer.log_every_n_steps", "trainer.enable_progress_bar",
     "trainer.logger", "trainer.callbacks", "trainer.profiler", "trainer.check_val_every_n_epoch",
     "trainer.limit_val_batches", "trainer.enable_model_summary", "trainer.default_root_dir",
     "model.loss_block_size", "data.root", "data.num_workers", "data.predict_split",
@@ -21,7 +22,9 @@ FREE_TO_CHANGE = (
     "checkpoint.", "knn.", "health.", "linear.", "pictures.", "wandb", "tensorboard",
     "init_from",
 )  # fmt: skip
-"""Keys that a resume may change: none moves the trajectory but max_epochs, which is said."""
+"""Keys that a resume may change: what moves the trajectory, the schedule's end, is said."""
+
+ENDS = ("trainer.max_epochs", "trainer.max_steps")
 
 OLDER_RUNS: dict[str, Any] = {"data.labels": "given"}
 """What runs did that are older than a key, and have none of that name in their recipe."""
@@ -98,16 +101,25 @@ def check_same_recipe(run: RunDirectory, now: dict[str, Any]) -> None:
                 "continues the same recipe; give it as it was, or start a new run in another "
                 f"{run.option}"
             )
-    epochs = [int(each.get("trainer.max_epochs") or -1) for each in (before, after)]
-    if 0 < epochs[1] < epochs[0]:
+    for unit, key, other in (("epoch", *ENDS), ("step", *reversed(ENDS))):
+        _check_end(run, unit, key, other, before.get(key), after.get(key))
+
+
+def _check_end(run: RunDirectory, unit: str, key: str, other: str, before: Any, after: Any) -> None:
+    """Says where a schedule's end moves to; in is no way for it to go."""
+    ends = [int(end) if end and int(end) > 0 else None for end in (before, after)]
+    if ends[0] == ends[1]:
+        return
+    if ends[0] and ends[1] and ends[1] < ends[0]:
         raise UserError(
-            f"trainer.max_epochs was {epochs[0]} in {run.path} and is {epochs[1]} now: a resume "
+            f"{key} was {ends[0]} in {run.path} and is {ends[1]} now: a resume "
             f"can move the schedule's end out, not in; start a new run in another {run.option}"
         )
-    if epochs[0] != epochs[1] and is_rank_zero():
+    if is_rank_zero():
+        old, new = (end or f"that of {other}" for end in ends)
         sys.stdout.write(
-            f"The schedule's end moves from epoch {epochs[0]} to {epochs[1]}: from here on the "
-            "learning rate follows the new cosine\n"
+            f"The schedule's end moves from {unit} {old} to {new}: from here on the learning rate "
+            "follows the new cosine\n"
         )
 
 

@@ -15,6 +15,7 @@ from simclr_pl.errors import UnfinishedError
 from simclr_pl.model.checkpoint import read_checkpoint
 from simclr_pl.run.checkpoints import SaveCheckpoint
 from simclr_pl.run.directory import RunDirectory
+from simclr_pl.run.ended import ended_by
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.out_of_memory import OutOfMemory, explained
 from simclr_pl.run.ranks import Ranks
@@ -103,10 +104,21 @@ class Session:
             raise KeyboardInterrupt(
                 f"at step {trainer.global_step}: the same command with {self.again} continues"
             ) from None
-        if path and not self._began and trainer.is_global_zero:
+        if trainer.is_global_zero:
+            self._say_the_end(trainer)
+
+    def _say_the_end(self, trainer: L.Trainer) -> None:
+        step, checkpoint = trainer.global_step, self.run.last_checkpoint
+        if self.resume_from and not self._began:
+            longer = "--trainer.max_steps" if step == trainer.max_steps else self.longer
             sys.stdout.write(
-                f"nothing left to train: {path} is at step {trainer.global_step}, the end "
-                f"of this recipe; a larger {self.longer} goes on\n"
+                f"nothing left to train: {checkpoint} is at step {step}, the end of this recipe; "
+                f"a larger {longer} goes on\n"
+            )
+        elif cause := ended_by(trainer):
+            sys.stdout.write(
+                f"ended by {cause} at step {step}, in epoch {trainer.current_epoch}: saved in "
+                f"{checkpoint}; the same command with {self.again} goes on\n"
             )
 
     def _wait(self, trainer: L.Trainer, seconds: float) -> None:
@@ -152,6 +164,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # Steps are counted over epochs: short epochs are logged all the same.
     warnings.filterwarnings("ignore", message="The number of training batches")
+    # A resume may change callbacks, and `max_time` is one: those that have gone were meant to.
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
     # A network that is left as it is, on purpose.
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
     os.environ.setdefault("TQDM_MININTERVAL", "0.5")

@@ -15,7 +15,7 @@ from simclr_pl.files import write_text
 from simclr_pl.model.ending import is_last
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import sha256
-from simclr_pl.run.wandb import PATIENCE, WandbChoice, first_line, run_id, say
+from simclr_pl.run.wandb import PATIENCE, WandbChoice, first_line, kept, run_id, say
 
 
 class LogCheckpoints(Checkpoint):
@@ -175,10 +175,7 @@ def _experiment(trainer: L.Trainer) -> Any:
 
 def _names(run: RunDirectory) -> dict[str, str]:
     """Artifacts' `project/name:alias` by the SHA-256 of their checkpoint."""
-    names: dict[str, str] = {}
-    if run.wandb_models.is_file():
-        names = json.loads(run.wandb_models.read_text(encoding="utf-8"))
-    return names
+    return kept(run.wandb_models)
 
 
 def _remember(run: RunDirectory, digest: str, name: str) -> None:

@@ -14,6 +14,7 @@ from simclr_pl.run.wandb import (
     WandbChoice,
     failures,
     first_line,
+    kept,
     run_id,
     say,
     start,
@@ -65,7 +66,7 @@ def append_to_summary(run: RunDirectory, numbers: dict[str, float], asked: Mode 
         asked: online, offline, off, or auto.
     """
     mode = resolve_mode(asked)
-    if mode == "off" or not run.wandb_id.is_file():
+    if mode == "off" or not run_id(run):
         return
     try:
         _remember(run, numbers)
@@ -95,7 +96,7 @@ def log_evaluation(
         about: what goes into the W&B run's config, `checkpoint`, `split` and `dataset` among it.
         asked: online, offline, off, or auto.
     """
-    if resolve_mode(asked) == "off" or not run.wandb_id.is_file():
+    if resolve_mode(asked) == "off" or not run_id(run):
         return
     try:
         choice = recorded_choice(run, asked)
@@ -143,9 +144,5 @@ def _append_online(run: RunDirectory, project: str, numbers: dict[str, float]) -
 
 def _remember(run: RunDirectory, numbers: dict[str, float]) -> None:
     """Keeps what was appended, for parts of the run to come."""
-    known = (
-        json.loads(run.wandb_summary.read_text(encoding="utf-8"))
-        if run.wandb_summary.is_file()
-        else {}
-    )
+    known = kept(run.wandb_summary)
     write_text(run.wandb_summary, json.dumps(known | numbers, indent=2) + "\n")

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ class MetricsFile(Logger):
         self._columns: list[str] = ["step", "epoch"]
         self._resume_at = resume_at
         self._opened = False
+        self._count = 0
         self._last: tuple[int, dict[str, Any]] = (0, {})  # the last row: where it begins, its cells
 
     @property
@@ -77,6 +79,7 @@ class MetricsFile(Logger):
         with self.path.open("r+", newline="", encoding="utf-8") as file:
             if row.get("step") != str(step):
                 start, row = file.seek(0, os.SEEK_END), {"step": str(step)}
+                self._count += 1
             row |= {name: str(float(value)) for name, value in metrics.items() if name != "epoch"}
             row |= {"epoch": str(int(metrics["epoch"]))} if "epoch" in metrics else {}
             file.seek(start)
@@ -84,10 +87,25 @@ class MetricsFile(Logger):
             file.truncate()
         self._last = (start, row)
 
+    @rank_zero_only
+    def sync(self) -> int:
+        """Brings all rows to the disk, and returns how many there are.
+
+        A resume goes on behind its checkpoint, and would not make up for a row that is lost.
+        """
+        if not self._opened:
+            self._open()
+        try:
+            with self.path.open("r+b") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(self.path, error, then=RESUME) from error
+        return self._count
+
     def _open(self) -> None:
         rows: list[dict[str, str]] = []
-        if self._resume_at is not None and self.path.exists():
-            rows = [r for r in read_metrics(self.path) if int(r["step"]) < self._resume_at]
+        if self._resume_at is not None:
+            rows = rows_before(self.path, self._resume_at)
             self._columns += [c for r in rows for c in r if c not in self._columns]
             self._columns = list(dict.fromkeys(self._columns))
         make_folder(self.path.parent)
@@ -104,6 +122,32 @@ class MetricsFile(Logger):
                 self._last = (file.tell(), dict(row))
                 writer.writerow(row)
             file.detach()
+        self._count = len(rows)
+
+
+def rows_before(path: Path, step: int) -> list[dict[str, str]]:
+    """The rows of the steps before one; of a file that is lost or broken, those that are left."""
+    try:
+        rows = read_metrics(path)
+    except (OSError, ValueError, csv.Error):
+        return []
+    return [row for row in rows if row.get("step", "").isdigit() and int(row["step"]) < step]
+
+
+def say_lost(path: Path, step: int, logged: int) -> None:
+    """Says how many rows a resumed run has lost, if it has.
+
+    Args:
+        path: of `metrics.csv`.
+        step: from which the run goes on.
+        logged: rows of the steps before it, as its checkpoint knows them.
+    """
+    lost = logged - len(rows_before(path, step))
+    if lost > 0:
+        sys.stdout.write(
+            f"{path} has lost {lost} of the {logged} rows logged before step {step}: the run goes "
+            "on, and its curves have a gap\n"
+        )
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

@@ -78,22 +78,26 @@ def save_config(run: RunDirectory, config: dict[str, Any]) -> None:
     write_text(run.config, dump_yaml(config), run.option)
 
 
-def check_same_recipe(run: RunDirectory, now: dict[str, Any]) -> None:
+def check_same_recipe(
+    run: RunDirectory, now: dict[str, Any], model: dict[str, Any] | None = None
+) -> None:
     """Refuses to continue a run as something else.
 
     Args:
         run: the run to continue.
         now: the configuration, from `portable`.
+        model: the model's part of it, as the run's checkpoint has it: all there is to compare with
+            where config.yaml is lost.
 
     Raises:
         UserError: names the first key that differs, unless it cannot change the trajectory.
     """
-    if not run.config.exists():
-        return
     after = flat(now)  # (of a fine-tuning, which has fewer keys)
     older = {key: value for key, value in OLDER_RUNS.items() if key in after}
-    # (Older versions wrote secrets into it.)
-    before = older | flat(without_secrets(read_config(run.config))[0])
+    if _is_lost(run):
+        before = after | {k: v for k, v in flat({"model": model or {}}).items() if k in after}
+    else:  # (Older versions wrote secrets into it.)
+        before = older | flat(without_secrets(read_config(run.config))[0])
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE):
             raise UserError(
@@ -121,6 +125,20 @@ def _check_end(run: RunDirectory, unit: str, key: str, other: str, before: Any, 
             f"The schedule's end moves from {unit} {old} to {new}: from here on the learning rate "
             "follows the new cosine\n"
         )
+
+
+def _is_lost(run: RunDirectory) -> bool:
+    """Whether a run's config.yaml is missing or holds nothing, which is said."""
+    there = run.config.is_file()
+    # (A machine that loses power may leave a file of its length, without its content.)
+    if there and run.config.read_bytes().strip(b"\0 \r\n"):
+        return False
+    if is_rank_zero():
+        sys.stdout.write(
+            f"{run.config} is {'empty' if there else 'missing'}: it is written anew from this "
+            "command, whose options could not be compared with the run's\n"
+        )
+    return True
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

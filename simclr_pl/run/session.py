@@ -14,9 +14,9 @@ from simclr_pl.data.workers import told_of_waiting
 from simclr_pl.errors import UnfinishedError
 from simclr_pl.model.checkpoint import read_checkpoint
 from simclr_pl.run.checkpoints import SaveCheckpoint
-from simclr_pl.run.directory import RunDirectory
+from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.ended import ended_by
-from simclr_pl.run.metrics import MetricsFile
+from simclr_pl.run.metrics import MetricsFile, say_lost
 from simclr_pl.run.out_of_memory import OutOfMemory, explained
 from simclr_pl.run.ranks import Ranks
 from simclr_pl.run.recipe import check_same_recipe
@@ -24,6 +24,7 @@ from simclr_pl.run.seen import KeepSeen
 from simclr_pl.run.slurm import Restarts
 from simclr_pl.run.stop import StopRequest
 from simclr_pl.run.tensorboard import tensorboard_logger
+from simclr_pl.run.tracking import ROWS
 from simclr_pl.run.wandb import end_run
 
 
@@ -61,7 +62,7 @@ class Session:
         checkpoint = None
         if resume and self.run.last_checkpoint.exists():
             checkpoint = read_checkpoint(self.run.last_checkpoint)
-            check_same_recipe(self.run, recipe)
+            check_same_recipe(self.run, recipe, checkpoint.get("hyper_parameters") or {})
             self.resume_from = self.run.last_checkpoint
         self.stop.restarts = Restarts(checkpoint)
 
@@ -69,7 +70,10 @@ class Session:
         """`metrics.csv`, and TensorBoard's files where they are wanted."""
         step = None
         if self.resume_from is not None:
-            step = int(read_checkpoint(self.resume_from)["global_step"])
+            content = read_checkpoint(self.resume_from)
+            step = int(content["global_step"])
+            if is_rank_zero():
+                say_lost(self.run.metrics, step, content.get(ROWS) or 0)
         loggers: list[Logger] = [MetricsFile(self.run.metrics, step)]
         return [*loggers, tensorboard_logger(self.run, step)] if tensorboard else loggers
 

@@ -7,8 +7,12 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
+from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.provenance import provenance
 from simclr_pl.run.wandb import WandbChoice, build_logger, failures, first_line, say
+
+ROWS = "metrics_rows"
+"""Where a checkpoint has the number of rows of its run's metrics.csv."""
 
 Job = Literal["pretrain", "finetune"]
 
@@ -61,7 +65,9 @@ class Tracking(L.Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Brings TensorBoard's numbers to disk: a run that is killed goes on behind them."""
+        """Brings numbers to disk: a run that is killed goes on behind them."""
         for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                checkpoint[ROWS] = logger.sync()
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()

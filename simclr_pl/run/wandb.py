@@ -76,7 +76,7 @@ def build_logger(run: RunDirectory, choice: WandbChoice, job: str) -> WandbLogge
     if resolve_mode(choice.mode) == "off":
         return None
     given = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
-    if given or not run.wandb_id.exists():
+    if given or not run_id(run):
         run.wandb_id.parent.mkdir(parents=True, exist_ok=True)
         write_text(run.wandb_id, (given or uuid.uuid4().hex[:8]) + "\n")
     name = os.environ.get("WANDB_NAME") or f"{run.path.parent.name}/{run.path.name}"
@@ -253,9 +253,7 @@ def _finish(experiment: Any, code: int, *, hurry: bool) -> None:
 
 def _summary_so_far(run: RunDirectory) -> dict[str, float]:
     """The last of every number logged, named as W&B has them, and what was appended besides."""
-    numbers: dict[str, float] = {}
-    if run.wandb_summary.is_file():
-        numbers = json.loads(run.wandb_summary.read_text(encoding="utf-8"))
+    numbers: dict[str, float] = kept(run.wandb_summary)
     for row in read_metrics(run.metrics) if run.metrics.is_file() else []:
         numbers |= {name: float(value) for name, value in row.items()}
     if "step" in numbers:
@@ -263,9 +261,27 @@ def _summary_so_far(run: RunDirectory) -> dict[str, float]:
     return numbers
 
 
+def kept(path: Path) -> dict[str, Any]:
+    """What a JSON file of the run directory holds; nothing where it is cut off, which is said."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        say(f"{path} is broken, and what it held is left out")
+        return {}
+    return content
+
+
 def run_id(run: RunDirectory) -> str:
-    """Of the directory's W&B run."""
-    return run.wandb_id.read_text(encoding="utf-8").strip()
+    """Of the directory's W&B run; empty where there is none, or its file is."""
+    try:
+        name = run.wandb_id.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return name if name.isprintable() else ""
 
 
 def failures() -> tuple[type[Exception], ...]:

@@ -129,7 +129,7 @@ def _claim(folder: Path, search: Search, seed: int, *, resume: bool) -> dict[str
                 f"{folder} already holds a sweep: add --resume to go on with it, or give another "
                 "--out"
             )
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = _read(path)
         now = json.loads(json.dumps(state))  # as it reads back
         changed = [
             k
@@ -145,6 +145,19 @@ def _claim(folder: Path, search: Search, seed: int, *, resume: bool) -> dict[str
         state["ended"] = before["ended"]
     _save(folder, state)
     return state
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if before.keys() >= {"seed", "sweep", "ended"}:
+            return before
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(
+        f"{path} is broken, and what the sweep has done is not known: remove it, and --resume goes "
+        "through all runs once more, of which those that have ended take seconds"
+    )
 
 
 def _save(folder: Path, state: dict[str, Any]) -> None:

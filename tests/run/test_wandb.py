@@ -248,7 +248,6 @@ def test_asked_to_be_online_without_a_key_a_run_is_offline_and_nobody_is_asked(
 def test_what_is_out_of_order_offline_too_ends_no_training(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "wandb").write_text("in W&B's way")
-    (tmp_path / "run" / "wandb_summary.json").write_text("{")
     outcome = run(*auto(tmp_path / "run"))
     assert (outcome.code, outcome.err) == (0, ""), outcome
     (said,) = [line for line in outcome.out.splitlines() if "Weights & Biases" in line]
@@ -498,7 +497,7 @@ def test_asked_to_be_online_without_a_key_nobody_is_asked_for_one(
 def test_what_cannot_be_written_is_a_sentence_and_no_crash(
     trained: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained.wandb_summary.write_text("{")
+    trained.wandb_summary.mkdir()
     append_to_summary(trained, NUMBERS)
     assert "Weights & Biases: summary left as it was (" in capsys.readouterr().out
     assert len(parts(trained)) == 1

@@ -256,11 +256,11 @@ def test_an_artifact_that_the_server_does_not_know_is_not_linked(
 
 def test_an_evaluation_that_w_and_b_refuses_has_its_result_all_the_same(finished: Path) -> None:
     (finished / "wandb_id.txt").write_text("abcd1234\n")
-    (finished / "wandb_models.json").write_text("{")
+    (finished / "wandb").write_text("in W&B's way")
     try:
         done = run("knn", "--run_dir", finished, "--split", "val", "--wandb", "offline")
     finally:
         wandb.teardown()
     assert (done.code, done.err) == (0, ""), done
-    assert done.out.count("Weights & Biases: no run for knn (") == 1
+    assert done.out.count("Weights & Biases: not logged there (") == 2  # summary, and a run
     assert len(list((finished / "results").glob("knn-val-*.json"))) == 1

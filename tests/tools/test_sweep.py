@@ -210,3 +210,16 @@ def test_what_cannot_be_swept_leaves_nothing_behind(tmp_path: Path) -> None:
     missing = run("sweep", "--local", "1", "--config", tmp_path / "no.yaml", *out)
     assert "there is no configuration" in missing.sentence
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["", '{"seed": 0, "sw', "[]", "{}"])
+def test_what_a_sweep_has_done_is_no_longer_known(tmp_path: Path, content: str) -> None:
+    config = write(tmp_path / "mine.yaml", PARAMETERS)
+    (tmp_path / "out").mkdir()
+    state = tmp_path / "out" / "sweep.json"
+    state.write_text(content)
+    args = ("--local", "1", "--config", config, "--out", tmp_path / "out", "--resume")
+    sentence = run("sweep", *args).sentence
+    assert f"{state} is broken" in sentence
+    assert "remove it" in sentence
+    assert state.read_text() == content

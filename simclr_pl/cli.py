@@ -13,6 +13,7 @@ from simclr_pl.compiler import check_compiler
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.errors import UserError
 from simclr_pl.evaluate.features import FeatureWriter
+from simclr_pl.files import expanded
 from simclr_pl.model.checkpoint import fit_weights, read_checkpoint
 from simclr_pl.model.refused import check_trainer
 from simclr_pl.model.simclr import SimCLR
@@ -103,6 +104,7 @@ class SimCLRCLI(LightningCLI):
         super().parse_arguments(parser, args)
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path:
+            path = self.config[self.config.subcommand].ckpt_path = str(expanded(path))
             read_checkpoint(path)
         elif self.config.subcommand not in ("fit", "bench"):
             raise UserError(

@@ -16,6 +16,7 @@ from simclr_pl.data.sources import AnySource, ImageFiles
 from simclr_pl.data.splits import Splits
 from simclr_pl.data.views import SimCLRViews
 from simclr_pl.errors import UserError
+from simclr_pl.files import expanded
 from simclr_pl.randomness import run_seed
 
 Split = Literal["train", "val", "test"]
@@ -81,7 +82,7 @@ class ContrastiveDataModule(L.LightningDataModule):
             )
         if num_workers < 0:
             raise UserError(f"data.num_workers is {num_workers}, but must be 0 or more")
-        self.dataset, self.root, self.batch_size = dataset, root, batch_size
+        self.dataset, self.root, self.batch_size = dataset, str(expanded(root)), batch_size
         self.num_workers, self.split_seed, self.seed = num_workers, split_seed, run_seed(seed)
         self.predict_split: Split = predict_split
         self._labels: Labels = labels

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from simclr_pl.errors import UserError
+from simclr_pl.files import expanded
 from simclr_pl.model.encoder import EncoderSpec, Stem, build_encoder
 from simclr_pl.model.geometry import Geometry
 from simclr_pl.model.projector import build_projector
@@ -42,7 +43,7 @@ def read_checkpoint(path: str | Path, *, device: str = "cpu") -> dict[str, Any]:
     Raises:
         UserError: no such file, a truncated or damaged one, another program's, or a newer format.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}: give the path of a .ckpt file of a run")
     check_whole(path)

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, set_loader
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.data.heldout import HeldOut
 from simclr_pl.errors import UserError
+from simclr_pl.files import expanded
 from simclr_pl.run.shorthand import loads_wandb_mode, with_wandb_mode
 from simclr_pl.run.wandb import WandbChoice
 from simclr_pl.run.yaml_file import load_yaml, read_config, read_text
@@ -67,7 +68,7 @@ def _check_files(parser: ArgumentParser, args: list[str]) -> None:
         option, equals, value = arg.partition("=")
         if option in groups | {"--config", "-c"}:
             with suppress(OSError):  # values in full may be too long for a file's name
-                path = Path(value if equals else following)
+                path = expanded(value if equals else following)
                 if path.exists() and str(path) != ".":
                     read_text(path)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from simclr_pl.errors import UserError
-from simclr_pl.files import sweep
+from simclr_pl.files import expanded, sweep
 from simclr_pl.run.lock import RunLock
 
 _HANDED_ON = "SIMCLR_PL_RUN_DIR"
@@ -29,6 +29,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path, option: str = "--run_dir") -> None:
+        path = expanded(path)
         self.path, self.option = path, option
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.csv"
@@ -124,7 +125,7 @@ def file_to_write(path: str) -> Path:
     Raises:
         UserError: it cannot be, which is better known before.
     """
-    target = Path(path)
+    target = expanded(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -140,7 +141,7 @@ def file_to_write(path: str) -> Path:
 
 def run_of(checkpoint: Path) -> RunDirectory | None:
     """The run that a checkpoint lies in: in its folder for checkpoints, or beside config.yaml."""
-    folder = checkpoint.absolute().parent
+    folder = expanded(checkpoint).absolute().parent
     found = (RunDirectory(place) for place in (folder.parent, folder))
     return next((run for run in found if run.config.is_file()), None)
 
@@ -155,13 +156,13 @@ def choose_directory(wanted: str | None, config_name: str) -> RunDirectory:
     if wanted is None:
         wanted = os.environ.get(_HANDED_ON) if not is_rank_zero() else None
         stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-        path = Path(wanted) if wanted else Path("runs") / config_name / stamp
+        path = expanded(wanted) if wanted else Path("runs") / config_name / stamp
         count = 1
         while wanted is None and path.exists():  # two runs in one second
             count += 1
             path = path.with_name(f"{stamp}_{count}")
     else:
-        path = Path(wanted)
+        path = expanded(wanted)
     if is_rank_zero():
         os.environ[_HANDED_ON] = str(path)
     return RunDirectory(path)

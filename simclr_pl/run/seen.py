@@ -13,7 +13,7 @@ from simclr_pl.data.fingerprint import Contents, changes, check_same_kind, short
 from simclr_pl.data.heldout import OLDER, HeldOut
 from simclr_pl.data.readers import load_arrays
 from simclr_pl.errors import UserError
-from simclr_pl.files import whole
+from simclr_pl.files import expanded, whole
 from simclr_pl.model.checkpoint import read_checkpoint
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.yaml_file import read_config
@@ -113,7 +113,7 @@ def sees_own_data(run: RunDirectory, dataset: str, root: str) -> bool:
         return False
     if dataset not in ("folder", "packed", "npz"):  # of others, root is where they were put
         return True
-    return Path(root).resolve() == Path(str(own.get("root") or default.root)).resolve()
+    return expanded(root).resolve() == expanded(str(own.get("root") or default.root)).resolve()
 
 
 def say_missing(data: ContrastiveDataModule) -> None:

@@ -9,6 +9,7 @@ import yaml
 from jsonargparse import get_loader
 
 from simclr_pl.errors import UserError
+from simclr_pl.files import expanded
 
 LARGEST_BYTES = 2**20
 """Of a file; a recipe has some thousands."""
@@ -41,6 +42,7 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: no such file; a folder, a device or a pipe; too large a file, or no text.
     """
+    path = expanded(path)
     try:
         if path.is_dir():
             raise UserError(f"{path} is a folder: give a YAML file")

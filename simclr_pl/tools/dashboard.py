@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from simclr_pl.errors import UserError
-from simclr_pl.files import write_text
+from simclr_pl.files import expanded, write_text
 from simclr_pl.run.arguments import call
 from simclr_pl.run.wandb import PATIENCE, failures, first_line, silent
 from simclr_pl.run.wandb_mode import Mode, default_project, logged_in, resolve_mode, setting
@@ -108,7 +108,7 @@ def dashboard(
             reason = f"W&B does not answer ({first_line(error)})"
     if wandb == "online":
         raise UserError(f"{reason}: put that right, or let --wandb offline write a file")
-    _write(workspace, Path(out))
+    _write(workspace, expanded(out))
     sys.stdout.write(f"{reason}: the dashboard's definition is in {out}\n")
     return out
 

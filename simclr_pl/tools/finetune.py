@@ -10,6 +10,7 @@ from simclr_pl.data.labelled import LabelledDataModule
 from simclr_pl.errors import UserError
 from simclr_pl.evaluate.finetune import EPOCHS, STEPS, FineTuning
 from simclr_pl.evaluate.scoring import Score
+from simclr_pl.files import expanded
 from simclr_pl.model.checkpoint import load_backbone
 from simclr_pl.model.optim import OptimizerRecipe
 from simclr_pl.model.refused import check_trainer
@@ -184,7 +185,7 @@ def finetune(
     if tensorboard:
         check_tensorboard()
     pretrained = find_pretrained(checkpoint, run_dir, config, data)
-    folder = Path(out) if out else pretrained.folder("finetune")
+    folder = expanded(out) if out else pretrained.folder("finetune")
     start = "from fresh weights" if from_scratch else "from pretrained weights"
     chosen = [pretrained.seed] if seeds is None else seeds
     fields = recipe.fields | {"epoch": 0 if from_scratch else pretrained.epoch}

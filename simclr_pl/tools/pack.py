@@ -22,6 +22,7 @@ from simclr_pl.data.packing import PIXELS, SPLITS, save_index, save_pixels
 from simclr_pl.data.sources import ImageFiles
 from simclr_pl.data.workers import batches_of, begin, end_workers, sent
 from simclr_pl.errors import UserError
+from simclr_pl.files import expanded
 from simclr_pl.run.arguments import call
 from simclr_pl.run.stop import restore
 
@@ -56,7 +57,7 @@ def pack(folder: str, out: str, *, short_side: int = 256, num_workers: int = 2) 
         raise UserError(f"short_side is {short_side}, but must be at least {MIN_SIDE} pixels")
     if num_workers < 0:
         raise UserError(f"num_workers is {num_workers}, but must be 0 or more")
-    source, target = Path(folder), Path(out)
+    source, target = expanded(folder), expanded(out)
     if not source.is_dir():
         raise UserError(f"there is no folder {source}: give the images' folder first")
     if target.exists() or target.is_symlink():

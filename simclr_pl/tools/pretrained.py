@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.data.heldout import HeldOut
 from simclr_pl.errors import UserError
+from simclr_pl.files import expanded
 from simclr_pl.model.checkpoint import KEY, read_checkpoint
 from simclr_pl.run.arguments import data_of
 from simclr_pl.run.directory import RunDirectory, run_of
@@ -153,11 +154,11 @@ def find_pretrained(
     """
     if (checkpoint is None) == (run_dir is None):
         raise UserError("give --checkpoint FILE or --run_dir RUN, one of them")
-    path = Path(checkpoint) if checkpoint else RunDirectory(Path(str(run_dir))).last_checkpoint
+    path = expanded(checkpoint) if checkpoint else RunDirectory(Path(str(run_dir))).last_checkpoint
     content = read_checkpoint(path)
     run = run_of(path)
     own = [run.config] if run else []
-    configs = [Path(file) for file in config] if config else own
+    configs = [expanded(file) for file in config] if config else own
     if not configs and chosen.dataset is None:
         raise UserError(
             f"there is no config.yaml with {path} that says what data to evaluate on: "

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from simclr_pl.errors import UserError
-from simclr_pl.files import make_folder, whole, write_text
+from simclr_pl.files import expanded, make_folder, whole, write_text
 from simclr_pl.run.arguments import call, data_of
 from simclr_pl.run.seen import kept_by
 from simclr_pl.tools.curves import draw_comparison, draw_curves
@@ -55,7 +55,7 @@ def report(
         UserError: no run there, one that has logged nothing yet, or files that cannot be read.
     """
     found = read_runs([*runs, *([run_dir] if run_dir else [])])
-    folder = Path(out) if out else found[0].directory.path
+    folder = expanded(out) if out else found[0].directory.path
     if len(found) > 1:
         return _compare(found, folder)
     (run,) = found

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simclr_pl.errors import UserError
+from simclr_pl.files import expanded
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import read_metrics
 from simclr_pl.run.yaml_file import read_config
@@ -90,7 +91,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     """
     if not paths:
         raise UserError("report needs a run directory: report runs/mine")
-    known = {path.resolve(): path for path in map(Path, paths)}
+    known = {path.resolve(): path for path in map(expanded, paths)}
     names = [path.name for path in known]
     labels = [
         place.name if names.count(place.name) == 1 else str(path) for place, path in known.items()

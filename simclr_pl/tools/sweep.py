@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from simclr_pl.errors import UserError
-from simclr_pl.files import write_text
+from simclr_pl.files import expanded, write_text
 from simclr_pl.run.arguments import call
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import read_metrics
@@ -61,9 +61,9 @@ def sweep(
     """
     if local < 1:
         raise UserError(f"local is {local}, but must be at least 1 run")
-    search = read_search(Path(config))
+    search = read_search(expanded(config))
     search.words({})  # whether its macros are known
-    folder = Path(out) if out else Path("runs") / search.path.stem
+    folder = expanded(out) if out else Path("runs") / search.path.stem
     with _alone(folder) as lock:
         state = _claim(folder, search, seed, resume=resume)
         values = search.trials(max(local, len(state["ended"])), seed)  # none is left out again

@@ -14,7 +14,7 @@ from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.errors import UserError
 from simclr_pl.evaluate.features import FeatureWriter
 from simclr_pl.files import expanded
-from simclr_pl.model.checkpoint import fit_weights, read_checkpoint
+from simclr_pl.model.checkpoint import KEY, check_stem, fit_weights, read_checkpoint
 from simclr_pl.model.refused import check_trainer
 from simclr_pl.model.simclr import SimCLR
 from simclr_pl.options import Parser, add_options, as_list, config_name, refuse
@@ -68,7 +68,10 @@ class _InitFrom(L.Callback):
         self.path = path
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        fit_weights(pl_module, read_checkpoint(self.path)["state_dict"], self.path)
+        assert isinstance(pl_module, SimCLR)
+        checkpoint = read_checkpoint(self.path)
+        check_stem(checkpoint[KEY], pl_module.spec, self.path)
+        fit_weights(pl_module, checkpoint["state_dict"], self.path)
 
 
 class SimCLRCLI(LightningCLI):

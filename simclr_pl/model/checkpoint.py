@@ -125,12 +125,29 @@ def describe(checkpoint: Any, source: str) -> dict[str, Any]:
     return about
 
 
-def stem_in(about: dict[str, Any]) -> Stem:
-    """The stem of a checkpoint's encoder: older ones leave it to be worked out from their size.
+def check_stem(about: dict[str, Any], built: EncoderSpec, source: str) -> None:
+    """Whether a checkpoint's encoder has the same stem: two may differ in their stride alone.
+
+    Older checkpoints leave a stem at `auto`, to be worked out from their own size.
 
     Args:
         about: from `describe`.
+        built: the encoder that is there.
+        source: what to call the checkpoint.
+
+    Raises:
+        UserError: another stem.
     """
+    stem = stem_in(about)
+    if stem != built.stem:
+        raise UserError(
+            f"the encoder in {source} has the stem '{stem}', and this model's has '{built.stem}': "
+            f"give model.stem {stem}"
+        )
+
+
+def stem_in(about: dict[str, Any]) -> Stem:
+    """The stem of a checkpoint's encoder, never `auto`."""
     spec = EncoderSpec(**about["encoder"])
     if spec.stem != "auto":
         return spec.stem

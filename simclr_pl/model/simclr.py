@@ -203,15 +203,11 @@ class SimCLR(L.LightningModule):
         if self._trainer is not None:  # a trainer from Python reads with Lightning's own function
             checkpoints.check_whole(self._trainer.ckpt_path)
         about = checkpoints.describe(checkpoint, "the checkpoint")
-        geometry, stem = geometry_in(about), checkpoints.stem_in(about)
+        geometry = geometry_in(about)
         if self.geometry is None:
-            self._build(geometry, stem)
+            self._build(geometry, checkpoints.stem_in(about))
             return
-        if stem != self.spec.stem:
-            raise UserError(
-                f"the checkpoint's encoder has the stem '{stem}', and this model has "
-                f"'{self.spec.stem}': give model.stem {stem}"
-            )
+        checkpoints.check_stem(about, self.spec, "the checkpoint")
         if self.strict_loading:
             checkpoints.check_weights(self, checkpoint["state_dict"], "the checkpoint")
         self.geometry = geometry

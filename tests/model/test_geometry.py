@@ -11,6 +11,7 @@ from commands import QUIET
 from torch import Tensor
 
 from simclr_pl import ContrastiveDataModule, SimCLR, UserError, load_encoder
+from simclr_pl.cli import _InitFrom
 from simclr_pl.data.labelled import LabelledDataModule
 from simclr_pl.evaluate.finetune import FineTuning
 from simclr_pl.model.checkpoint import KEY, load_backbone, read_checkpoint
@@ -168,16 +169,22 @@ def test_other_channels_are_a_sentence(first: Path, tmp_path: Path) -> None:
         trainer().fit(tuning, digits(**colour))
 
 
-def test_a_resume_with_another_stem_is_a_sentence(first: Path, tmp_path: Path) -> None:
+def test_weights_of_another_stem_are_a_sentence_for_a_resume_and_a_start(
+    first: Path, tmp_path: Path
+) -> None:
     """Built for the data at hand, a stem left at auto is not the checkpoint's."""
     loaded = torch.load(first, weights_only=True)
     loaded[KEY]["encoder"]["stem"] = "auto"
     torch.save(loaded, tmp_path / "old.ckpt")
     # With shapes that fit: a deep stem of timm's differs from the small one in its stride alone.
-    sentence = "the checkpoint's encoder has the stem 'small', and this model has 'imagenet': give"
+    sentence = "the encoder in .* has the stem 'small', and this model's has 'imagenet': give model"
     for path in (first, tmp_path / "old.ckpt"):
         with pytest.raises(UserError, match=sentence):
             trainer().fit(simclr(), digits(**LARGE), ckpt_path=path, weights_only=True)
+        run = trainer()
+        run.callbacks.append(_InitFrom(str(path)))
+        with pytest.raises(UserError, match=sentence):
+            run.fit(simclr(), digits(**LARGE))
 
 
 def test_a_resume_with_another_network_is_a_sentence(first: Path) -> None:

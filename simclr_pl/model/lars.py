@@ -1,12 +1,14 @@
 """LARS (You et al. 2017), with the rate inside the momentum, as SimCLR's authors have it."""
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
+
+from simclr_pl.distributed import rank_and_world
 
 TRUST = 0.001
 """The trust coefficient (the authors' `eeta`)."""
@@ -50,8 +52,7 @@ class Lars(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            weights = [p for p in group["params"] if p.grad is not None]
-            if weights:
+            for weights in _together([p for p in group["params"] if p.grad is not None]):
                 self._step(weights, group)
         return loss
 
@@ -60,17 +61,21 @@ class Lars(Optimizer):
         if group["weight_decay"]:
             grads = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
         if group["adapt"]:
-            rates = (_trust(weights, grads) * group["lr"]).unbind()
-            moves = torch._foreach_mul(grads, rates)
-        else:
-            moves = torch._foreach_mul(grads, group["lr"])
+            grads = list(torch._foreach_mul(grads, _trust(weights, grads).unbind()))
         for weight in weights:
             if "velocity" not in self.state[weight]:
                 self.state[weight]["velocity"] = torch.zeros_like(weight)
         velocities = [self.state[weight]["velocity"] for weight in weights]
         torch._foreach_mul_(velocities, group["momentum"])
-        torch._foreach_add_(velocities, moves)
+        torch._foreach_add_(velocities, grads, alpha=group["lr"])
         torch._foreach_sub_(weights, velocities)
+
+
+def _together(weights: list[Tensor]) -> list[list[Tensor]]:
+    """All at once; on a CPU one after the other, where the memory of the last serves the next."""
+    if any(weight.is_cpu for weight in weights):
+        return [[weight] for weight in weights]
+    return [weights] if weights else []
 
 
 def _trust(weights: list[Tensor], grads: list[Tensor]) -> Tensor:
@@ -86,10 +91,11 @@ def _from_timm(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | 
     """
     if not any("momentum_buffer" in own for own in state["state"].values()):
         return None
-    rank_zero_warn(
-        "this run was begun with timm's LARS, which keeps the learning rate outside the momentum: "
-        "from here on it is inside, as in the paper and its authors' code"
-    )
+    if rank_and_world()[0] == 0:
+        sys.stdout.write(
+            "This run was begun with timm's LARS, which keeps the learning rate outside the "
+            "momentum: from here on it is inside, as in the paper and its authors' code\n"
+        )
     rates = {place: group["lr"] for group in state["param_groups"] for place in group["params"]}
     velocities = {
         place: {"velocity": own["momentum_buffer"] * rates[place]}

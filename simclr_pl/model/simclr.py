@@ -56,7 +56,7 @@ class SimCLR(L.LightningModule):
         optimizer: `sgd`, `adamw` or `lars`.
         learning_rate: the peak for a global batch of 256 images.
         lr_scaling: how the peak follows the global batch: linear, sqrt, or none.
-        weight_decay: on weights; biases and norms never decay.
+        weight_decay: on weights; biases, norms, tokens and tables of positions never decay.
         momentum: of SGD and LARS; AdamW's first beta.
         warmup_epochs: epochs of linear warm-up, before the cosine to zero.
         global_batch_norm: batch norm over all devices' images, as one device would compute it.

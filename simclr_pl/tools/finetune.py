@@ -160,7 +160,7 @@ def finetune(
         batch_size: images a step at most, global: over all devices together.
         learning_rate: the peak for a batch of 256 images; it follows the batch (default: 0.05, and
             0.2 from scratch).
-        weight_decay: on weights; biases and norms have none.
+        weight_decay: on weights; biases, norms, tokens and tables of positions have none.
         trainer: where and how it is computed.
         wandb: Weights & Biases.
         tensorboard: whether numbers go into tensorboard/ of each run too.

@@ -145,7 +145,13 @@ class SaveCheckpoint(Checkpoint):
         if self.stop is None or self.stop.signal is None or trainer.world_size > 1:
             return
         self.stop.agreed = True
-        self._save_amid_validation(trainer) if trainer.validating else self._save(trainer)
+        if trainer.validating:
+            self._save_amid_validation(trainer)
+        loop: Any = trainer.fit_loop.epoch_loop
+        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+            # Where a validation would come next a resume takes it for done, and counts a batch.
+            loop._batches_that_stepped -= 1
+        self._save(trainer)
 
     def _save_amid_validation(self, trainer: L.Trainer) -> None:
         """Where that was asked for, saves a state from which Lightning validates from the start."""

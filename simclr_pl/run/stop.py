@@ -13,10 +13,11 @@ import torch.distributed as dist
 
 from simclr_pl.run.slurm import Restarts
 
-NAMES = ("SIGTERM", "SIGUSR1", "SIGHUP")
-SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
-"""What a cluster sends before it takes a machine away, and a terminal that is closed (Windows has
-the first alone)."""
+CLUSTERS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""What a cluster sends before it takes a machine away (Windows has the first alone)."""
+
+SIGNALS = (*CLUSTERS, signal.SIGHUP) if hasattr(signal, "SIGHUP") else CLUSTERS
+"""These, and what a terminal sends that is closed."""
 
 
 class StopRequest:
@@ -49,7 +50,8 @@ class StopRequest:
             return
         before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT)}
         for number, handler in before.items():
-            if handler is not signal.SIG_IGN:  # as `nohup` has SIGHUP, and `&` in a script SIGINT
+            # (`nohup` ignores SIGHUP, and a script's `&` SIGINT: so it is to stay.)
+            if handler is not signal.SIG_IGN or number in CLUSTERS:
                 signal.signal(number, self._handle)
         try:
             yield

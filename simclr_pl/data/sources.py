@@ -25,8 +25,11 @@ from simclr_pl.data.crop import CLEAN_SHARE, centre_boxes
 from simclr_pl.data.decode import MIN_SIDE, EncodedImage, crops_of
 from simclr_pl.data.packed import PackedImages
 from simclr_pl.data.views import SimCLRViews
-from simclr_pl.data.workers import batches_of, begin, end_workers, sent
+from simclr_pl.data.workers import batches_of, begin, check_room, end_workers, sent
 from simclr_pl.errors import UserError
+
+KINDS: dict[Cut, list[int]] = {"views": [2], "clean": [1], "both": [2, 1]}
+"""Crops of an image, by what is wanted: of views, and of the clean image."""
 
 CHUNK = 32
 """Files that a worker holds at a time."""
@@ -133,6 +136,9 @@ class ImageFiles:
         if cut not in self._loaders:
             if self.views is None:
                 raise ValueError("call with_views before asking image files for batches")
+            crop = 3 * self.views.image_size**2
+            largest = max(map(len, plan), default=0) * sum(KINDS[cut]) * crop
+            check_room(largest, self.workers, len(plan))
             sampler = _Plan()
             loader = DataLoader(
                 _Crops(self.paths, self.labels, self.views, cut),
@@ -195,7 +201,7 @@ class _Crops(Dataset[Batch]):
     def __getitems__(self, places: list[_Place]) -> Batch:
         epoch, size = places[0].epoch, self.views.image_size
         index = torch.tensor([place.image for place in places])
-        kinds = {"views": [2], "clean": [1], "both": [2, 1]}[self.cut]
+        kinds = KINDS[self.cut]
         crops = torch.empty(len(index), sum(kinds), 3, size, size, dtype=torch.uint8)
         for part, out in zip(index.split(CHUNK), crops.split(CHUNK), strict=True):
             files = [EncodedImage(self.paths[i]) for i in part.tolist()]

@@ -3,18 +3,24 @@
 import atexit
 import os
 import pickle
+import shutil
 import signal
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, get_worker_info
+
+from simclr_pl.errors import UserError
 
 NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
@@ -22,6 +28,15 @@ SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 PATIENCE_S = 5.0
 """How long a worker may take to end by itself."""
+
+NOTICE_S = 60.0
+"""After how long without a batch it is said that one is waited for, and again after twice that."""
+
+PREFETCH = 2
+"""Batches that a worker has ready, as torch has it."""
+
+SHARED_MEMORY = Path("/dev/shm")
+"""Where Linux has it."""
 
 LOOK_S = 1.0
 """How often a worker looks for the process that started it, and that one for a batch."""
@@ -65,10 +80,16 @@ class Parcel:
 
     Args:
         batch: anything that can be pickled.
+
+    Raises:
+        UserError: there is no room in shared memory, or too many files are open.
     """
 
     def __init__(self, batch: Any) -> None:
-        self.sent = bytes(ForkingPickler.dumps(batch))
+        try:
+            self.sent = bytes(ForkingPickler.dumps(batch))
+        except (OSError, RuntimeError) as error:
+            raise no_room(error) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return pickle.loads, (self.sent,)
@@ -77,6 +98,62 @@ class Parcel:
 def sent(batch: Any) -> Any:
     """Collates nothing, where `__getitems__` gives a whole batch; packs it in a worker."""
     return batch if get_worker_info() is None else Parcel(batch)
+
+
+# Room for them ----------------------------------------------------------------------------------
+
+
+_SHARED = (
+    "give a container more shared memory (docker run --shm-size 8g), or fewer --data.num_workers, "
+    "or a smaller --data.batch_size; --data.num_workers 0 needs none"
+)
+
+
+def check_room(batch_bytes: int, workers: int, batches: int) -> None:
+    """Whether the batches that workers have ready at a time have room in shared memory.
+
+    Args:
+        batch_bytes: of the largest batch.
+        workers: processes, each with `PREFETCH` batches ready.
+        batches: of an epoch.
+
+    Raises:
+        UserError: they have not; a worker would fail, or be ended by the system.
+    """
+    ready = min(PREFETCH * workers, batches) + 1  # and one that is being trained on
+    if not workers or not SHARED_MEMORY.is_dir():
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if batch_bytes * ready > free:
+        raise UserError(
+            f"{workers} workers put {ready} batches of {_mib(batch_bytes)} into shared memory, "
+            f"{_mib(batch_bytes * ready)} in all, and {SHARED_MEMORY} has {_mib(free)} left: "
+            f"{_SHARED}"
+        )
+
+
+def no_room(error: Exception) -> UserError:
+    """The sentence about a batch that could not be handed over."""
+    if _is_of_handles(error):
+        return UserError(
+            "a batch cannot be handed over, too many files are open: raise the limit "
+            "(ulimit -n 4096), or give --data.num_workers 0"
+        )
+    there = ""
+    if SHARED_MEMORY.is_dir():
+        room = shutil.disk_usage(SHARED_MEMORY)
+        there = f", {SHARED_MEMORY} has {_mib(room.total)}, of which {_mib(room.free)} are free"
+    why = str(error).splitlines()[0]
+    return UserError(f"a batch cannot be put into shared memory ({why}){there}: {_SHARED}")
+
+
+def _is_of_handles(error: Exception) -> bool:
+    """Whether it is the limit on open files; a handle that found no place is said oddly."""
+    return any(words in str(error) for words in ("Too many open files", "items of ancdata"))
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.3g} MiB"
 
 
 # In the main process ------------------------------------------------------------------------------
@@ -94,8 +171,16 @@ def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:
         _workers.update(passing._workers)
         atexit.unregister(_end_all)  # what is registered last is done first: before torch's own
         atexit.register(_end_all)
+        # Torch would raise an error about a worker that has died in the midst of anything.
+        _forget(passing)
         passing._get_data = _Patient(passing)
     yield from passing
+
+
+def _forget(iterator: Any) -> None:
+    """Takes the workers from those whose death torch makes an error of."""
+    _remove_worker_pids(id(iterator))
+    iterator._worker_pids_set = False
 
 
 @contextmanager
@@ -121,15 +206,49 @@ class _Patient:
         self.iterator = weakref.proxy(iterator)  # a cycle would leave its end to the collector
 
     def __call__(self) -> Any:
-        begun = time.monotonic()
+        begun, notice = time.monotonic(), NOTICE_S
         while True:
-            there, data = self.iterator._try_get_data(LOOK_S)
+            try:
+                there, data = self.iterator._try_get_data(LOOK_S)
+            except (EOFError, OSError, RuntimeError) as error:
+                raise _explained(error, self.iterator._workers) from error
             if there:
                 return data
+            waited = time.monotonic() - begun
+            if waited > notice:
+                _say_waiting(waited, self.iterator._workers)
+                notice *= 2
             if self.iterator._pin_memory and not self.iterator._pin_memory_thread.is_alive():
                 raise RuntimeError("the thread that pins batches in memory has ended")
             for watcher in _watchers:
-                watcher(time.monotonic() - begun)
+                watcher(waited)
+
+
+def _say_waiting(seconds: float, workers: list[BaseProcess]) -> None:
+    """A slow disk and a lost one look the same for a while: it is said, and gone on."""
+    alive = sum(worker.is_alive() for worker in workers)
+    sys.stdout.write(
+        f"no images for {seconds:.0f} s: {alive} worker processes are still reading or decoding; "
+        "if this goes on, look at the disk that the images are on\n"
+    )
+    sys.stdout.flush()
+
+
+def _explained(error: Exception, workers: list[BaseProcess]) -> Exception:
+    """A sentence about what has become of a worker, or of what it has sent."""
+    if isinstance(error, EOFError | ConnectionError | FileNotFoundError):  # it may be dying yet
+        wait([worker.sentinel for worker in workers], PATIENCE_S)
+    died = next((worker for worker in workers if worker.exitcode), None)
+    if died is None:
+        return no_room(error) if _is_of_handles(error) else error
+    code = died.exitcode or 0
+    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    hints = {
+        "SIGKILL": "the system does so when memory runs out: give fewer --data.num_workers",
+        "SIGBUS": f"shared memory is full, or a file has shrunk: {_SHARED}",
+    }
+    hint = hints.get(name, "--data.num_workers 0 shows where")
+    return UserError(f"a worker process that decodes images was ended by {name}: {hint}")
 
 
 @contextmanager
@@ -162,9 +281,8 @@ def _end(iterator: Any) -> None:
     force = threading.Timer(PATIENCE_S, _kill, [iterator._workers])
     force.daemon = True
     force.start()
-    # From here on a worker that is killed is no error, and torch is not to raise one.
-    _remove_worker_pids(id(iterator))
-    iterator._worker_pids_set = False
+    if iterator._worker_pids_set:
+        _forget(iterator)
     try:
         iterator._shutdown_workers()
     finally:

@@ -11,6 +11,8 @@ from contextlib import suppress
 
 from simclr_pl import __version__
 from simclr_pl.errors import UnfinishedError, UserError
+from simclr_pl.files import of_full_disk
+from simclr_pl.output import keep_going
 
 COMMANDS = {
     "fit": ("simclr_pl.cli", "pretrain: fit --config configs/cifar.yaml"),
@@ -64,6 +66,7 @@ def main(args: list[str] | None = None) -> int:
     Args:
         args: command line without the program's name (default: this process's).
     """
+    keep_going()
     args = sys.argv[1:] if args is None else args
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
@@ -115,6 +118,8 @@ def _run(args: list[str], *, debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
+        if full := of_full_disk(error):
+            return _say(str(full), 2)
         text = " ".join(str(error).split()) or "no message"
         return _say(f"{type(error).__name__}: {text} (--debug shows where)", 1)
     return 0

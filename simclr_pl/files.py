@@ -50,8 +50,9 @@ def whole(path: Path, option: str = "", then: str = "") -> Iterator[BinaryIO]:
     except BaseException as error:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
-        failure = _failure(error, file_of=unfinished)
-        if failure is None:
+        failure = _failure(error)
+        # (An error that names another file is somebody else's: of what was to be read, say.)
+        if failure is None or failure.filename not in (None, str(unfinished)):
             raise
         raise cannot_write(path, failure, option, then) from error
 
@@ -109,13 +110,19 @@ def cannot_write(path: Path, error: OSError, option: str = "", then: str = "") -
     return UserError(f"{path} cannot be written ({what}): {remedy}{then and '; ' + then}")
 
 
-def _failure(error: BaseException | None, file_of: Path) -> OSError | None:
+def of_full_disk(error: BaseException) -> UserError | None:
+    """The sentence about an error that came of a full disk; of another one `None`."""
+    failure = _failure(error)
+    if failure is None or failure.errno not in FULL:
+        return None
+    return cannot_write(Path(failure.filename or "a file (--debug shows where)"), failure)
+
+
+def _failure(error: BaseException | None) -> OSError | None:
     """What the system has said; `torch.save` hides it behind an error of its own."""
     while error is not None and not isinstance(error, OSError):
         error = None if isinstance(error, UserError) else error.__context__
-    # (An error that names another file is somebody else's: of what was to be read, say.)
-    ours = error is not None and error.errno and error.filename in (None, str(file_of))
-    return error if ours else None
+    return error if error is not None and error.errno else None
 
 
 def _sync(folder: Path) -> None:

@@ -5,12 +5,44 @@ at the same ones, and what doesn't fit into memory is read when it is asked for.
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from simclr_pl.batch import Batch, Cut
+from simclr_pl.errors import UserError
+
+
+class MappedFile:
+    """A file that is mapped, whose pixels must not be cut off while it is.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.found = path, path.stat()
+
+    def check(self) -> None:
+        """Looks at the file's size: the system ends a process that reads behind its end.
+
+        A file that was removed or replaced meanwhile is still there for who has mapped it.
+
+        Raises:
+            UserError: it has become shorter.
+        """
+        try:
+            now = self.path.stat()
+        except OSError:
+            return
+        same = (now.st_dev, now.st_ino) == (self.found.st_dev, self.found.st_ino)
+        if same and now.st_size < self.found.st_size:
+            raise UserError(
+                f"{self.path} was cut from {self.found.st_size} to {now.st_size} bytes while it "
+                "was in use: copy it again, or pack the images again"
+            )
 
 
 class PackedImages:
@@ -23,6 +55,7 @@ class PackedImages:
         labels: `int64 [N]`, `UNLABELLED` where unknown.
         names: of the files that were packed, each below the folder of its split; `None` of a set
             that was packed without.
+        file: that `pixels` are mapped from.
     """
 
     channels = 3
@@ -35,9 +68,10 @@ class PackedImages:
         starts: Tensor,
         labels: Tensor,
         names: Sequence[bytes] | None = None,
+        file: "MappedFile | None" = None,
     ) -> None:
         self.pixels, self.sizes, self.starts, self.labels = pixels, sizes, starts, labels
-        self.names = names
+        self.names, self.file = names, file
         # A split and its parts look at the same pixels, on every device that these have got to.
         self._copies: WeakValueDictionary[torch.device, Tensor] = WeakValueDictionary()
 
@@ -49,6 +83,8 @@ class PackedImages:
         device = self.pixels.device
         pinned = device.type == "cpu" and torch.cuda.is_available()
         for index in plan:
+            if self.file is not None and device.type == "cpu":
+                self.file.check()
             sizes = self.sizes[index]
             tall, wide = sizes.amax(0).tolist()
             images = torch.zeros(
@@ -89,6 +125,7 @@ class PackedImages:
 
     def _twin(self, pixels: Tensor, index: Tensor, labels: Tensor) -> "PackedImages":
         names = None if self.names is None else [self.names[i] for i in index.tolist()]
-        twin = PackedImages(pixels, self.sizes[index], self.starts[index], labels, names)
+        starts = self.starts[index]
+        twin = PackedImages(pixels, self.sizes[index], starts, labels, names, self.file)
         twin._copies = self._copies
         return twin

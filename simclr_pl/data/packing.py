@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simclr_pl.data.packed import PackedImages
+from simclr_pl.data.packed import MappedFile, PackedImages
 from simclr_pl.data.readers import Raw, load_arrays
 from simclr_pl.errors import UserError
 from simclr_pl.files import whole
@@ -73,6 +73,7 @@ def read_packed(root: Path) -> Raw:
     ends = (3 * sizes.prod(1)).cumsum(0)
     total = int(ends[-1])
     pixels = _mapped(root / PIXELS, total)
+    file = MappedFile(root / PIXELS)
     starts = ends - 3 * sizes.prod(1)
     names = index["names"].tobytes().split(b"\0") if "names" in index else None
     found: dict[str, PackedImages | None] = {}
@@ -86,7 +87,7 @@ def read_packed(root: Path) -> Raw:
             here = slice(first, last)
             found[name] = PackedImages(
                 pixels[begin:end], sizes[here], starts[here] - begin, labels[here],
-                None if names is None else names[here],
+                None if names is None else names[here], file,
             )  # fmt: skip
         first = last
     train = found["train"]

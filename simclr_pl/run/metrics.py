@@ -62,6 +62,12 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Adds a row, or to the last one where the step is the same; new names widen the file."""
+        try:
+            self._log(metrics, step)
+        except OSError as error:
+            raise cannot_write(self.path, error, then=RESUME) from error
+
+    def _log(self, metrics: Mapping[str, float], step: int | None) -> None:
         if not self._opened:
             self._open()
         new = [name for name in metrics if name not in self._columns]
@@ -69,12 +75,6 @@ class MetricsFile(Logger):
             rows = read_metrics(self.path)
             self._columns += new
             self._rewrite(rows)
-        try:
-            self._write(metrics, step)
-        except OSError as error:
-            raise cannot_write(self.path, error, then=RESUME) from error
-
-    def _write(self, metrics: Mapping[str, float], step: int | None) -> None:
         start, row = self._last
         with self.path.open("r+", newline="", encoding="utf-8") as file:
             if row.get("step") != str(step):

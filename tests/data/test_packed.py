@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as TF
 from simclr_pl import ContrastiveDataModule, SimCLRViews, UserError
 from simclr_pl.batch import UNLABELLED, Batch, Cut
 from simclr_pl.data.datasets import load
-from simclr_pl.data.packed import PackedImages
+from simclr_pl.data.packed import MappedFile, PackedImages
 from simclr_pl.data.packing import INDEX, PIXELS
 from simclr_pl.tools.pack import pack
 
@@ -328,3 +328,21 @@ def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(UserError, match=rf"{path.name} holds no packed set"):
             load("packed", path)
+
+
+def test_a_file_that_is_cut_off_while_it_is_mapped_is_a_sentence(tmp_path: Path) -> None:
+    """Reading behind its end, the system ends the process without a word."""
+    path = tmp_path / "pixels"
+    path.write_bytes(bytes(range(48)) * 2)
+    pixels = torch.from_file(str(path), shared=False, size=96, dtype=torch.uint8)
+    sizes, starts = torch.full((2, 2), 4), torch.tensor([0, 48])
+    images = PackedImages(pixels, sizes, starts, torch.zeros(2).long(), None, MappedFile(path))
+    part = images.select(torch.tensor([1, 0]))
+    batches = part.batches([torch.arange(2)] * 2, 0, "views")
+    next(batches)
+    with path.open("r+b") as file:
+        file.truncate(50)
+    with pytest.raises(UserError, match=r"was cut from 96 to 50 bytes while it was in use: copy"):
+        next(batches)
+    path.unlink()  # that one stays as long as it is mapped
+    assert len(list(part.batches([torch.tensor([1])], 0, "views"))) == 1

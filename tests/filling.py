@@ -1,0 +1,30 @@
+"""Callbacks that take the room or the directory away from a run in its third step."""
+
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+STEP = 3
+
+
+class Full(L.Callback):
+    """From now on no file of this process grows beyond `size` bytes, as on a full disk."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == STEP - 1:
+            most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, most))
+
+
+class Gone(L.Callback):
+    """Somebody removes the run's directory."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == STEP - 1:
+            shutil.rmtree(Path(trainer.default_root_dir))

@@ -13,6 +13,7 @@ from simclr_pl import __version__
 from simclr_pl.errors import UnfinishedError, UserError
 from simclr_pl.files import of_full_disk
 from simclr_pl.output import keep_going
+from simclr_pl.run.parent import PARENT
 
 COMMANDS = {
     "fit": ("simclr_pl.cli", "pretrain: fit --config configs/cifar.yaml"),
@@ -102,6 +103,7 @@ def _speak_utf8() -> None:
 def _run(args: list[str], *, debug: bool) -> int:
     """Runs a known command; an error becomes one sentence."""
     _speak_utf8()
+    PARENT.watch()  # before imports, which take seconds
     try:
         importlib.import_module(COMMANDS[args[0]][0]).run_cli(args)
     except KeyboardInterrupt as error:

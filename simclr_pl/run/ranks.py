@@ -18,14 +18,12 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from simclr_pl.data.fingerprint import fingerprint
 from simclr_pl.errors import UserError
+from simclr_pl.run.parent import GRACE_S, LOOK_S, PARENT, is_started
 from simclr_pl.run.recipe import flat
 from simclr_pl.run.results import versions
 
 NOTICE = 10.0
 """Seconds after which it is said that ranks are waited for; and again after twice as long."""
-
-GRACE = 10.0
-"""Seconds that this process has to end by itself when another rank has died."""
 
 LOST = (
     "connection closed by peer", "connection reset by peer", "broken pipe", "connection refused",
@@ -116,6 +114,7 @@ class Ranks(L.Callback):
         finally:
             self._met.set()
             self._over.set()
+            PARENT.over.set()
 
     def _say_who_waits(self, trainer: L.Trainer) -> None:
         start, patience = time.monotonic(), NOTICE
@@ -153,14 +152,15 @@ class Ranks(L.Callback):
             # Lightning's own watch kills without a word: it looks at the list that is left empty.
             self._children, launcher.procs = list(started), list(started)
             started.clear()
-        elif not getattr(trainer.strategy, "cluster_environment", None) or not _by_lightning():
-            return
-        threading.Thread(target=self._look, args=(os.getppid(),), daemon=True).start()
+            threading.Thread(target=self._look, daemon=True).start()
+        elif getattr(trainer.strategy, "cluster_environment", None) and is_started():
+            PARENT.grace = GRACE_S
+            PARENT.look_for(os.getppid())  # where a script has started it, not the command line
 
-    def _look(self, parent: int) -> None:
-        while not self._over.wait(0.5):
-            gone = self._gone() if self._children else _parent_gone(parent)
-            if gone and not self._over.wait(GRACE):  # it hangs in a collective
+    def _look(self) -> None:
+        while not self._over.wait(LOOK_S):
+            gone = self._gone()
+            if gone and not self._over.wait(GRACE_S):  # it hangs in a collective
                 sys.stderr.write(f"error: {gone}\n")
                 sys.stderr.flush()
                 for child in self._children:
@@ -193,15 +193,6 @@ class Ranks(L.Callback):
             f"{gone}. Training ended at step {trainer.global_step}; --resume goes on from the "
             "last checkpoint"
         )
-
-
-def _by_lightning() -> bool:
-    """Whether Lightning has started this process as a rank."""
-    return "LOCAL_RANK" in os.environ and not {"RANK", "SLURM_PROCID"} & os.environ.keys()
-
-
-def _parent_gone(parent: int) -> str:
-    return "" if os.getppid() == parent else "rank 0, which has started this rank, is gone"
 
 
 def compare(about: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ def children(process: subprocess.Popen[str]) -> list[int]:
     """Processes that a process has started and that are alive."""
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [int(number) for number in path.read_text().split()] if path.exists() else []
+
+
+def is_rank(number: int) -> bool:
+    """Whether a process is one that Lightning has started as the second rank."""
+    with suppress(OSError):
+        return b"\0LOCAL_RANK=1\0" in b"\0" + Path(f"/proc/{number}/environ").read_bytes()
+    return False
 
 
 def alive(number: int) -> bool:
@@ -65,6 +73,31 @@ def test_a_rank_outlives_the_first_one_by_seconds(tmp_path: Path) -> None:
     _, err = process.communicate()
     assert "rank 1: the connection to another rank is lost" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("after", [0, 2.5])
+def test_a_rank_does_not_outlive_the_first_one_at_start_up(after: float, tmp_path: Path) -> None:
+    """Before the ranks have met, when no connection is there to be lost."""
+    process = start("fit", *LONG, "--run_dir", tmp_path / "run")
+    end = time.monotonic() + 120
+    while not (ranks := [child for child in children(process) if is_rank(child)]):
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    (second,) = ranks
+    time.sleep(after)
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 60
+    try:
+        while alive(second):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(second, signal.SIGKILL)
+    _, err = process.communicate()
+    assert err == "error: rank 0, which has started this rank, is gone\n"
 
 
 def test_a_rank_that_hangs_beside_a_dead_one_is_ended(tmp_path: Path) -> None:

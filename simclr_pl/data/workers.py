@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
@@ -164,7 +164,8 @@ def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:
     if not loader.num_workers:
         yield from loader
         return
-    with _signals_held():
+    # Workers that are there already may be waited for, and a signal is not to wait with them.
+    with _signals_held() if loader._iterator is None else nullcontext():
         passing: Any = iter(loader)
     if passing not in _iterators:
         _iterators.add(passing)

@@ -36,6 +36,7 @@ class MetricsFile(Logger):
         self._resume_at = resume_at
         self._opened = False
         self._count = 0
+        self._refused: set[str] = set()
         self._last: tuple[int, dict[str, Any]] = (0, {})  # the last row: where it begins, its cells
 
     @property
@@ -70,6 +71,7 @@ class MetricsFile(Logger):
     def _log(self, metrics: Mapping[str, float], step: int | None) -> None:
         if not self._opened:
             self._open()
+        metrics, step = self._numbers(metrics), self._step(step)
         new = [name for name in metrics if name not in self._columns]
         if new:
             rows = read_metrics(self.path)
@@ -101,6 +103,22 @@ class MetricsFile(Logger):
         except OSError as error:
             raise cannot_write(self.path, error, then=RESUME) from error
         return self._count
+
+    def _numbers(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """What is a number; whose callback logs anything else is told so once a name."""
+        numbers = {}
+        for name, value in metrics.items():
+            try:
+                numbers[name] = float(value)
+            except (TypeError, ValueError):
+                if name not in self._refused:
+                    sys.stdout.write(f"warning: {name} is left out of {self.path}: no number\n")
+                self._refused.add(name)
+        return numbers
+
+    def _step(self, step: int | None) -> int:
+        """Without a step a number belongs to the last one."""
+        return int(self._last[1].get("step", 0)) if step is None else int(step)
 
     def _open(self) -> None:
         rows: list[dict[str, str]] = []
@@ -153,7 +171,7 @@ def say_lost(path: Path, step: int, logged: int) -> None:
 def read_metrics(path: Path) -> list[dict[str, str]]:
     """The rows of a `metrics.csv`, each with the columns that it has a value for.
 
-    A row that a kill has cut short is left out.
+    A row that a kill has cut short is left out, and so is one without a step, of an older version.
     """
     with path.open(newline="", encoding="utf-8") as file:
         text = file.read()
@@ -161,8 +179,9 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     if not table:
         return []
     head = table[0]
-    return [
+    rows = [
         {name: value for name, value in zip(head, row, strict=True) if value}
         for row in table[1:]
         if len(row) == len(head)
     ]
+    return [row for row in rows if row.get("step", "").lstrip("-").isdecimal()]

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from simclr_pl.tools.literal import literal
 from simclr_pl.tools.runs import Run
 
 OKABE_ITO = (
@@ -97,7 +98,7 @@ def draw_curves(run: Run) -> Figure:
             axis.set_ylim(0, 1.08 * max(axis.dataLim.ymax, 1e-12))
         axis.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), fontsize=8, frameon=False)
     figure.suptitle(
-        f"{run.label}: {run.data}, epoch {run.epochs}, seed {run.seed}; accuracies are fractions",
+        f"{_of(run)}, epoch {run.epochs}, seed {run.seed}; accuracies are fractions",
         fontsize=11,
     )
     return figure
@@ -116,18 +117,27 @@ def draw_comparison(runs: Sequence[Run]) -> Figure:
     for axis, name in zip(axes, shown, strict=True):
         for place, run in enumerate(runs):
             points = [((step + 1) / run.steps_per_epoch, v) for step, v in run.points(name)]
-            _line(axis, points, place, run.label)
+            _line(axis, points, place, literal(run.label))
         axis.set_title(name, fontsize=11)
         axis.set_xlabel("epoch", fontsize=9)
         if "_top" in name:
             axis.set_ylim(0, 1.02)
     handles = [
-        Line2D([], [], label=f"{run.label}: {run.data}, seed {run.seed}", **_style(place))
+        Line2D(
+            [],
+            [],
+            label=f"{_of(run)}, seed {run.seed}",
+            **_style(place),
+        )
         for place, run in enumerate(runs)
     ]
     columns = max(1, min(3, len(runs)))
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, fontsize=10)
     return figure
+
+
+def _of(run: Run) -> str:
+    return literal(f"{run.label}: {run.data}")
 
 
 def _topics(run: Run) -> dict[str, dict[str, str]]:

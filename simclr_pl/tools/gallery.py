@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from simclr_pl.data.datamodule import ContrastiveDataModule
-from simclr_pl.errors import UserError
+from simclr_pl.errors import UnfinishedError, UserError
 from simclr_pl.evaluate.knn import due
 from simclr_pl.tools.snapshot import moment, snap
 
@@ -26,7 +26,8 @@ class Gallery(L.Callback):
     augmentation does. Drawing takes a few seconds, in which the other ranks wait. Unlabelled
     images, and modules without a `projector`, get the pictures that need neither. Without a logger
     that takes images (W&B's and TensorBoard's do), under a strategy that shards the module, and
-    where features are no longer finite, nothing is done. No global random number is drawn.
+    where features are no longer finite, nothing is done. An error in a picture or in a logger that
+    takes it is said once, and training goes on. No global random number is drawn.
 
     Args:
         every_n_epochs: how often, in epochs that are validated; 0 turns it off.
@@ -41,7 +42,7 @@ class Gallery(L.Callback):
                 f"pictures.every_n_epochs is {every_n_epochs}, but must be 0 (off) or more"
             )
         self.every_n_epochs = every_n_epochs
-        self._views_are_shown = False
+        self._views_are_shown = self._complained = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws, on rank 0 alone: in eval mode a forward pass needs no other rank."""
@@ -51,9 +52,26 @@ class Gallery(L.Callback):
             return
         if not isinstance(data, ContrastiveDataModule) or not _is_whole(trainer):
             return
+        try:
+            self._show(trainer, pl_module, data, loggers)
+        except (UnfinishedError, UserError):
+            raise
+        except Exception as error:  # whatever it is: no picture is worth a training
+            if not self._complained:
+                what = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+                trainer.print(f"warning: no pictures ({what}); training goes on")
+            self._complained = True
+
+    def _show(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        data: ContrastiveDataModule,
+        loggers: list[Any],
+    ) -> None:
         apart = data.apart()
         try:
-            pictures = self._draw(trainer, pl_module, apart)
+            pictures = self._draw(trainer, module, apart)
         finally:
             apart.teardown()
         named = {f"pictures/{name}": picture for name, picture in pictures.items()}

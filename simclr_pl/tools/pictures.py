@@ -15,6 +15,7 @@ from simclr_pl.batch import UNLABELLED
 from simclr_pl.data.datamodule import ContrastiveDataModule, Split
 from simclr_pl.evaluate.knn import neighbours, vote
 from simclr_pl.tools.curves import LINES, OKABE_ITO
+from simclr_pl.tools.literal import literal
 from simclr_pl.tools.projections import Flat, flatten
 from simclr_pl.tools.snapshot import Snapshot
 from simclr_pl.tools.views import displayable
@@ -88,7 +89,7 @@ def draw_neighbours(snapshot: Snapshot, images: int = 8, k: int = 6) -> Figure:
     key = "\n\u2713 solid blue: same class, \u2717 dashed red: another" if snapshot.classes else ""
     figure.suptitle(
         f"val images (left) and their nearest train images, by cosine similarity of features\n"
-        f"{snapshot.name}, {snapshot.when}; among {snapshot.share('train')}{key}",
+        f"{literal(snapshot.name)}, {snapshot.when}; among {snapshot.share('train')}{key}",
         fontsize=9,
     )
     return figure
@@ -127,7 +128,7 @@ def draw_confusion(snapshot: Snapshot) -> Figure:
     top1 = (guess == truth).double().mean()
     axis.set_title(
         f"kNN (k = {K}, cosine, temperature {TEMPERATURE}), frozen features\n"
-        f"{snapshot.name}, {snapshot.when}\n"
+        f"{literal(snapshot.name)}, {snapshot.when}\n"
         f"{snapshot.share('val')} against {snapshot.share('train')}\ntop-1 {top1:.3f}",
         fontsize=9,
     )
@@ -154,7 +155,7 @@ def draw_map(snapshot: Snapshot) -> Figure:
     left_out = len(snapshot.classes) - len(shown)
     more = f"; {left_out} more classes in gray" if left_out else ""
     figure.suptitle(
-        f"L2-normalised features of {snapshot.share('val')} of {snapshot.name}{more}\n"
+        f"L2-normalised features of {snapshot.share('val')} of {literal(snapshot.name)}{more}\n"
         f"{snapshot.when}",
         fontsize=10,
     )
@@ -192,7 +193,7 @@ def draw_similarities(snapshot: Snapshot) -> Figure:
     axis.set_xlim(-1.02, 1.02)
     axis.grid(alpha=0.3)
     axis.set_title(
-        f"projections of views of {snapshot.share('val')} of {snapshot.name}, eval mode\n"
+        f"projections of views of {snapshot.share('val')} of {literal(snapshot.name)}, eval mode\n"
         f"{snapshot.when}",
         fontsize=10,
     )
@@ -211,7 +212,7 @@ def _name(classes: Sequence[str], label: int, most: int = 12) -> str:
     if label == UNLABELLED or not classes:
         return ""
     name = classes[label]
-    return name if len(name) <= most else name[: most - 1] + "\u2026"
+    return literal(name if len(name) <= most else name[: most - 1] + "\u2026")
 
 
 def _thumbnail(axis: Axes, image: Tensor, data: ContrastiveDataModule) -> None:

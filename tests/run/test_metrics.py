@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 from commands import environment, signal_when
 
 from simclr_pl.run.metrics import MetricsFile, read_metrics
@@ -160,3 +162,32 @@ def test_a_killed_writer_leaves_every_step_whole(tmp_path: Path) -> None:
         assert float(row["train/loss"]) == step / 8
         if step % 10 == 9:
             assert float(row[f"m{step // 100 % 50}"]) == step / 16
+
+
+def test_a_number_without_a_step_belongs_to_the_last_one(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.log_metrics({"early": 1.0})
+    file.log_metrics({"a": 1.0}, 3)
+    file.log_metrics({"b": 2.0})
+    assert [row["step"] for row in read_metrics(file.path)] == ["0", "3"]
+    assert read_metrics(file.path)[-1] == {"step": "3", "a": "1.0", "b": "2.0"}
+
+
+def test_what_is_no_number_is_said_once_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = MetricsFile(tmp_path / "metrics.csv")
+    for step in (0, 1):
+        mixed: Any = {"a": 1.0, "note": "a text", "nothing": None}
+        file.log_metrics(mixed, step)
+    assert read_metrics(file.path) == [{"step": "0", "a": "1.0"}, {"step": "1", "a": "1.0"}]
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in said] == ["note", "nothing"]
+
+
+def test_rows_that_an_older_version_wrote_without_a_step_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,epoch,a\n0,0,1.0\nNone,,2.0\n1,0,3.0\n")
+    assert [row["step"] for row in read_metrics(path)] == ["0", "1"]
+    MetricsFile(path, 1).log_metrics({"a": 4.0}, 1)
+    assert [row["a"] for row in read_metrics(path)] == ["1.0", "4.0"]

@@ -73,9 +73,25 @@ def album_of(
 @pytest.fixture
 def nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     def drawn(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("something was encoded")
+        pytest.fail("something was encoded")  # no Exception, which a gallery would survive
 
     monkeypatch.setattr(gallery, "snap", drawn)
+
+
+def test_an_error_in_a_picture_is_said_once_and_survived(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise ValueError("Expected end of text, found '$'")
+
+    monkeypatch.setattr(gallery, "snap", broken)
+    module = simclr()
+    assert album_of(module, Gallery(1)).images == []
+    assert module.trainer.global_step == 4
+    sentence = (
+        "warning: no pictures (ValueError: Expected end of text, found '$'); training goes on"
+    )
+    assert capsys.readouterr().out.count(sentence) == 1
 
 
 # What is logged -----------------------------------------------------------------------------------

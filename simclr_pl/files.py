@@ -58,9 +58,12 @@ def whole(path: Path, option: str = "", then: str = "") -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str, option: str = "") -> None:
-    """Writes a text in UTF-8, whole or not at all; see `whole`."""
+    """Writes a text in UTF-8, whole or not at all; see `whole`.
+
+    What is no UTF-8 of a path in it is escaped.
+    """
     with whole(path, option) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def make_folder(path: Path, option: str = "") -> None:

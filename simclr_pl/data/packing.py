@@ -135,5 +135,6 @@ def _mapped(path: Path, size: int) -> Tensor:
             f"{path} has {found} bytes, but its images have {size}: copy it again, or pack the "
             "images again"
         )
-    # Not shared means opened for reading alone; the pages are shared all the same until written.
-    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    # Copied on writing means opened for reading alone; the pages are shared until written to.
+    # (torch's own `from_file` takes no path that is not UTF-8.)
+    return torch.from_numpy(np.memmap(path, np.uint8, "c"))

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from simclr_pl.errors import printable
 from simclr_pl.files import write_text
 from simclr_pl.run.artifacts import artifact_of
 from simclr_pl.run.directory import RunDirectory
@@ -107,7 +108,7 @@ def log_evaluation(
             "pretraining": run_id(run), "artifact": artifact, "versions": versions(),
         }  # fmt: skip
         words = {
-            "name": f"{run.path.parent.name}/{run.path.name} {protocol}",
+            "name": printable(f"{run.path.parent.name}/{run.path.name} {protocol}"),
             "job_type": protocol.partition("-")[0],
         }
         quiet = {"console": "off", "reinit": "create_new"}

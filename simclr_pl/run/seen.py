@@ -13,7 +13,7 @@ from simclr_pl.data.fingerprint import Contents, changes, check_same_kind, short
 from simclr_pl.data.heldout import OLDER, HeldOut
 from simclr_pl.data.readers import load_arrays
 from simclr_pl.errors import UserError
-from simclr_pl.files import expanded, whole
+from simclr_pl.files import expanded, make_folder, whole
 from simclr_pl.model.checkpoint import read_checkpoint
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.yaml_file import read_config
@@ -53,7 +53,7 @@ def save_seen(path: Path, seen: Seen) -> None:
         "hashes": held_out.hashes,
         "contents": np.array(json.dumps(seen.contents._asdict())),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with whole(path) as file:
         np.savez(file, **arrays)
 

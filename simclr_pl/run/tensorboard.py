@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from simclr_pl.errors import UserError
+from simclr_pl.errors import UserError, printable
 from simclr_pl.run.directory import RunDirectory
 
 
@@ -28,7 +28,15 @@ def tensorboard_logger(run: RunDirectory, resume_at: int | None) -> TensorBoardL
         run: the run directory.
         resume_at: hide what was logged from this step on: a killed run had gone on behind its
             checkpoint. `None` is a new run.
+
+    Raises:
+        UserError: a directory that TensorBoard cannot write to.
     """
+    if printable(str(run.path)) != str(run.path):
+        raise UserError(
+            f"{printable(str(run.path))} has bytes in its name that are no UTF-8, and TensorBoard "
+            f"writes into no such directory: give another {run.option}, or leave out --tensorboard"
+        )
     return TensorBoardLogger(
         save_dir=run.path, name="tensorboard", version="", default_hp_metric=False,
         purge_step=resume_at,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.loggers import WandbLogger
 
-from simclr_pl.errors import UnfinishedError, UserError
+from simclr_pl.errors import UnfinishedError, UserError, printable
 from simclr_pl.files import write_text
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import read_metrics
@@ -80,7 +80,7 @@ def build_logger(run: RunDirectory, choice: WandbChoice, job: str) -> WandbLogge
     if given or not run_id(run):
         run.wandb_id.parent.mkdir(parents=True, exist_ok=True)
         write_text(run.wandb_id, (given or uuid.uuid4().hex[:8]) + "\n")
-    name = os.environ.get("WANDB_NAME") or f"{run.path.parent.name}/{run.path.name}"
+    name = os.environ.get("WANDB_NAME") or printable(f"{run.path.parent.name}/{run.path.name}")
     about = {"name": name, "job_type": job}
     patience = LAST_WORDS * (20 if choice.log_model else 1)
     experiment = start(run, choice, run_id(run), about, finish_timeout=patience)

@@ -22,6 +22,9 @@ DEEPEST = 100
 
 _FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+_NO_UTF8 = re.compile(r"\\u[dD][cC][0-9a-fA-F]{2}")
+"""Bytes of a path that is not UTF-8, as `dump_yaml` writes them; the fast reader refuses them."""
+
 
 def load_yaml(text: str) -> Any:
     """Values of a text by jsonargparse's rules: `3e-1` is a number, and no key stands twice.
@@ -120,7 +123,8 @@ def _check(text: str) -> None:
     whole = _Open(None, is_mapping=False)
     stack = [whole]
     known: dict[str, int] = {}  # values of what is anchored, written out
-    for event in yaml.parse(text, Loader=_FAST):
+    loader = yaml.SafeLoader if _NO_UTF8.search(text) else _FAST
+    for event in yaml.parse(text, Loader=loader):
         if isinstance(event, yaml.CollectionStartEvent):
             stack.append(_Open(event.anchor, isinstance(event, yaml.MappingStartEvent)))
             if len(stack) > DEEPEST:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simclr_pl.errors import UserError
+from simclr_pl.errors import UserError, printable
 from simclr_pl.files import expanded
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import read_metrics
@@ -76,7 +76,9 @@ class Run:
 
 def data_name(dataset: str, root: str) -> str:
     """What to call the data: `folder` says nothing without the folder's name."""
-    return f"{dataset} {Path(root).name}" if dataset in ("folder", "packed", "npz") else dataset
+    if dataset not in ("folder", "packed", "npz"):
+        return dataset
+    return f"{dataset} {printable(Path(root).name)}"
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
@@ -110,7 +112,7 @@ def _read(directory: RunDirectory, label: str) -> Run:
         raise UserError(f"{directory.path} holds no run: give the directory of a run")
     return Run(
         directory,
-        label,
+        printable(label),
         read_config(directory.config) if directory.config.is_file() else {},
         _numbers(directory.metrics) if directory.metrics.is_file() else [],
         [_result(path) for path in sorted(directory.results.glob("*.json"))],

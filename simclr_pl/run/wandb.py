@@ -140,6 +140,11 @@ def start(
     """
     import wandb  # late: it takes a second
 
+    if printable(str(run.path)) != str(run.path):
+        say(
+            f"not logged there ({printable(str(run.path))} has bytes in its name that are no UTF-8)"
+        )
+        return None
     mode = resolve_mode(choice.mode)
     run.path.mkdir(parents=True, exist_ok=True)
     tags = choice.tags.split(",") if isinstance(choice.tags, str) else choice.tags

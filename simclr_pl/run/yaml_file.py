@@ -22,8 +22,11 @@ DEEPEST = 100
 
 _FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-_NO_UTF8 = re.compile(r"\\u[dD][cC][0-9a-fA-F]{2}")
-"""Bytes of a path that is not UTF-8, as `dump_yaml` writes them; the fast reader refuses them."""
+_NO_UTF8 = re.compile(r"(?<!\\)((?:\\\\)*)\\u[dD][cC]([89a-fA-F][0-9a-fA-F])")
+"""A byte of a path that is not UTF-8, as `dump_yaml` writes it, behind no or whole backslashes."""
+
+_STAND_IN, _BYTE = 0xF700, 0xDC00
+"""Characters of nobody's, for such bytes on their way through a reader that refuses them."""
 
 
 def load_yaml(text: str) -> Any:
@@ -35,6 +38,16 @@ def load_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: not YAML; a key that stands twice; aliases that have no end.
     """
+    try:
+        return _checked(text)
+    except yaml.YAMLError:
+        readable, count = _NO_UTF8.subn(r"\1\\uF7\2", text)
+        if not count:
+            raise
+        return _with_bytes(_checked(readable))
+
+
+def _checked(text: str) -> Any:
     _check(text)
     return get_loader("yaml")(text)
 
@@ -85,6 +98,17 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
+def _with_bytes(value: Any) -> Any:
+    """Values whose paths have their bytes again."""
+    if isinstance(value, dict):
+        return {_with_bytes(key): _with_bytes(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_bytes(each) for each in value]
+    if isinstance(value, str):
+        return value.translate({_STAND_IN + b: _BYTE + b for b in range(128, 256)})
+    return value
+
+
 class _RefusedError(yaml.YAMLError):
     """YAML that no command follows."""
 
@@ -123,8 +147,7 @@ def _check(text: str) -> None:
     whole = _Open(None, is_mapping=False)
     stack = [whole]
     known: dict[str, int] = {}  # values of what is anchored, written out
-    loader = yaml.SafeLoader if _NO_UTF8.search(text) else _FAST
-    for event in yaml.parse(text, Loader=loader):
+    for event in yaml.parse(text, Loader=_FAST):
         if isinstance(event, yaml.CollectionStartEvent):
             stack.append(_Open(event.anchor, isinstance(event, yaml.MappingStartEvent)))
             if len(stack) > DEEPEST:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from commands import QUICK, fit, run
 from PIL import Image
 
 from simclr_pl.__main__ import main
 from simclr_pl.data.datasets import load
 from simclr_pl.errors import printable
+from simclr_pl.run.yaml_file import dump_yaml, read_config
 
 NAMES = {b"caf\xe9": r"caf\xe9", "süß".encode(): "süß", b"two\nlines": r"two\nlines"}
 """Of class folders, and how they are shown."""
@@ -79,9 +79,28 @@ def test_a_run_is_trained_and_logged(trained: tuple[Path, str], home: Path) -> N
     directory, out = trained
     assert "60 images (54 labelled for the probe), 6 for validation, 3 classes" in out
     assert r"h\udcf6me/run" in out  # a stream's own escape
-    config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+    config = read_config(directory / "config.yaml")
     assert config["data"]["root"] == str(home / "images")
-    assert list((directory / "wandb").glob("offline-run-*/*.wandb"))
+    assert r"Weights & Biases: not logged there (" in out
+    assert r"h\xf6me/run has bytes in its name that are no UTF-8)" in out
+
+
+def test_a_configuration_has_the_bytes_of_a_path(tmp_path: Path) -> None:
+    root, text = os.fsdecode(b"h\xf6\xff"), r"\udcf6 and \\udcf6"
+    content = {"data": {"root": root, "lists": [root, 1, text]}, text: 3e-1}
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(content), encoding="utf-8")
+    assert read_config(path) == content
+
+
+def test_weights_and_biases_has_the_names_of_classes_and_data(home: Path, tmp_path: Path) -> None:
+    quick = [option for option in QUICK if option not in ("--wandb", "off")]
+    data = ("--data.dataset", "folder", "--data.root", home / "images", "--data.num_workers", "0")
+    more = ("--data.batch_size", "24", "--wandb", "offline", "--tensorboard", "true")
+    strict("fit", *quick, *data, *more, "--run_dir", tmp_path / "run")
+    (log,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    assert log.stat().st_size > 1000
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
 def test_tensorboard_says_that_it_cannot_write_there(home: Path, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def start(
     def begin(how: Literal["online", "offline"]) -> Any:
         # The setting of the first name comes too late for the login; of the second's words W&B
         # takes fewer than we do.
-        with _environment(WANDB_SILENT="true", WANDB_MODE=how):
+        with _environment(WANDB_SILENT="true", WANDB_MODE=how), _printable_arguments():
             return wandb.init(dir=run.path, mode=how, settings=wandb.Settings(**known), **about)
 
     if mode == "online":
@@ -206,6 +206,17 @@ def _environment(**variables: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _printable_arguments() -> Iterator[None]:
+    """A context in which this process's arguments are UTF-8: W&B takes no others."""
+    before = sys.argv
+    sys.argv = [printable(each) for each in before]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def end_run(run: RunDirectory, error: BaseException | None) -> None:

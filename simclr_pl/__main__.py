@@ -68,9 +68,6 @@ def main(args: list[str] | None = None) -> int:
         args: command line without the program's name (default: this process's).
     """
     keep_going()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
-            stream.reconfigure(errors="backslashreplace")
     args = sys.argv[1:] if args is None else args
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]

@@ -218,10 +218,15 @@ class SimCLRCLI(LightningCLI):
         self._score("test", self.trainer.test, kwargs)
 
     def _held_out_of(self, checkpoint: Path) -> None:
-        """The data's validation images are those of the checkpoint's run, if they are its data."""
+        """The data's validation images are those of the checkpoint's run, if they are its data.
+
+        The run's directory is also where files are named that cannot be read.
+        """
         run, data = run_of(checkpoint), self.datamodule
         if run is not None and sees_own_data(run, data.dataset, data.root):
             data.kept = kept_by(run, checkpoint)
+        run = run or self.run
+        data.unreadable.file = run and run.left_out
 
     def _score(self, split: str, evaluate: Any, kwargs: dict[str, Any]) -> None:
         checkpoint = Path(kwargs["ckpt_path"])

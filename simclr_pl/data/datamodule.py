@@ -1,6 +1,7 @@
 """The LightningDataModule: a data set, its loaders, and views made on the device."""
 
 import copy
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -10,10 +11,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from simclr_pl.batch import UNLABELLED, Batch, Cut, EvaluationBatch, MicroBatches, Views
 from simclr_pl.compiler import has_compiler
 from simclr_pl.data.datasets import Labels, load, prepare, statistics
+from simclr_pl.data.decode import MAX_PIXELS
 from simclr_pl.data.heldout import HeldOut
 from simclr_pl.data.loaders import EvaluationLoader, TrainLoader
+from simclr_pl.data.reading import OnBadImage, Reading
 from simclr_pl.data.sources import AnySource, ImageFiles
 from simclr_pl.data.splits import Splits
+from simclr_pl.data.unreadable import Unreadable
 from simclr_pl.data.views import SimCLRViews
 from simclr_pl.errors import UserError
 from simclr_pl.files import expanded
@@ -45,6 +49,9 @@ class ContrastiveDataModule(L.LightningDataModule):
         num_workers: processes that decode image files, a device; other sets need none.
         split_seed: of the validation holdout; keep it, so that runs are comparable.
         labels: given, or none: all images are unlabelled (where folders are cameras, no classes).
+        on_bad_image: error, or skip: an image file that cannot be read ends the run, or is left out
+            and named in RUN/left_out.csv (more than 1 % of them end the run all the same).
+        max_pixels: of an image file; larger ones are bad.
         predict_split: what `predict` encodes: train, val or test.
         compiled: compile what makes the views: the same to rounding, and faster; `fit` needs a C++
             compiler, which the first steps wait for.
@@ -71,6 +78,8 @@ class ContrastiveDataModule(L.LightningDataModule):
         num_workers: int = 2,
         split_seed: int = 0,
         labels: Labels = "given",
+        on_bad_image: OnBadImage = "error",
+        max_pixels: int = MAX_PIXELS,
         predict_split: Split = "val",
         compiled: bool = False,
         seed: int | None = None,
@@ -80,12 +89,16 @@ class ContrastiveDataModule(L.LightningDataModule):
             raise UserError(
                 f"data.batch_size is {batch_size}, but a contrastive batch needs at least 2 images"
             )
+        if max_pixels < 1:
+            raise UserError(f"data.max_pixels is {max_pixels}, but must be at least 1")
         if num_workers < 0:
             raise UserError(f"data.num_workers is {num_workers}, but must be 0 or more")
         self.dataset, self.root, self.batch_size = dataset, str(expanded(root)), batch_size
         self.num_workers, self.split_seed, self.seed = num_workers, split_seed, run_seed(seed)
         self.predict_split: Split = predict_split
         self._labels: Labels = labels
+        self.reading = Reading(on_bad_image, max_pixels)
+        self.unreadable = Unreadable(Path(root))
         self._image_size, self._mean, self._std = image_size, mean, std
         self._augmentation: dict[str, Any] = {
             "scale": scale, "flip": flip, "jitter": jitter, "grayscale": grayscale, "blur": blur,
@@ -134,6 +147,8 @@ class ContrastiveDataModule(L.LightningDataModule):
             # What was trained with a compiler is evaluated without one, too.
             compiled=self.compiled and (stage == "fit" or has_compiler()),
         )  # fmt: skip
+        own = splits[:3] if splits.held is None else (splits.train, splits.test)
+        self.unreadable.images = sum(len(split) for split in own if split is not None)
         self.whole, self.splits = splits, self._wired(splits)
         self.channels = channels
 
@@ -290,7 +305,7 @@ class ContrastiveDataModule(L.LightningDataModule):
 
     def _wire(self, source: AnySource | None) -> Any:
         if isinstance(source, ImageFiles):
-            return source.with_views(self.views, self.num_workers)
+            return source.with_views(self.views, self.num_workers, self.reading, self.unreadable)
         return source
 
     def _place(self, source: AnySource) -> AnySource:

@@ -34,6 +34,19 @@ Box = Sequence[int]
 """Top, left, height, width in pixels of the whole image."""
 
 
+class BadImageError(UserError):
+    """An image file that cannot be used.
+
+    Args:
+        message: a sentence with the file's name and the remedy.
+        why: the reason alone.
+    """
+
+    def __init__(self, message: str, why: str = "") -> None:
+        super().__init__(message)
+        self.why = why or message
+
+
 class EncodedImage:
     """A file's bytes, and what its header says.
 
@@ -44,8 +57,8 @@ class EncodedImage:
         max_pixels: of the whole image; a file that says it has more is refused.
 
     Raises:
-        UserError: no readable image, one that is too small or too large, or one of which bands or
-            pages would be lost.
+        BadImageError: no readable image, one that is too small or too large, or one of which bands
+            or pages would be lost.
     """
 
     def __init__(self, path: Path, max_pixels: int = MAX_PIXELS) -> None:
@@ -78,7 +91,7 @@ class EncodedImage:
         """The upright image, with one pixel for `scale` x `scale`, on white where transparent.
 
         Raises:
-            UserError: it cannot be decoded.
+            BadImageError: it cannot be decoded.
         """
         with self._named():
             image, self._header = self._header or self._opened(), None
@@ -106,16 +119,19 @@ class EncodedImage:
 
     def _check_size(self, image: ImageFile, max_pixels: int) -> None:
         width, height = image.size
+        what = f"{width} x {height} pixels"
         if min(image.size) < MIN_SIDE:
-            raise UserError(
-                f"{self.path} is {width} x {height} pixels, too small to crop: remove it "
-                f"(at least {MIN_SIDE} x {MIN_SIDE} are needed)"
+            why = f"{what}, too small to crop"
+            raise BadImageError(
+                f"{self.path} is {why}: remove it (at least {MIN_SIDE} x {MIN_SIDE} are needed)",
+                why,
             )
         if width * height > max_pixels:
-            raise UserError(
-                f"{self.path} is {width} x {height} pixels, which is more than max_pixels "
-                f"({max_pixels}) allows: give --data.max_pixels {width * height} (of pack: "
-                "--max_pixels), make the image smaller, or remove it"
+            why = f"{what}, which is more than max_pixels ({max_pixels}) allows"
+            raise BadImageError(
+                f"{self.path} is {why}: give --data.max_pixels {width * height} (of pack: "
+                "--max_pixels), make the image smaller, or remove it",
+                why,
             )
 
     @contextmanager
@@ -125,7 +141,7 @@ class EncodedImage:
             with warnings.catch_warnings(), without_pils_limit():
                 warnings.simplefilter("ignore")  # of PIL, about odd metadata in good images
                 yield
-        except (UserError, MemoryError):
+        except (BadImageError, MemoryError):
             raise
         except Exception as error:  # of broken files PIL raises anything
             why = str(error) or type(error).__name__
@@ -133,8 +149,8 @@ class EncodedImage:
                 why = kind_of(self._bytes)
             if isinstance(error, OSError) and error.strerror:
                 why = error.strerror
-            raise UserError(
-                f"{self.path} cannot be decoded ({why}): remove it, or save it again"
+            raise BadImageError(
+                f"{self.path} cannot be decoded ({why}): remove it, or save it again", why
             ) from error
 
 
@@ -158,7 +174,7 @@ def crops_of(file: EncodedImage, groups: Sequence[Sequence[Box]], size: int, out
         out: `uint8 [K, 3, S, S]` for the K boxes of all groups.
 
     Raises:
-        UserError: the image cannot be decoded.
+        BadImageError: the image cannot be decoded.
     """
     places, decoded = iter(out.numpy()), dict[int, Image.Image]()
     for boxes in groups:

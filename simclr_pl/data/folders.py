@@ -25,7 +25,7 @@ SPLITS = {
 _said: set[str] = set()
 
 
-def read_folder(root: Path, *, labelled: bool = True) -> Raw:
+def read_folder(root: Path, *, labelled: bool = True, left: LeftOut | None = None) -> Raw:
     """Images below `root`: class folders, or unlabelled; or both below train/, val/ and test/.
 
     A line says how many images there are, and what was left out, and why.
@@ -33,6 +33,7 @@ def read_folder(root: Path, *, labelled: bool = True) -> Raw:
     Args:
         root: the folder.
         labelled: whether folders are classes; else nothing is labelled, at any depth.
+        left: is told what was left out, and why.
 
     Raises:
         UserError: no such folder, no images, folders that look like splits and aren't named so, or
@@ -40,7 +41,7 @@ def read_folder(root: Path, *, labelled: bool = True) -> Raw:
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: give the images' folder as --data.root")
-    left = LeftOut()
+    left = LeftOut() if left is None else left
     _check_names(root)
     if not (root / "train").is_dir():
         train, classes = _read_split(root, None, left, labelled=labelled)

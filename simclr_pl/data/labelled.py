@@ -75,6 +75,7 @@ class LabelledDataModule(ContrastiveDataModule):
             "std": list(self.std or ()),
             "num_workers": self.num_workers,
             "split_seed": self.split_seed,
+            **self.reading._asdict(),
         }
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> LabelledImages:  # type: ignore[override]

@@ -31,6 +31,8 @@ class LeftOut:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.unread: list[tuple[Path, str]] = []
+        """Images of formats that are not read here, with the format and the remedy."""
         self._examples: dict[str, list[str]] = {}
 
     def add(self, reason: str, example: str = "") -> None:
@@ -129,6 +131,7 @@ def _images(entries: list["os.DirEntry[str]"], root: str, left: LeftOut) -> Iter
             yield File(os.fsencode(_below(entry.path, root)).replace(_SEPARATOR, b"\0"), entry.path)
         elif remedy := unread(suffix):
             left.add(f"of a format that is not read here, {remedy}", suffix)
+            left.unread.append((Path(entry.path), remedy))
         elif suffix:
             left.add("of kinds that are not read", suffix)
         else:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from simclr_pl.batch import Batch, Cut
-from simclr_pl.data.sources import AnySource
+from simclr_pl.data.sources import AnySource, ImageFiles
 from simclr_pl.distributed import shard
 from simclr_pl.randomness import epoch_order
 
@@ -79,10 +79,15 @@ class TrainLoader:
         drawn = 0 if self.same_every_epoch else epoch
         order = epoch_order(self.seed, drawn, len(self.source))
         plan = [batch[self.rows] for batch in order.split(self.batch_size)[start : len(self)]]
-        batches = self._timed(self.source.batches(plan, drawn, "views"))
+        batches = self._timed(self._batches(plan, drawn))
         for done, batch in enumerate(batches, start + 1):
             self._place = {"epoch": epoch, "batches": done}
             yield batch
+
+    def _batches(self, plan: list[Tensor], drawn: int) -> Iterator[Batch]:
+        if isinstance(self.source, ImageFiles):
+            return self.source.batches(plan, drawn, "views", training=True)
+        return self.source.batches(plan, drawn, "views")
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches, with the time they take added to `waited`."""

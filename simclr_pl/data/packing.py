@@ -109,6 +109,13 @@ def _read_index(root: Path) -> dict[str, Any]:
         )
     if not set(arrays) >= _ARRAYS or not _fits(**arrays):
         raise UserError(f"{path} is of no packed set: {how}")
+    # In whole numbers it may overflow.
+    total = 3 * float(arrays["sizes"].astype(np.float64).prod(1).sum())
+    if total > 2**62:
+        raise UserError(
+            f"{path} speaks of {total:.3g} bytes of pixels, so it is broken: copy it again, or "
+            "pack the images again"
+        )
     return arrays
 
 

@@ -12,27 +12,22 @@ to, and in the packed set that is written of it.
 """
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from simclr_pl.batch import Batch, Cut
-from simclr_pl.data.crop import CLEAN_SHARE, centre_boxes
-from simclr_pl.data.decode import MIN_SIDE, EncodedImage, crops_of
+from simclr_pl.data.decode import MIN_SIDE
 from simclr_pl.data.packed import PackedImages
+from simclr_pl.data.reading import KINDS, Crops, Place, Read, Reading
+from simclr_pl.data.unreadable import Unreadable
 from simclr_pl.data.views import SimCLRViews
 from simclr_pl.data.workers import batches_of, begin, check_room, end_workers, sent
 from simclr_pl.errors import UserError
-
-KINDS: dict[Cut, list[int]] = {"views": [2], "clean": [1], "both": [2, 1]}
-"""Crops of an image, by what is wanted: of views, and of the clean image."""
-
-CHUNK = 32
-"""Files that a worker holds at a time."""
 
 
 class ArrayImages:
@@ -112,7 +107,10 @@ class ImageFiles:
         self.paths, self.labels, self.root = list(paths), labels, root
         self.views: SimCLRViews | None = None
         self.workers = 0
-        self._loaders: dict[Cut, tuple[_Plan, DataLoader[Batch]]] = {}
+        self.reading = Reading()
+        self.unreadable: Unreadable | None = None
+        self._loaders: dict[tuple[Cut, bool], tuple[_Plan, DataLoader[Read]]] = {}
+        self._missing = 0
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -125,15 +123,35 @@ class ImageFiles:
         start = len(self.root.parts)
         return [os.fsencode("/".join(path.parts[start:])) for path in self.paths]
 
-    def with_views(self, views: SimCLRViews, workers: int) -> "ImageFiles":
-        """The same files, cut as `views` says, by `workers` processes (0: in this one)."""
+    def with_views(
+        self,
+        views: SimCLRViews,
+        workers: int,
+        reading: Reading = Reading(),  # noqa: B008 - a constant
+        unreadable: Unreadable | None = None,
+    ) -> "ImageFiles":
+        """The same files, cut as `views` says.
+
+        Args:
+            views: whose boxes are cut.
+            workers: processes that do it; 0: in this one.
+            reading: how files are read.
+            unreadable: is told of those that cannot be.
+        """
         twin = ImageFiles(self.paths, self.labels, self.root)
         twin.views, twin.workers = views, workers
+        twin.reading, twin.unreadable = reading, unreadable
         return twin
 
-    def batches(self, plan: Sequence[Tensor], epoch: int, cut: Cut) -> Iterator[Batch]:
-        """Yields crops `uint8 [B, K, 3, S, S]`; see `Batch.images`."""
-        if cut not in self._loaders:
+    def batches(
+        self, plan: Sequence[Tensor], epoch: int, cut: Cut, *, training: bool = False
+    ) -> Iterator[Batch]:
+        """Yields crops `uint8 [B, K, 3, S, S]`; see `Batch.images`.
+
+        Where files that cannot be read are stepped over, others take their rows in training; else
+        a batch has fewer rows, and perhaps none.
+        """
+        if (cut, training) not in self._loaders:
             if self.views is None:
                 raise ValueError("call with_views before asking image files for batches")
             crop = 3 * self.views.image_size**2
@@ -141,7 +159,7 @@ class ImageFiles:
             check_room(largest, self.workers, len(plan))
             sampler = _Plan()
             loader = DataLoader(
-                _Crops(self.paths, self.labels, self.views, cut),
+                Crops(self.paths, self.labels, self.views, cut, self.reading, training=training),
                 batch_sampler=sampler,
                 num_workers=self.workers,
                 collate_fn=sent,
@@ -149,10 +167,26 @@ class ImageFiles:
                 persistent_workers=self.workers > 0,
                 pin_memory=torch.cuda.is_available(),
             )
-            self._loaders[cut] = (sampler, loader)
-        sampler, loader = self._loaders[cut]
+            self._loaders[cut, training] = (sampler, loader)
+        sampler, loader = self._loaders[cut, training]
         sampler.plan, sampler.epoch = plan, epoch
-        yield from batches_of(loader)
+        missing = 0
+        for done, read in enumerate(batches_of(loader), 1):
+            for path, why in read.bad:
+                if self.unreadable is not None:
+                    self.unreadable.add(path, why)
+            missing += read.missing
+            if done == len(plan):  # said now: who knows the number of batches asks for no more
+                self._say_missing(missing, sum(map(len, plan)))
+            yield read.batch
+
+    def _say_missing(self, missing: int, images: int) -> None:
+        """Says how many rows an evaluation has been left with, where that has changed."""
+        if missing not in (0, self._missing):
+            sys.stdout.write(
+                f"{missing} of {images} images cannot be read: they are left out here\n"
+            )
+            self._missing = missing
 
     def close(self) -> None:
         """Ends the worker processes; the next batches start new ones."""
@@ -173,54 +207,15 @@ class ImageFiles:
 AnySource = ArrayImages | ImageFiles | PackedImages
 
 
-class _Place(NamedTuple):
-    epoch: int
-    image: int
-
-
 class _Plan:
     """A batch sampler whose epoch and indices are set before each pass."""
 
     plan: Sequence[Tensor] = ()
     epoch = 0
 
-    def __iter__(self) -> Iterator[list[_Place]]:
+    def __iter__(self) -> Iterator[list[Place]]:
         for index in self.plan:
-            yield [_Place(self.epoch, i) for i in index.tolist()]
+            yield [Place(self.epoch, i) for i in index.tolist()]
 
     def __len__(self) -> int:
         return len(self.plan)
-
-
-class _Crops(Dataset[Batch]):
-    """Runs in the workers: decodes a batch of files and cuts what is wanted of each."""
-
-    def __init__(self, paths: Sequence[Path], labels: Tensor, views: SimCLRViews, cut: Cut) -> None:
-        self.paths, self.labels, self.views, self.cut = paths, labels, views, cut
-
-    def __getitems__(self, places: list[_Place]) -> Batch:
-        epoch, size = places[0].epoch, self.views.image_size
-        index = torch.tensor([place.image for place in places])
-        kinds = KINDS[self.cut]
-        crops = torch.empty(len(index), sum(kinds), 3, size, size, dtype=torch.uint8)
-        for part, out in zip(index.split(CHUNK), crops.split(CHUNK), strict=True):
-            files = [EncodedImage(self.paths[i]) for i in part.tolist()]
-            boxes = self._boxes(part, epoch, files).split(kinds, 1)
-            # Views and the clean image are decoded as if the other had not been asked for.
-            groups = zip(*(kind.tolist() for kind in boxes), strict=True)
-            for file, of_file, there in zip(files, groups, out, strict=True):
-                crops_of(file, of_file, size, there)
-        return Batch(crops, self.labels[index], index, epoch)
-
-    def _boxes(self, index: Tensor, epoch: int, files: Sequence[EncodedImage]) -> Tensor:
-        """`int64 [B, K, 4]`: both views' boxes, then the clean one, as far as they are wanted."""
-        height = torch.tensor([file.height for file in files])
-        width = torch.tensor([file.width for file in files])
-        boxes: list[Tensor] = []
-        if self.cut != "clean":
-            view = torch.arange(2).repeat_interleave(len(index))
-            how = self.views.draw(index.repeat(2), epoch, view)
-            boxes += self.views.boxes(how, height.repeat(2), width.repeat(2)).chunk(2)
-        if self.cut != "views":
-            boxes.append(centre_boxes(height, width, CLEAN_SHARE))
-        return torch.stack(boxes, 1)

@@ -135,8 +135,8 @@ class SimCLRViews(nn.Module):
             Two tensors `float32 [B, C, S, S]`, normalised.
         """
         # Both in one go: small batches, too, are worked on in large parts.
-        first, second = self._views(images, index, epoch, sizes, 2).split(len(images))
-        return first, second
+        both = self._views(images, index, epoch, sizes, 2)
+        return both[: len(images)], both[len(images) :]
 
     @torch.no_grad()
     def one(self, images: Tensor, index: Tensor, epoch: int, sizes: Tensor | None = None) -> Tensor:
@@ -201,6 +201,8 @@ class SimCLRViews(nn.Module):
         """All first views and then all second ones, made in parts that a CPU's cache holds."""
         count, channels, size = views * len(images), images.shape[-3], self.image_size
         device = images.device
+        if not count:  # of a batch whose files could not be read
+            return torch.empty(0, channels, size, size, device=device)
         image = torch.arange(len(images), device=device).repeat(views)
         view = torch.arange(views, device=device).repeat_interleave(len(images))
         how = self.draw(index.repeat(views), epoch, view)

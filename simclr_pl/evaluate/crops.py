@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from simclr_pl.data.datamodule import ContrastiveDataModule
+from simclr_pl.errors import UserError
 from simclr_pl.evaluate.features import in_eval_mode
 
 
@@ -21,6 +22,9 @@ def encode_crops(
 
     Returns:
         `[N, D]`, on the encoder's device.
+
+    Raises:
+        UserError: a file that cannot be read.
     """
     device = next(encoder.parameters()).device
     source = data.evaluation_loader("train", "views").source
@@ -30,4 +34,10 @@ def encode_crops(
             moved = batch.to(device)
             views = data.views.one(moved.images, moved.index, epoch, moved.sizes)
             features.append(encoder(views))
-    return torch.cat(features)
+    whole = torch.cat(features)
+    if len(whole) < len(rows):
+        raise UserError(
+            f"{len(rows) - len(whole)} images of train cannot be read, and crops are made of all: "
+            f"remove those that python -m simclr_pl pack {data.root} --check lists"
+        )
+    return whole

@@ -166,6 +166,8 @@ class OnlineProbe(L.Callback):
 
     def _check(self, labels: Tensor) -> Tensor:
         """Labels, of which those beyond the classes are an error: on accelerators a later one."""
+        if not len(labels):
+            return labels
         largest = labels.max()
         if not labels.is_cpu:  # to look at it now would take until the device is there
             self._beyond = largest if self._beyond is None else self._beyond.maximum(largest)

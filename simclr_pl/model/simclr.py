@@ -338,16 +338,19 @@ class SimCLR(L.LightningModule):
     def _evaluate(self, batch: EvaluationBatch, split: str) -> EvaluationOutput:
         assert batch.views is not None
         projections = self.projector(self(batch.views.both))
-        loss = self.loss(*projections.chunk(2))
         many = self.trainer.world_size > 1
         # The loss is a mean over this global batch: weighted by its rows, each image counts once.
-        rows = sum_over_ranks(loss.new_full((), batch.labels.numel()))
+        images = batch.labels.numel()
+        rows = int(sum_over_ranks(projections.new_full((), images, dtype=torch.float32)))
+        if rows < 2:  # the others could not be read, and one image has no negatives
+            return self.predict_step(batch, 0)
+        loss = self.loss(projections[:images], projections[images:])
         self.log(
             f"{split}/loss",
             loss,
             on_epoch=True,
             sync_dist=many,
-            batch_size=int(rows),
+            batch_size=rows,
             add_dataloader_idx=False,
         )
         return self.predict_step(batch, 0)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from simclr_pl.data.unreadable import LEFT_OUT
 from simclr_pl.errors import UserError
 from simclr_pl.files import expanded, sweep
 from simclr_pl.run.lock import RunLock
@@ -37,6 +38,7 @@ class RunDirectory:
         self.seen = path / "checkpoints" / "data.npz"
         self.pictures = path / "pictures"
         self.results = path / "results"
+        self.left_out = path / LEFT_OUT
         self.wandb_id = path / "wandb_id.txt"
         self.wandb_summary = path / "wandb_summary.json"
         self.wandb_models = path / "wandb_models.json"

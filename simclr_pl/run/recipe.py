@@ -18,7 +18,7 @@ FREE_TO_CHANGE = (
     "trainer.logger", "trainer.callbacks", "trainer.profiler", "trainer.check_val_every_n_epoch",
     "trainer.limit_val_batches", "trainer.enable_model_summary", "trainer.default_root_dir",
     "model.loss_block_size", "data.root", "data.num_workers", "data.predict_split",
-    "data.compiled", "model.compiled",
+    "data.on_bad_image", "data.max_pixels", "data.compiled", "model.compiled",
     "checkpoint.", "knn.", "health.", "linear.", "pictures.", "wandb", "tensorboard",
     "init_from",
 )  # fmt: skip

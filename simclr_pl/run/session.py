@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger
 
+from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.data.workers import told_of_waiting
 from simclr_pl.errors import UnfinishedError
 from simclr_pl.model.checkpoint import read_checkpoint
@@ -95,6 +96,8 @@ class Session:
             if isinstance(callback, SaveCheckpoint):
                 callback.stop = self.stop
         path = str(self.resume_from) if self.resume_from else None
+        if isinstance(data, ContrastiveDataModule):
+            data.unreadable.file = self.run.left_out
 
         def wait(seconds: float) -> None:
             self._wait(trainer, seconds)

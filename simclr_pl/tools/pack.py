@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
-from simclr_pl.data.decode import MIN_SIDE, EncodedImage, without_pils_limit
+from simclr_pl.data.decode import MAX_PIXELS, MIN_SIDE, EncodedImage, without_pils_limit
 from simclr_pl.data.folders import read_folder
 from simclr_pl.data.once import alone
 from simclr_pl.data.packing import PIXELS, SPLITS, save_index, save_pixels
@@ -25,6 +26,7 @@ from simclr_pl.errors import UserError
 from simclr_pl.files import expanded
 from simclr_pl.run.arguments import call
 from simclr_pl.run.stop import restore
+from simclr_pl.tools.bad_images import check_images
 
 LONGEST = 2
 """Sides of an image that is kept whole: a longer one is cut to so many times its shorter side."""
@@ -33,18 +35,38 @@ CHUNK = 16
 """Images that a worker hands over at a time."""
 
 
-def pack(folder: str, out: str, *, short_side: int = 256, num_workers: int = 2) -> Path:
+class Limits(NamedTuple):
+    """What images may be.
+
+    Attributes:
+        short_side: longest that an image's shorter side stays, in pixels.
+        max_pixels: of an image; larger ones are refused.
+    """
+
+    short_side: int
+    max_pixels: int
+
+
+def pack(
+    folder: str,
+    out: str,
+    *,
+    short_side: int = 256,
+    num_workers: int = 2,
+    max_pixels: int = MAX_PIXELS,
+) -> Path:
     """Writes a folder of images once as one file of pixels, to be trained on as `packed`.
 
     Images whose shorter side is longer than `short_side` are made smaller, bilinear with
     antialiasing; of panoramas longer than 2:1 the middle is kept. Classes and splits are those of
-    data set `folder`.
+    data set `folder`. `pack FOLDER --check` writes nothing, and lists all files that are bad.
 
     Args:
         folder: of images: a folder a class, or none, or such below train/, val/ and test/.
         out: directory to write, which must not exist.
         short_side: longest that an image's shorter side stays, in pixels.
         num_workers: processes that decode; 0 decodes in this one.
+        max_pixels: of an image; larger ones are refused.
 
     Returns:
         The directory.
@@ -72,7 +94,7 @@ def pack(folder: str, out: str, *, short_side: int = 256, num_workers: int = 2) 
             try:
                 if target.exists():
                     raise UserError(f"{target} was written by another pack meanwhile: it is whole")
-                _write(target, splits, raw.classes, short_side, num_workers)
+                _write(target, splits, raw.classes, Limits(short_side, max_pixels), num_workers)
             finally:
                 lock.unlink(missing_ok=True)
     except OSError as error:
@@ -91,7 +113,7 @@ def _write(
     target: Path,
     splits: dict[str, ImageFiles],
     classes: tuple[str, ...],
-    short_side: int,
+    limits: Limits,
     workers: int,
 ) -> None:
     """Writes beside the target, so that renaming is one step: what has its name is whole."""
@@ -99,7 +121,7 @@ def _write(
     shutil.rmtree(unfinished, ignore_errors=True)  # of one that was killed
     try:
         unfinished.mkdir()
-        sizes = _write_pixels(unfinished / PIXELS, splits, short_side, workers)
+        sizes = _write_pixels(unfinished / PIXELS, splits, limits, workers)
         labels = torch.cat([split.labels for split in splits.values()])
         counts = {name: len(split) for name, split in splits.items()}
         names = [name for split in splits.values() for name in split.names or ()]
@@ -110,12 +132,12 @@ def _write(
 
 
 def _write_pixels(
-    path: Path, splits: dict[str, ImageFiles], short_side: int, workers: int
+    path: Path, splits: dict[str, ImageFiles], limits: Limits, workers: int
 ) -> Tensor:
     """Writes all splits' images; returns `int64 [N, 2]`, the height and width that each has now."""
     paths = [path for split in splits.values() for path in split.paths]
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
-        _Smaller(paths, short_side),
+        _Smaller(paths, limits),
         batch_sampler=[list(part) for part in _parts(len(paths))],
         num_workers=workers,
         collate_fn=sent,
@@ -146,11 +168,12 @@ def _parts(count: int) -> Iterator[range]:
 class _Smaller(Dataset[tuple[Tensor, Tensor]]):
     """Runs in the workers: planes of some files one after the other, and their sizes."""
 
-    def __init__(self, paths: list[Path], short_side: int) -> None:
-        self.paths, self.short_side = paths, short_side
+    def __init__(self, paths: list[Path], limits: Limits) -> None:
+        self.paths, self.limits = paths, limits
 
     def __getitems__(self, places: list[int]) -> tuple[Tensor, Tensor]:
-        images = [smaller(EncodedImage(self.paths[i]).rgb(), self.short_side) for i in places]
+        short_side, most = self.limits
+        images = [smaller(EncodedImage(self.paths[i], most).rgb(), short_side) for i in places]
         pixels = torch.cat([pil_to_tensor(image).flatten() for image in images])
         return pixels, torch.tensor([(image.height, image.width) for image in images])
 
@@ -172,7 +195,10 @@ def smaller(image: Image.Image, short_side: int) -> Image.Image:
 def run_cli(args: list[str]) -> None:
     """The command."""
     with _interruptible():
-        call(pack, args, positional=True)
+        if "--check" in args:
+            call(check_images, [arg for arg in args if arg != "--check"], positional=True)
+        else:
+            call(pack, args, positional=True)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from simclr_pl import ContrastiveDataModule, SimCLRViews, UserError
 from simclr_pl.batch import UNLABELLED, Batch, EvaluationBatch, MicroBatches, Views
+from simclr_pl.data.crop import CLEAN_SHARE
 from simclr_pl.data.datasets import load, statistics
-from simclr_pl.data.sources import CLEAN_SHARE
 
 # Lightning 2.6 asks torch for a name that torch 2.15 calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")

@@ -18,7 +18,8 @@ from simclr_pl import SimCLRViews, UserError
 from simclr_pl.batch import Cut
 from simclr_pl.data.crop import CLEAN_SHARE, centre_boxes
 from simclr_pl.data.decode import EncodedImage, crops_of
-from simclr_pl.data.sources import CHUNK, ImageFiles
+from simclr_pl.data.reading import CHUNK
+from simclr_pl.data.sources import ImageFiles
 
 SIDE = 24
 SIZES = [

@@ -124,6 +124,8 @@ def _run(args: list[str], *, debug: bool) -> int:
             return _say(str(full), 2)
         text = " ".join(str(error).split()) or "no message"
         return _say(f"{type(error).__name__}: {text} (--debug shows where)", 1)
+    finally:
+        PARENT.over.set()
     return 0
 
 

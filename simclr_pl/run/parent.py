@@ -21,8 +21,6 @@ class Parent:
     """
 
     def __init__(self) -> None:
-        self.grace = 0.0
-        """Seconds to end by itself: none before ranks have met, when nobody will say anything."""
         self.over = threading.Event()
         """Set when this rank is on its way out anyway."""
         self._watched = False
@@ -45,7 +43,7 @@ class Parent:
         while os.getppid() == number:
             if self.over.wait(LOOK_S):
                 return
-        if not self.over.wait(self.grace):  # it hangs in a collective
+        if not self.over.wait(GRACE_S):  # it waits for others, or hangs in a collective
             sys.stderr.write("error: rank 0, which has started this rank, is gone\n")
             sys.stderr.flush()
             os._exit(1)

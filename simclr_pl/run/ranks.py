@@ -154,7 +154,6 @@ class Ranks(L.Callback):
             started.clear()
             threading.Thread(target=self._look, daemon=True).start()
         elif getattr(trainer.strategy, "cluster_environment", None) and is_started():
-            PARENT.grace = GRACE_S
             PARENT.look_for(os.getppid())  # where a script has started it, not the command line
 
     def _look(self) -> None:

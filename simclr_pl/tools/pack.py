@@ -16,7 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
-from simclr_pl.data.decode import MAX_PIXELS, MIN_SIDE, EncodedImage, without_pils_limit
+from simclr_pl.data.decode import (
+    MAX_PIXELS,
+    MIN_SIDE,
+    BadImageError,
+    EncodedImage,
+    without_pils_limit,
+)
 from simclr_pl.data.folders import read_folder
 from simclr_pl.data.once import alone
 from simclr_pl.data.packing import PIXELS, SPLITS, save_index, save_pixels
@@ -173,7 +179,10 @@ class _Smaller(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, places: list[int]) -> tuple[Tensor, Tensor]:
         short_side, most = self.limits
-        images = [smaller(EncodedImage(self.paths[i], most).rgb(), short_side) for i in places]
+        try:
+            images = [smaller(EncodedImage(self.paths[i], most).rgb(), short_side) for i in places]
+        except BadImageError as error:  # out of a worker comes what the command line knows
+            raise UserError(str(error)) from None
         pixels = torch.cat([pil_to_tensor(image).flatten() for image in images])
         return pixels, torch.tensor([(image.height, image.width) for image in images])
 

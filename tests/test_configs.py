@@ -11,6 +11,7 @@ from commands import REPOSITORY, checkpoint, rows, run
 from simclr_pl import ContrastiveDataModule, SimCLR
 from simclr_pl.cli import SimCLRCLI
 from simclr_pl.data.datasets import DATASETS
+from simclr_pl.evaluate.linear_callback import LinearEvaluation
 from simclr_pl.model.encoder import EncoderSpec, build_encoder
 from simclr_pl.options import Parser
 
@@ -122,6 +123,17 @@ def test_an_overlay_of_a_machine_builds_over_a_recipe_and_leaves_it_alone(
     assert built.datamodule.batch_size == plain["data"]["batch_size"]
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_asks_for_linear_evaluation_on_val_at_a_few_epochs(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trainer = build(monkeypatch, tmp_path, "--config", CONFIGS / name).trainer
+    (linear,) = (c for c in trainer.callbacks if isinstance(c, LinearEvaluation))
+    assert not linear.test_at_end
+    assert 1 <= trainer.max_epochs / linear.every_n_epochs <= 5
+    assert linear.every_n_epochs % trainer.check_val_every_n_epoch == 0
+
+
 def test_digits_recipe_trains_as_shipped_but_for_its_length(tmp_path: Path) -> None:
     recipe = ("--config", CONFIGS / "digits.yaml", "--wandb", "off")
     outcome = run("fit", *recipe, "--trainer.max_epochs", "1", "--run_dir", tmp_path / "run")
@@ -136,7 +148,7 @@ def test_fashion_mnist_trains_an_epoch_through_its_recipe(tmp_path: Path) -> Non
         word for split in ("train", "val") for word in (f"--trainer.limit_{split}_batches", "2")
     ]
     data = ("--data.root", tmp_path / "data", "--trainer.max_epochs", "1")
-    data = (*data, "--trainer.check_val_every_n_epoch", "1")
+    data = (*data, "--trainer.check_val_every_n_epoch", "1", "--linear.every_n_epochs", "0")
     small = ("--trainer.log_every_n_steps", "1", "--data.image_size", "14")
     outcome = run("fit", *recipe, *data, *limits, *small, "--run_dir", tmp_path / "run")
     assert outcome.code == 0, outcome

@@ -125,7 +125,12 @@ class Fitted(NamedTuple):
 
 
 def evaluate_linear(
-    source: Source, labels: Tensor, scored: Rows, classes: int, recipe: Recipe
+    source: Source,
+    labels: Tensor,
+    scored: Rows,
+    classes: int,
+    recipe: Recipe,
+    clean: Tensor | None = None,
 ) -> Score:
     """The whole protocol: train the grid, choose on a tenth of train, train again, score once.
 
@@ -135,15 +140,18 @@ def evaluate_linear(
         scored: rows of the split to score.
         classes: C.
         recipe: grid, epochs and seed.
+        clean: as `fit_linear` takes them.
 
     Raises:
         UserError: too few labels to choose on, or a grid of which every head diverges.
     """
-    return fit_linear(source, labels, classes, recipe).score(scored)
+    return fit_linear(source, labels, classes, recipe, clean).score(scored)
 
 
 @torch.no_grad()
-def fit_linear(source: Source, labels: Tensor, classes: int, recipe: Recipe) -> Fitted:
+def fit_linear(
+    source: Source, labels: Tensor, classes: int, recipe: Recipe, clean: Tensor | None = None
+) -> Fitted:
     """The protocol but for its last step: several splits may be scored with one head.
 
     Args:
@@ -151,6 +159,8 @@ def fit_linear(source: Source, labels: Tensor, classes: int, recipe: Recipe) -> 
         labels: `int64 [N]`, all of them known.
         classes: C.
         recipe: grid, epochs and seed.
+        clean: `[N, D]`, features of the clean images, on which the head is chosen as it will be
+            scored (default: epoch 0's features, which are clean unless `source` augments).
 
     Raises:
         UserError: too few labels to choose on, or a grid of which every head diverges.
@@ -159,7 +169,8 @@ def fit_linear(source: Source, labels: Tensor, classes: int, recipe: Recipe) -> 
     first = source(0)
     part = _part(source, first, fits)
     heads = train_heads(part, labels[fits], classes, recipe.grid, recipe)
-    order = best_first(*judge(heads, Rows(first, labels).at(chooses)))
+    judged = Rows(first if clean is None else clean, labels)
+    order = best_first(*judge(heads, judged.at(chooses)))
     for pair in (recipe.grid[h] for h in order):
         head = train_heads(lambda e: source(e) if e else first, labels, classes, [pair], recipe)
         if bool(head.weight.isfinite().all()):

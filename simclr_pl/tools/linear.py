@@ -59,7 +59,8 @@ def linear(
         baseline: evaluate raw pixels instead, or the weights that pretraining began with.
         solver: sgd, or lbfgs (L2-regularised logistic regression, the paper's transfer protocol).
         augment: train on fresh crops and flips in each epoch, as the paper does on ImageNet; each
-            epoch then is a pass through the encoder, twice (to choose, and to train again).
+            epoch then is a pass through the encoder, twice (to choose, and to train again). The
+            head is chosen on clean images, as it is scored.
         seeds: of the batches' order and of the tenth that chooses (default: the run's seed).
         epochs: passes over the features (more of a small data set: 1,000 steps at least, unless
             augmented).
@@ -90,14 +91,14 @@ def linear(
     frozen = freeze(pretrained, baseline)
     scored = frozen.rows(split)
     recipe = Recipe(rates, decays, epochs, 0 if augment else Recipe().steps)
-    train = None if augment else frozen.rows("train")
+    train = frozen.rows("train")
 
     def evaluate(seed: int) -> Score:
         classes, of_seed = frozen.data.num_classes, recipe._replace(seed=seed)
-        if train is None:
-            source, labels = _crops(frozen, label_fraction, seed)
-            return evaluate_linear(source, labels, scored, classes, of_seed)
         part = train.at(draw_fraction(train.labels, label_fraction, seed))
+        if augment:
+            crops = _crops(frozen, label_fraction, seed)
+            return evaluate_linear(crops, part.labels, scored, classes, of_seed, part.features)
         if solver == "lbfgs":
             cpu = torch.device("cpu")
             return evaluate_logistic(part.to(cpu), scored.to(cpu), classes, seed)
@@ -114,17 +115,16 @@ def linear(
     return scores
 
 
-def _crops(frozen: Frozen, fraction: float, seed: int) -> tuple[Source, Tensor]:
-    """Fresh features of that share of the labelled training images for each epoch; their labels."""
-    labels = frozen.data.splits.train.labels
-    rows = draw_fraction(labels, fraction, seed)
+def _crops(frozen: Frozen, fraction: float, seed: int) -> Source:
+    """Fresh features of that share of the labelled training images for each epoch."""
+    rows = draw_fraction(frozen.data.splits.train.labels, fraction, seed)
     frozen.data.teardown()  # workers that decode have the seed from their start
     frozen.data.views.seed = seed
 
     def of_epoch(epoch: int) -> Tensor:
         return encode_crops(frozen.encoder, frozen.data, rows, epoch).float()
 
-    return of_epoch, labels[rows]
+    return of_epoch
 
 
 def run_cli(args: list[str]) -> None:

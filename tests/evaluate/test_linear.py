@@ -195,6 +195,23 @@ def test_augmented_features_are_asked_for_anew_in_each_epoch() -> None:
     assert asked == [0, 1, 2, 3, 1, 2, 3]  # to choose, and to train again
 
 
+def test_the_head_of_augmented_features_is_chosen_on_clean_ones() -> None:
+    train, test = blobs(300, 0), blobs(300, 1)
+    recipe = QUICK._replace(steps=0, epochs=4)
+    fits, chooses = choosing_parts(train.labels, recipe.seed)
+
+    def source(epoch: int) -> Tensor:  # of crops that show little of their image
+        noise = torch.randn(train.features.shape, generator=torch.Generator().manual_seed(epoch))
+        return train.features * 0.1 + noise
+
+    heads = train_heads(lambda e: source(e)[fits], train.labels[fits], 3, recipe.grid, recipe)
+    crops = Rows(source(0), train.labels)
+    orders = [best_first(*judge(heads, rows.at(chooses))) for rows in (train, crops)]
+    assert orders[0][0] != orders[1][0]
+    score = evaluate_linear(source, train.labels, test, 3, recipe, train.features)
+    assert tuple(score.chosen.values()) == recipe.grid[orders[0][0]]
+
+
 @pytest.mark.parametrize("classes", [2, 5, 7])
 def test_top5_of_few_classes_is_one_and_of_more_the_share_of_the_five_likeliest(
     classes: int,

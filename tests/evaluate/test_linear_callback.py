@@ -70,10 +70,11 @@ def test_it_logs_the_protocol_s_number_when_it_is_due_and_at_the_end() -> None:
     assert 0.2 < expected <= 1
 
 
-def test_the_test_split_is_scored_behind_the_last_step_alone() -> None:
-    *_, logged = train(LinearEvaluation(every_n_epochs=1, epochs=1), epochs=2)
+def test_the_test_split_is_scored_where_that_is_asked_for_behind_the_last_step_alone() -> None:
+    asked = LinearEvaluation(every_n_epochs=1, epochs=1, test_at_end=True)
+    *_, logged = train(asked, epochs=2)
     assert ["linear/test_top1" in numbers for numbers in logged] == [False, True]
-    *_, logged = train(LinearEvaluation(every_n_epochs=1, epochs=1, test_at_end=False), epochs=1)
+    *_, logged = train(LinearEvaluation(every_n_epochs=1, epochs=1), epochs=1)
     assert ["linear/val_top1" in numbers for numbers in logged] == [True]
     assert "linear/test_top1" not in logged[0]
 
@@ -86,7 +87,8 @@ def test_of_several_validations_in_the_last_epoch_only_the_last_scores_test(
     monkeypatch.setattr(
         Fitted, "score", lambda s, rows: scored.append(len(rows.labels)) or score(s, rows)
     )
-    *_, logged = train(LinearEvaluation(1, epochs=1), epochs=1, val_check_interval=1)
+    asked = LinearEvaluation(1, epochs=1, test_at_end=True)
+    *_, logged = train(asked, epochs=1, val_check_interval=1)
     assert "linear/test_top1" in logged[-1]
     assert scored == [146, 146, 339]  # val, val and test
 
@@ -98,7 +100,8 @@ def test_without_a_labelled_test_split_there_is_no_number_for_it(labels: int | N
     test: Any = data.splits.test
     other = None if labels is None else test.relabel(torch.full((len(test),), labels))
     data.splits = data.splits._replace(test=other)
-    *_, logged = train(LinearEvaluation(1, epochs=1), epochs=1, data=data)
+    asked = LinearEvaluation(1, epochs=1, test_at_end=True)
+    *_, logged = train(asked, epochs=1, data=data)
     assert "linear/val_top1" in logged[-1]
     assert "linear/test_top1" not in logged[-1]
 
@@ -153,7 +156,8 @@ def test_it_works_with_any_module_that_gives_features() -> None:
 
 
 def _on_a_rank(world: int) -> list[float]:
-    logged = train(LinearEvaluation(every_n_epochs=1), world=world, epochs=1)[2][-1]
+    asked = LinearEvaluation(every_n_epochs=1, test_at_end=True)
+    logged = train(asked, world=world, epochs=1)[2][-1]
     return [logged[f"linear/{split}_top1"] for split in ("val", "test")]
 
 
@@ -170,7 +174,7 @@ def test_a_test_split_too_small_for_the_devices_is_said_before_the_first_step() 
     test: Any = data.splits.test
     data.splits = data.splits._replace(test=test.select(torch.arange(1)))
     with pytest.raises(UserError, match="the test split has 1 images, too few for 1 device"):
-        train(LinearEvaluation(1), data=data, limit_val_batches=0)
+        train(LinearEvaluation(1, test_at_end=True), data=data, limit_val_batches=0)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +191,7 @@ def test_a_value_that_cannot_be_is_a_sentence(arguments: dict[str, int], words: 
 
 def test_the_command_line_turns_it_on_and_a_resume_may_change_it(tmp_path: Any) -> None:
     directory = tmp_path / "run"
-    fit(directory, "--linear.every_n_epochs", 1)
+    fit(directory, "--linear.every_n_epochs", 1, "--linear.test_at_end", "true")
     assert sum("linear/val_top1" in row for row in rows(directory)) == 2
     for split in ("val", "test"):
         assert run("linear", "--run_dir", directory, "--split", split).code == 0

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from simclr_pl.batch import UNLABELLED
-from simclr_pl.data.folders import read_folder
+from simclr_pl.data.folders import read_folder, say_once
 from simclr_pl.data.heldout import HeldOut, hold_out
 from simclr_pl.data.once import fetch_once
 from simclr_pl.data.packing import read_packed
@@ -107,6 +107,7 @@ def load(
             )
     if kept is not None:
         kept.check(own=raw.val is not None)
+    _say_unseen(name, raw._replace(classes=classes))
     if raw.val is not None:
         return Splits(raw.train, raw.val, raw.test, classes)
     held = hold_out(raw.train, split_seed) if kept is None else kept.among(raw.train, split_seed)
@@ -187,6 +188,20 @@ def _check_labels(labels: Tensor, classes: int, what: str) -> None:
             f"{what} has labels from {low} to {high}, but they must be from 0 to {classes - 1} "
             f"(or {UNLABELLED} for unlabelled)"
         )
+
+
+def _say_unseen(name: str, raw: Raw) -> None:
+    """Says which classes of val and test nothing can be learnt of, where train has classes."""
+    seen = set(raw.train.labels.unique().tolist()) - {UNLABELLED}
+    for split, source in (("val", raw.val), ("test", raw.test)):
+        if seen and source is not None:
+            unseen = sorted(set(source.labels.unique().tolist()) - {UNLABELLED} - seen)
+            named = ", ".join(raw.classes[label] for label in unseen[:5])
+            if unseen:
+                say_once(
+                    f"{name}: {len(unseen)} classes of {split} have no image in train, and count "
+                    f"as wrong: {named}{', ...' if len(unseen) > 5 else ''}"
+                )
 
 
 _TRAIN_TEST: list[dict[str, Any]] = [{"train": True}, {"train": False}]

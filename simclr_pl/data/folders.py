@@ -152,16 +152,19 @@ def _count_beside(root: Path, left: LeftOut) -> None:
 
 
 def _say(root: Path, raw: Raw, left: LeftOut, more: str) -> None:
-    """Prints the line, once, on rank 0."""
     splits = {"train": raw.train, "val": raw.val, "test": raw.test}
     counts = {name: len(split) for name, split in splits.items() if split is not None}
     parts = ", ".join(f"{name} {count}" for name, count in counts.items())
-    line = (
+    say_once(
         f"{root}: {sum(counts.values())} images"
         + (f" ({parts})" if len(counts) > 1 else "")
         + (f"; left out: {left}" if left.counts else "; nothing is left out")
         + more
     )
+
+
+def say_once(line: str) -> None:
+    """Prints a line about the data, on rank 0, however often they are read."""
     if _is_first() and line not in _said:
         _said.add(line)
         sys.stdout.write(line + "\n")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from simclr_pl.batch import UNLABELLED
 from simclr_pl.data.sources import AnySource, ArrayImages
@@ -207,6 +208,7 @@ def read_npz(root: Path) -> Raw:
     """A NumPy file as MedMNIST's: `train_images`, `train_labels`, and so for val and test.
 
     Images are uint8 `[N, H, W]` or `[N, H, W, C]`, labels `[N]` or `[N, 1]`; labels may be missing.
+    The classes are the labels that occur in any split, by whatever numbers: those are their names.
     """
     if not root.is_file():
         raise UserError(f"there is no file {root}: give the .npz file as --data.root")
@@ -216,26 +218,44 @@ def read_npz(root: Path) -> Raw:
             f"{root} has no array 'train_images', only {', '.join(arrays) or 'nothing'}"
         )
 
-    def split(name: str) -> ArrayImages | None:
-        if f"{name}_images" not in arrays:
-            return None
-        pixels = arrays[f"{name}_images"]
-        if pixels.ndim not in (3, 4):
-            raise UserError(
-                f"{root}: {name}_images is {[*pixels.shape]}, but must be [N, H, W] or [N, H, W, C]"
-            )
-        count = len(pixels)
-        labels = arrays.get(f"{name}_labels", np.full(count, UNLABELLED))
-        if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
-            raise UserError(
-                f"{root}: {name}_labels is {labels.dtype} {[*labels.shape]}, but must be whole "
-                f"numbers [{count}] or [{count}, 1], one for each image"
-            )
-        images = torch.from_numpy(pixels)
-        images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
-        return ArrayImages(images, torch.from_numpy(labels.astype(np.int64).reshape(count)))
+    splits = [name for name in ("train", "val", "test") if f"{name}_images" in arrays]
+    images = {name: _pixels_of(arrays, name, root) for name in splits}
+    labels = {name: _labels_of(arrays, name, root) for name in splits}
+    # As Python's numbers: int64 and uint64 have no common type in NumPy.
+    found = {label for part in labels.values() for label in np.unique(part).tolist()}
+    names = sorted(found - {UNLABELLED})
+    if names and names[0] < 0:
+        raise UserError(
+            f"{root} has a label {names[0]}: only {UNLABELLED}, for unlabelled, may be below 0"
+        )
+    place_of = {UNLABELLED: UNLABELLED} | {label: place for place, label in enumerate(names)}
+    sources = {}
+    for name in splits:
+        known, where = np.unique(labels[name], return_inverse=True)
+        places = np.array([place_of[label] for label in known.tolist()], np.int64)
+        sources[name] = ArrayImages(images[name], torch.from_numpy(places[where]))
+    classes = tuple(map(str, names))
+    return Raw(sources["train"], sources.get("test"), classes, sources.get("val"))
 
-    train = split("train")
-    assert train is not None
-    classes = tuple(str(c) for c in range(max(train.labels.tolist(), default=UNLABELLED) + 1))
-    return Raw(train, split("test"), classes, split("val"))
+
+def _pixels_of(arrays: dict[str, Any], split: str, root: Path) -> Tensor:
+    """`[N, C, H, W]`."""
+    pixels = arrays[f"{split}_images"]
+    if pixels.ndim not in (3, 4):
+        raise UserError(
+            f"{root}: {split}_images is {[*pixels.shape]}, but must be [N, H, W] or [N, H, W, C]"
+        )
+    images = torch.from_numpy(pixels)
+    return images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
+
+
+def _labels_of(arrays: dict[str, Any], split: str, root: Path) -> np.ndarray[Any, Any]:
+    """`[N]`, whole numbers as they stand there."""
+    count = len(arrays[f"{split}_images"])
+    labels: np.ndarray[Any, Any] = arrays.get(f"{split}_labels", np.full(count, UNLABELLED))
+    if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{root}: {split}_labels is {labels.dtype} {[*labels.shape]}, but must be whole "
+            f"numbers [{count}] or [{count}, 1], one for each image"
+        )
+    return labels.reshape(count)

@@ -154,8 +154,10 @@ def _of_each_class(
 ) -> dict[int, Tensor]:
     """Places of each class's images, in that order."""
     shuffled = labels[order]
-    classes = [c for c in shuffled.unique().tolist() if with_unlabelled or c != UNLABELLED]
-    return {label: order[shuffled == label] for label in classes}
+    classes, counts = shuffled.unique(return_counts=True)
+    members = order[shuffled.argsort(stable=True)].split(counts.tolist())
+    found = zip(classes.tolist(), members, strict=True)
+    return {label: of for label, of in found if with_unlabelled or label != UNLABELLED}
 
 
 def _together(parts: list[Tensor]) -> Tensor:

@@ -176,12 +176,12 @@ def knn_hits(
     wide = torch.promote_types(queries.dtype, torch.float32)
     queries, labels = queries[scored].to(wide), labels[scored]
     similarity, place = neighbours(queries, bank, max(ks), known)
-    votes = bank_labels.to(labels.device)[place]
-    classes = int(bank_labels.max()) + 1 if len(known) else 1
-    counts = []
+    # Numbered by their order: labels may be as large as identifiers are.
+    classes, numbers = (part.to(labels.device) for part in bank_labels.unique(return_inverse=True))
+    near, counts = numbers[place], []
     for k in ks:
-        shares = vote(similarity[:, :k], votes[:, :k], temperature, classes)
-        right = (shares.argmax(1) == labels) & shares.isfinite().all(1)
+        shares = vote(similarity[:, :k], near[:, :k], temperature, len(classes))
+        right = (classes[shares.argmax(1)] == labels) & shares.isfinite().all(1)
         counts.append(right.sum())
     return torch.stack([*counts, scored.sum()])
 

@@ -30,6 +30,9 @@ MARKERS = "os^DvPX"
 MOST_CLASSES = 20
 """Classes that are told apart in one picture."""
 
+MOST_CONFUSED = 1_000
+"""Classes of a picture of confusions: of more, none would have a pixel of its own."""
+
 BINS = 40
 
 GRAY: dict[str, Any] = {"s": 14, "color": "0.75", "linewidths": 0}
@@ -48,7 +51,7 @@ def draw_all(snapshot: Snapshot) -> dict[str, Figure]:
             projections without what needs these.
     """
     figures = {"neighbours": draw_neighbours(snapshot)}
-    if snapshot.classes:
+    if 0 < len(snapshot.classes) <= MOST_CONFUSED:
         figures["confusion"] = draw_confusion(snapshot)
     if len(snapshot.val.index) > 2:
         figures["map"] = draw_map(snapshot)

@@ -19,6 +19,7 @@ from simclr_pl import UserError
 from simclr_pl.batch import UNLABELLED
 from simclr_pl.data import readers
 from simclr_pl.data.datasets import DATASETS, load, prepare, statistics
+from simclr_pl.data.fingerprint import fingerprint
 from simclr_pl.data.sources import ArrayImages, ImageFiles
 from simclr_pl.data.splits import HOLDOUT, holdout
 from simclr_pl.data.views import SimCLRViews
@@ -350,13 +351,57 @@ def test_npz_may_have_unlabelled_images_among_others(tmp_path: Path) -> None:
     assert sorted(splits.val.labels.tolist()) == [0, 1]
 
 
+IDENTIFIERS = {
+    "from 100,000": np.array([100_000, 250_000, 175_000]),
+    "ten million": np.array([10_000_000, 3, 4]),
+    "2^62": np.array([2**62, 2**62 + 1, 0]),
+    "of 64 bits without a sign": np.array([2**64 - 1, 2**63, 5], np.uint64),
+    "bytes": np.array([255, 128, 7], np.uint8),
+    "in order, but for one": np.array([0, 1, 3]),
+}
+
+
+@pytest.mark.parametrize("numbers", IDENTIFIERS.values(), ids=IDENTIFIERS)
+def test_classes_are_the_labels_that_occur_whatever_their_numbers(
+    tmp_path: Path, numbers: np.ndarray[Any, Any]
+) -> None:
+    images, order = pixels(40, 8, 8), np.arange(40) % 3
+    arrays = {"train_images": images, "train_labels": numbers[order], "test_images": images[:6]}
+    arrays["test_labels"] = numbers[order[:6], None]
+    splits = load("npz", npz(tmp_path / "a.npz", **arrays))
+    assert splits.classes == tuple(map(str, sorted(numbers.tolist())))
+    names = [str(numbers[place]) for place in order[:6]]
+    assert splits.test is not None
+    assert [splits.classes[label] for label in splits.test.labels.tolist()] == names
+    held_out = [14, 13, 13]  # but for one each
+    assert sorted(counts(splits.train.labels, 3)) == sorted(count - 1 for count in held_out)
+    assert len(fingerprint(splits)) == 64
+
+
+def test_signed_and_unsigned_labels_are_the_same_classes(tmp_path: Path) -> None:
+    images, large = pixels(12, 8, 8), 2**63 - 1  # as float64, it would be 2^63
+    arrays = {"train_images": images, "train_labels": np.array([large, UNLABELLED] * 6)}
+    arrays |= {"val_images": images, "val_labels": np.array([large, 2**63] * 6, np.uint64)}
+    splits = load("npz", npz(tmp_path / "a.npz", **arrays))
+    assert splits.classes == (str(large), str(2**63))
+    assert splits.train.labels.tolist() == [0, UNLABELLED] * 6
+    assert splits.val.labels.tolist() == [0, 1] * 6
+
+
+def test_classes_that_train_does_not_have_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = medmnist() | {"test_labels": np.array([0, 1, 7, 7, 9, 2])}
+    splits = load("npz", npz(tmp_path / "a.npz", **arrays))
+    assert splits.classes == ("0", "1", "2", "7", "9")
+    said = "npz: 2 classes of test have no image in train, and count as wrong: 7, 9\n"
+    assert capsys.readouterr().out == said
+
+
 BAD_ARRAYS: dict[str, tuple[Arrays, str]] = {
     "no train_images": ({"images": pixels(4, 8, 8)}, "no array 'train_images', only images"),
-    "label beyond train's": (
-        {**medmnist(), "val_labels": np.full(9, 3)},
-        "npz's val split has labels from 3 to 3, but they must be from 0 to 2",
-    ),
-    "label below -1": ({**medmnist(), "test_labels": np.full(6, -2)}, "labels from -2 to -2"),
+    "label below -1": ({**medmnist(), "test_labels": np.full(6, -2)}, "has a label -2: only -1"),
+    "images without a shape": ({"train_images": np.uint8(7)}, "train_images"),
     "empty split": (
         {**medmnist(), "test_images": pixels(0, 10, 10, 3), "test_labels": np.zeros(0, int)},
         "npz's test split is empty",

@@ -131,7 +131,7 @@ class FineTuning(L.LightningModule):
         """Optimiser and per-step schedule; steps and global batch come from the trainer."""
         batch = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
         rate = peak_learning_rate(self.recipe, batch)
-        fused = may_fuse(str(self.trainer.precision))
+        fused = may_fuse(self.trainer)
         optimizer = build_optimizer(self, self.recipe, rate, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = round(self.recipe.warmup_epochs * int(self.trainer.num_training_batches))

@@ -11,6 +11,7 @@ from simclr_pl.batch import UNLABELLED, EvaluationOutput, StepOutput
 from simclr_pl.distributed import rank_and_world, sum_over_ranks
 from simclr_pl.errors import UserError
 from simclr_pl.evaluate.scoring import count_right
+from simclr_pl.model.optim import on_this_device
 
 
 class OnlineProbe(L.Callback):
@@ -63,12 +64,13 @@ class OnlineProbe(L.Callback):
             nn.init.zeros_(self.head.bias)
             wide = torch.promote_types(features.dtype, torch.float32)
             self.head.to(device=features.device, dtype=wide)
-            self.optimizer = torch.optim.AdamW(
+            optimizer = torch.optim.AdamW(
                 self.head.parameters(),
                 lr=self.learning_rate,
                 weight_decay=self.weight_decay,
                 fused=True,
             )
+            self.optimizer = on_this_device(optimizer, fused=True)
             if self._restored is not None:
                 if self._restored["head"]["weight"].shape != self.head.weight.shape:
                     raise UserError(
@@ -77,8 +79,6 @@ class OnlineProbe(L.Callback):
                     )
                 self.head.load_state_dict(self._restored["head"])
                 self.optimizer.load_state_dict(self._restored["optimizer"])
-                for group in self.optimizer.param_groups:
-                    group["fused"] = True  # whatever the run was begun with
                 counts = self._restored["counts"].to(features.device)  # of all ranks, so far
                 first = rank_and_world()[0] == 0
                 self._counts["train"] = counts if first else torch.zeros_like(counts)

@@ -5,6 +5,7 @@ import itertools
 import math
 from typing import Any, Literal, NamedTuple, get_args
 
+import lightning as L
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -104,9 +105,9 @@ def _optimizer(
 ) -> Optimizer:
     if recipe.name == "adamw":
         betas = (recipe.momentum, 0.999)
-        return _on_this_device(torch.optim.AdamW(groups, learning_rate, betas, fused=fused), fused)
+        return on_this_device(torch.optim.AdamW(groups, learning_rate, betas, fused=fused), fused)
     if recipe.name == "sgd":
-        return _on_this_device(
+        return on_this_device(
             torch.optim.SGD(
                 groups,
                 lr=learning_rate,
@@ -177,24 +178,29 @@ def _regroup(optimizer: Optimizer, modules: nn.Module) -> None:
     optimizer.register_load_state_dict_pre_hook(regrouped)
 
 
-def _on_this_device(optimizer: Optimizer, fused: bool) -> Optimizer:
-    """Fused or not as here, also behind a resume from a run on another device."""
+def on_this_device(optimizer: Optimizer, fused: bool) -> Optimizer:
+    """Fused or not as here, also behind a resume from a run on another device.
 
-    def again(optimizer: Optimizer) -> None:
-        for group in optimizer.param_groups:
-            group["fused"] = fused
+    Set before the state is loaded: torch brings `step` to the device of fused optimisers alone.
+    """
 
-    optimizer.register_load_state_dict_post_hook(again)
+    def as_here(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        groups = [{**group, "fused": fused} for group in state["param_groups"]]
+        return {**state, "param_groups": groups}
+
+    optimizer.register_load_state_dict_pre_hook(as_here)
     return optimizer
 
 
-def may_fuse(precision: str) -> bool:
-    """Whether a fused optimiser goes with Lightning's `precision`.
+def may_fuse(trainer: L.Trainer) -> bool:
+    """Whether a fused optimiser goes with a trainer's precision.
 
     With a scaler of float16's loss it would unscale the gradients itself: behind their clipping and
-    their logged norm.
+    their logged norm. Lightning refuses to clip under any mixed precision for that reason.
     """
-    return precision != "16-mixed"
+    precision = str(trainer.precision)
+    clips = bool(trainer.gradient_clip_val) and precision.endswith("mixed")
+    return precision != "16-mixed" and not clips
 
 
 def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:

@@ -302,7 +302,7 @@ class SimCLR(L.LightningModule):
             )
         # With max_steps alone Lightning knows the steps before it has counted an epoch's batches.
         self.trainer.fit_loop.setup_data()
-        fused = may_fuse(str(self.trainer.precision))
+        fused = may_fuse(self.trainer)
         optimizer = build_optimizer(self, self.recipe, self.peak_learning_rate, fused=fused)
         schedule = warmup_cosine(optimizer, self.warmup_steps, int(total))
         return {

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.provenance import provenance
+from simclr_pl.run.tensorboard import survived
 from simclr_pl.run.wandb import WandbChoice, build_logger, failures, first_line, say
 
 ROWS = "metrics_rows"
@@ -50,7 +51,8 @@ class Tracking(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 indented = yaml.safe_dump(about, sort_keys=False).replace("\n", "\n    ")
-                logger.experiment.add_text("config", f"    {indented}", trainer.global_step)
+                text = ("config", f"    {indented}", trainer.global_step)
+                survived(logger, logger.experiment.add_text, *text)
         wandb = build_logger(self.run, self.choice, self.job)
         if wandb is None:
             return
@@ -70,4 +72,4 @@ class Tracking(L.Callback):
             if isinstance(logger, MetricsFile):
                 checkpoint[ROWS] = logger.sync()
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.flush()
+                survived(logger, logger.experiment.flush)

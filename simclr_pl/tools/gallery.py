@@ -54,11 +54,12 @@ class Gallery(L.Callback):
             return
         try:
             self._show(trainer, pl_module, data, loggers)
-        except (UnfinishedError, UserError):
+        except UnfinishedError:
             raise
         except Exception as error:  # whatever it is: no picture is worth a training
             if not self._complained:
-                what = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+                kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                what = f"{kind}{' '.join(str(error).split())}"[:300]
                 trainer.print(f"warning: no pictures ({what}); training goes on")
             self._complained = True
 

@@ -1,7 +1,9 @@
 """TensorBoard's files, read back by TensorBoard itself."""
 
 import io
+import resource
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,9 @@ import pytest
 from commands import QUICK, REPOSITORY, fit, rows, run
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from simclr_pl.run.directory import RunDirectory
+from simclr_pl.run.tensorboard import survived, tensorboard_logger
 
 OVERLAY = ("--config", REPOSITORY / "configs" / "with" / "tensorboard.yaml")
 
@@ -104,3 +109,27 @@ def test_without_the_package_a_sentence_says_what_to_install(
     assert "pip install tensorboard" in sentence
     assert not (tmp_path / "run").exists()
     assert not (finished / "finetune").exists()
+
+
+def test_files_that_can_no_longer_be_written_end_no_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard's thread meets what is wrong, and raises it in whoever logs next."""
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # it ends with a traceback
+    logger = tensorboard_logger(RunDirectory(tmp_path / "run"), None)
+    logger.log_metrics({"train/loss": 1.0}, 0)
+    logger.experiment.flush()
+    (file,) = (tmp_path / "run").rglob("events.*")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size, before[1]))
+    try:
+        for step in range(1, 5):
+            logger.log_metrics({"train/loss": 1.0}, step)
+            survived(logger, logger.experiment.flush)
+        logger.save()
+        logger.finalize("success")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr().out
+    assert said.count("TensorBoard: no more is logged there ([Errno 27] File too large") == 1
+    assert said.count("\n") == 1

@@ -33,7 +33,9 @@ def _one_thread() -> None:
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nobody is logged in to W&B, which keeps its files here, and no test knows another's seed."""
     wandb = (f"WANDB_{name}" for name in ("API_KEY", "MODE", "DISABLED", "PROJECT", "NAME"))
-    for name in (*wandb, "PL_GLOBAL_SEED", "SIMCLR_PL_RUN_DIR"):
+    # (Lightning leaves where ranks meet in the environment of whoever has started some.)
+    meeting = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+    for name in (*wandb, *meeting, "PL_GLOBAL_SEED", "SIMCLR_PL_RUN_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     for name in ("DATA", "CACHE", "CONFIG"):

@@ -44,6 +44,7 @@ def test_commands_inside_sentences_and_tables_run_too(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    fill(tmp_path / "my" / "images", 4)
     commands = re.findall(r"`python -m simclr_pl ([^`]+)`", README)
     assert commands
     for command in commands:

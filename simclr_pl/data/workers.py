@@ -8,17 +8,19 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.process import BaseProcess, active_children
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
 from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from simclr_pl.errors import UserError
 
@@ -164,9 +166,17 @@ def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:
     if not loader.num_workers:
         yield from loader
         return
-    # Workers that are there already may be waited for, and a signal is not to wait with them.
-    with _signals_held() if loader._iterator is None else nullcontext():
-        passing: Any = iter(loader)
+    others = active_children()
+    try:
+        # Workers that are there already may be waited for, and a signal is not to wait with them.
+        with _signals_held() if loader._iterator is None else nullcontext():
+            passing: Any = iter(loader)
+    except OSError as error:
+        _kill(worker for worker in active_children() if worker not in others)
+        _abandon(error)
+        if _is_of_handles(error):
+            raise no_room(error) from error
+        raise
     if passing not in _iterators:
         _iterators.add(passing)
         _workers.update(passing._workers)
@@ -176,6 +186,14 @@ def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:
         _forget(passing)
         passing._get_data = _Patient(passing)
     yield from passing
+
+
+def _abandon(error: OSError) -> None:
+    """Keeps the iterator that could not start its workers from ending what it doesn't have."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        half_made = frame.f_locals.get("self")
+        if isinstance(half_made, _MultiProcessingDataLoaderIter):
+            half_made._shutdown = True
 
 
 def _forget(iterator: Any) -> None:

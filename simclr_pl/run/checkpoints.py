@@ -147,10 +147,8 @@ class SaveCheckpoint(Checkpoint):
         self.stop.agreed = True
         if trainer.validating:
             self._save_amid_validation(trainer)
-        loop: Any = trainer.fit_loop.epoch_loop
-        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
-            # Where a validation would come next a resume takes it for done, and counts a batch.
-            loop._batches_that_stepped -= 1
+        # A resume takes this for a validation's end (`validate_at_the_end`), and counts a batch.
+        trainer.fit_loop.epoch_loop._batches_that_stepped -= 1
         self._save(trainer)
 
     def _save_amid_validation(self, trainer: L.Trainer) -> None:

@@ -87,14 +87,19 @@ def handles(more: int) -> Iterator[None]:
     """A context in which this process and its children may open so many files more."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, before[1]))
+    gaps = [os.open(os.devnull, os.O_RDONLY)]
+    while gaps[-1] < used:
+        gaps.append(os.dup(gaps[0]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (gaps[-1] + 1 + more, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for gap in gaps:
+            os.close(gap)
 
 
-@pytest.mark.parametrize("more", [2, 12, 20, 28])
+@pytest.mark.parametrize("more", [1, 2, 8, 12, 20, 28])
 def test_a_lack_of_file_handles_is_a_sentence(source: ImageFiles, more: int) -> None:
     said = ""
     with handles(more):

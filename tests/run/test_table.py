@@ -10,11 +10,11 @@ from PIL import Image
 
 
 def shown(outcome: Outcome) -> dict[str, str]:
-    """The table's rows by name; all of them come before the first line of progress."""
+    """The table's rows by name; all of them come right before the first line of progress."""
     lines = outcome.out.splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("epoch "))
     rows = [line for line in lines if line.startswith("  ")]
-    assert rows == lines[:first]
+    assert rows == lines[first - len(rows) : first]
     return {line[2:17].strip(): line[17:].strip() for line in rows}
 
 

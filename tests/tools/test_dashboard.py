@@ -48,6 +48,7 @@ def test_every_topic_of_the_report_is_in_a_section() -> None:
 def test_every_panel_shows_what_runs_log(tmp_path: Path) -> None:
     every = ("linear", "pictures", "knn")
     on = [word for name in every for word in (f"--{name}.every_n_epochs", "1")]
+    on += ["--linear.test_at_end", "true"]
     fit(tmp_path / "run", *on, "--wandb", "offline")
     tuned = run(
         *("finetune", "--run_dir", tmp_path / "run", "--label_fraction", "0.2"),

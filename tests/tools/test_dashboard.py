@@ -111,6 +111,7 @@ def test_a_view_is_saved_where_a_server_answers(
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         said = run("dashboard", "--name", "Story")
     assert said.code == 0, said
+    assert len(server.views) == 1, said
     (view,) = server.views
     assert said.out == f"{server.address}/me/simclr_pl?nw={view['name'][3:-2]}\n"
     assert (view["entityName"], view["projectName"]) == ("me", "simclr_pl")

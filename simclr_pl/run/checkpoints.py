@@ -76,8 +76,7 @@ class SaveCheckpoint(Checkpoint):
         """Where `last.ckpt` goes: set by the command line, else below `default_root_dir`."""
         self.stop: StopRequest | None = None
         """What tells whether to save and end: set by the command line."""
-        self._saved_at = self._final_at = -1  # steps: of the last save, of a last validation
-        self._once_more = False
+        self._forget()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Finds the place."""
@@ -86,7 +85,13 @@ class SaveCheckpoint(Checkpoint):
         if self.stop is not None:
             leave_signals_alone(trainer)
         if stage == "fit":
+            self._forget()
             validate_at_the_end(trainer)
+
+    def _forget(self) -> None:
+        """Another fit knows nothing of the one before."""
+        self._saved_at = self._final_at = -1  # steps: of the last save, of a last validation
+        self._once_more = False
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -1,12 +1,17 @@
 """Runs that end before their schedule does: what they have at their end, say, and go on from."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
-from commands import QUICK, checkpoint, fit, rows, run
+from commands import ENCODER_ARGS, QUICK, QUIET, checkpoint, fit, rows, run
+from lightning.pytorch.callbacks import EarlyStopping
 from stopping import differences
 
+from simclr_pl import ContrastiveDataModule, SimCLR
+from simclr_pl.run.checkpoints import SaveCheckpoint
 from simclr_pl.run.metrics import read_metrics
 
 RECIPE = (
@@ -137,3 +142,30 @@ def test_more_steps_go_on_within_the_epoch(tmp_path: Path) -> None:
     fewer = run("fit", *QUICK, *RECIPE, "--trainer.max_steps", 8, "--resume", *there)
     assert "trainer.max_steps was 9" in fewer.sentence
     assert "out, not in" in fewer.sentence
+
+
+class _Saves(L.Callback):
+    """Notes each step that is saved."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_save_checkpoint(self, trainer: L.Trainer, *args: Any) -> None:
+        self.steps.append(trainer.global_step)
+
+
+def test_a_callback_that_has_ended_one_run_saves_the_next_as_any(tmp_path: Path) -> None:
+    saver = SaveCheckpoint(every_n_steps=1)
+    saver.path = tmp_path / "last.ckpt"
+    early = EarlyStopping("val/loss", stopping_threshold=100.0)
+    steps = []
+    for others in ([early], []):
+        saves = _Saves()
+        quiet = {**QUIET, "enable_checkpointing": True}
+        trainer = L.Trainer(
+            **quiet, max_epochs=2, limit_train_batches=3, callbacks=[*others, saver, saves]
+        )
+        model = SimCLR("resnet10t", json.loads(ENCODER_ARGS), optimizer="sgd", warmup_epochs=0)
+        trainer.fit(model, ContrastiveDataModule(batch_size=64, image_size=8))
+        steps.append(saves.steps)
+    assert steps == [[1, 2, 3], [1, 2, 3, 4, 5, 6]]

@@ -1,6 +1,7 @@
 """A real Slurm of three nodes on this machine, for as long as a test needs it."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
+FirstJobId={first_job}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -108,8 +110,15 @@ class Slurm:
         """Waits for something to become true."""
         end = time.monotonic() + seconds
         while not done():
-            assert time.monotonic() < end, self.run("scontrol", "show", "job") + self.logs()
+            assert time.monotonic() < end, self.said() + self.logs()
             time.sleep(0.1)
+
+    def said(self) -> str:
+        """What Slurm knows of its jobs, and what each of them has printed."""
+        jobs = self.run("scontrol", "show", "job")
+        outputs = [Path(name) for name in re.findall(r"StdOut=(\S+)", jobs)]
+        texts = [f"{path.name}\n{path.read_text()}" for path in outputs if path.exists()]
+        return "\n".join([jobs, *texts])
 
     def logs(self) -> str:
         """The last lines of all of Slurm's logs."""
@@ -135,7 +144,11 @@ def slurm(folder: Path) -> Iterator[Slurm]:
     (folder / "gres.conf").write_text(f"NodeName=n3 Name=gpu File={folder}/gpu[0-{GPUS - 1}]\n")
     folder.chmod(0o755)
     host = socket.gethostname()
-    cluster.configuration.write_text(CONFIGURATION.format(host=host, ports=ports, folder=folder))
+    # Lightning's ranks meet at port 15000 + the last four digits of the job's number: clusters of
+    # tests that run at once would have one port between them.
+    known = {"host": host, "ports": ports, "folder": folder}
+    first_job = 10000 + 10 * (os.getpid() % 999)
+    cluster.configuration.write_text(CONFIGURATION.format(first_job=first_job, **known))
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)

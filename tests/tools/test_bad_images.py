@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import QUICK, checkpoint, finish, rows, run, start
+from distances import far
 from photographs import fill, photograph
 
 from simclr_pl.data.packing import INDEX
@@ -71,6 +72,25 @@ def test_evaluations_count_what_can_be_read(skipped: Path, command: tuple[str, .
         with np.load(skipped / "features-val.npz") as file:
             assert file["index"].tolist() == [2, 3, 4, 5]
             assert len(file["features"]) == len(file["labels"]) == 4
+
+
+@pytest.mark.ddp
+@pytest.mark.timeout(300)
+def test_devices_leave_the_same_images_out_and_end_in_the_same_weights(
+    folder: Path, tmp_path: Path
+) -> None:
+    """18 batches an epoch, two epochs: one of the ranks meets the bad image, in each."""
+    options = (*DATA, *SKIP, "--data.root", folder, "--trainer.limit_train_batches", "1.0")
+    options = (*QUICK, *options, "--trainer.precision", "64-true")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run("fit", *options, "--run_dir", one).code == 0
+    done = finish(start("fit", *options, "--run_dir", two, "--trainer.devices", "2"), 200)
+    assert done.code == 0, done
+    for part in ("state_dict", "optimizer_states"):
+        assert far(checkpoint(one)[part], checkpoint(two)[part]) < 1e-9
+    assert checkpoint(one)["global_step"] == checkpoint(two)["global_step"] == 36
+    named = [f"{name} {WHY}" for name in ("200.png", "201.png", "510.png")]
+    assert left_out(one) == left_out(two) == named
 
 
 def test_without_being_asked_a_bad_file_ends_the_run(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,177 @@
+"""A name of a table, or a class path of the user's own, to the object that it names.
+
+Tables hold paths, not objects, so that nothing is imported before it is used. Every error is one
+sentence that names the option. Nothing but the given name decides what is meant: near names are
+offered, and never taken.
+"""
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from simclr_pl.errors import UserError
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+class Choice(NamedTuple):
+    """What an option names.
+
+    Attributes:
+        name: the table's name, or the class path, as it was given.
+        target: the class or function.
+        args: keyword arguments for it (`init_args`).
+    """
+
+    name: str
+    target: Any
+    args: dict[str, Any]
+
+
+def lookup(given: str | Mapping[str, Any], table: Mapping[str, str], option: str) -> Choice:
+    """Finds what an option names.
+
+    Args:
+        given: a name of the table, a class path such as `mine.losses.Decoupled`, or a mapping of
+            `class_path` (either of the two) and optionally `init_args`.
+        table: names, and the path of each: `module.attribute` or `module:attribute`.
+        option: as the user writes it, for errors: `model.encoder`.
+
+    Raises:
+        UserError: an unknown name; a module or attribute that is not there or cannot be imported;
+            a mapping of another form.
+    """
+    name, args = _spelt_out(given, option)
+    if name in table:
+        return Choice(name, _import(table[name], option), args)
+    if not name.replace(":", ".").strip(".").count("."):
+        known = f"there are {', '.join(table)}" if table else "there are no names"
+        raise UserError(
+            f"{option}: unknown name '{name}'{_near(name, table)}; {known}, or give the path of "
+            "your own class (module.Class)"
+        )
+    return Choice(name, _import(name, option), args)
+
+
+def accepted(
+    target: Any, offered: Mapping[str, Any], given: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """Those of the offered keyword arguments that `target`'s signature names and `given` lacks.
+
+    What goes into a `**kwargs` is not guessed: such a parameter is offered nothing.
+    """
+    names = {p.name for p in _parameters(target) if p.kind in _NAMED}
+    return {key: value for key, value in offered.items() if key in names and key not in given}
+
+
+def construct(choice: Choice, option: str, **offered: Any) -> Any:
+    """Calls a choice with its own arguments, and those of the offered ones that it names.
+
+    Raises:
+        UserError: an argument that it doesn't take, or one that it needs and hasn't got.
+    """
+    arguments = accepted(choice.target, offered, choice.args) | choice.args
+    parameters = _parameters(choice.target)
+    names = [p.name for p in parameters if p.kind in _NAMED]
+    anything = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters)
+    for key in arguments if parameters and not anything else ():
+        if key not in names:
+            raise UserError(
+                f"{option}: {choice.name} takes no argument '{key}'{_near(key, names)}; "
+                f"its arguments are {', '.join(names)}"
+            )
+    missing = [
+        p.name
+        for p in parameters
+        if p.kind in _NAMED and p.default is p.empty and p.name not in arguments
+    ]
+    if missing:
+        raise UserError(
+            f"{option}: {choice.name} needs the argument{'s' * (len(missing) > 1)} "
+            f"{', '.join(missing)}: give {option}.init_args.{missing[0]}"
+        )
+    return choice.target(**arguments)
+
+
+def _spelt_out(given: str | Mapping[str, Any], option: str) -> tuple[str, dict[str, Any]]:
+    if isinstance(given, str):
+        return given, {}
+    if not isinstance(given, Mapping):
+        raise UserError(
+            f"{option} is {given!r}, but must be a name, a class path, or a mapping of class_path "
+            "and init_args"
+        )
+    name, args = given.get("class_path"), given.get("init_args") or {}
+    other = [str(key) for key in given if key not in {"class_path", "init_args"}]
+    if other:
+        raise UserError(
+            f"{option} has the key '{other[0]}', but takes class_path and init_args alone: "
+            f"arguments go below init_args"
+        )
+    if not isinstance(name, str):
+        raise UserError(f"{option} has no class_path: give the name or the path of a class there")
+    if not isinstance(args, Mapping):
+        raise UserError(f"{option}.init_args is {args!r}, but must be a mapping of arguments")
+    return name, dict(args)
+
+
+def _import(path: str, option: str) -> Any:
+    module, _, attribute = path.rpartition(":" if ":" in path else ".")
+    # Installed, the program begins in another folder than `python -m` does.
+    if not {"", os.getcwd()} & set(sys.path):  # noqa: PTH109 - a string of sys.path
+        sys.path.append(os.getcwd())  # noqa: PTH109
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"{option}: there is no module '{error.name}' (looked in the current folder and "
+                "the installed packages)"
+            ) from error
+        raise _failed(module, option, error) from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise _failed(module, option, error) from error
+    if not hasattr(found, attribute):
+        public = [name for name in vars(found) if not name.startswith("_")]
+        raise UserError(
+            f"{option}: the module '{module}' has no '{attribute}'{_near(attribute, public)}"
+        )
+    return getattr(found, attribute)
+
+
+def _failed(module: str, option: str, error: Exception) -> UserError:
+    """What is said of a module whose own code raises when it is imported."""
+    if isinstance(error, SyntaxError):
+        place, text = f"{error.filename}:{error.lineno}", error.msg
+    else:
+        libraries = tuple(sysconfig.get_paths().values())
+        frames = [
+            f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")
+        ]
+        own = [f for f in frames if not f.filename.startswith(libraries)]
+        last = (own or frames)[-1]
+        place, text = f"{last.filename}:{last.lineno}", " ".join(str(error).split())
+    return UserError(
+        f"{option}: importing '{module}' fails at {place} with {type(error).__name__}: {text}"
+    )
+
+
+def _parameters(target: Any) -> list[inspect.Parameter]:
+    """Of a class or function; none for one that cannot say."""
+    try:
+        return list(inspect.signature(target).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean '{near[0]}'?" if near else ""

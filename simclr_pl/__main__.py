@@ -1,6 +1,7 @@
 """`python -m simclr_pl COMMAND ...`: the table of commands, and what an error looks like."""
 
 import difflib
+import errno
 import importlib
 import io
 import locale
@@ -8,6 +9,8 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
 
 from simclr_pl import __version__
 from simclr_pl.errors import UnfinishedError, UserError
@@ -51,12 +54,26 @@ COMMANDS = {
 }
 
 
+HEADINGS = {
+    "train": ("fit", "finetune"),
+    "score": ("validate", "test", "linear", "knn", "compare"),
+    "use": ("predict", "embed", "export"),
+    "look": ("views", "stats", "report", "dashboard"),
+    "run": ("pack", "bench", "sweep", "doctor"),
+}
+"""How `--help` groups the commands; each stands under one heading."""
+
+
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    lines = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    groups = []
+    for heading, names in HEADINGS.items():
+        lines = [f"  {name:<{width}}  {COMMANDS[name][1]}" for name in names if name in COMMANDS]
+        groups.append("\n".join([f"{heading}:", *lines]))
+    listed = "\n\n".join(groups)
     return (
         "usage: python -m simclr_pl COMMAND [options]\n\nSimCLR in PyTorch Lightning.\n\n"
-        f"commands:\n{lines}\n\n"
+        f"{listed}\n\n"
         "python -m simclr_pl COMMAND --help lists a command's options; --debug shows tracebacks."
     )
 
@@ -120,10 +137,7 @@ def _run(args: list[str], *, debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
-        if full := of_full_disk(error):
-            return _say(str(full), 2)
-        text = " ".join(str(error).split()) or "no message"
-        return _say(f"{type(error).__name__}: {text} (--debug shows where)", 1)
+        return _surprise(error, args)
     finally:
         PARENT.over.set()
     return 0
@@ -142,6 +156,37 @@ def _stop(stop: UnfinishedError) -> int:
     return stop.code
 
 
+def _surprise(error: Exception, args: list[str]) -> int:
+    """Says what no sentence was written for: the system's refusals, Lightning's, and bugs."""
+    text = " ".join(str(error).split()) or "no message"
+    if full := of_full_disk(error):
+        text = str(full)
+    elif isinstance(error, OSError) and error.errno in _OF_A_NAME and error.filename:
+        text = _about_a_name(error, args)
+    elif type(error).__name__ == "MisconfigurationException":  # Lightning's own UserError
+        text = f"Lightning refuses this: {text}"
+    else:
+        return _say(f"{type(error).__name__}: {text} (--debug shows where)", 1)
+    return _say(text, 2)
+
+
+_OF_A_NAME = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP}
+"""Errors of the system that come of the name which a file or folder was given."""
+
+
+def _about_a_name(error: OSError, args: list[str]) -> str:
+    """What the system says of a file, and the option that has named it, if one has."""
+    name = os.fsdecode(error.filename)
+    words = (word for arg in args for word in (arg.split("=", 1) if arg[:2] == "--" else [arg]))
+    option = ""
+    for word in words:
+        if word.startswith("--"):
+            option = word
+        elif word and (word in name or os.path.basename(name) in word):  # noqa: PTH119
+            return f"{option} is {word}: {error.strerror}, give another".strip()
+    return f"{name} cannot be used: {error.strerror}"
+
+
 def _innermost(text: str) -> str:
     """The sentence alone, where a worker process has wrapped it in its traceback."""
     return text.rsplit("UserError: ", 1)[-1].strip()
@@ -158,10 +203,21 @@ def _say(sentence: str, code: int, kind: str = "error") -> int:
     return code
 
 
-if __name__ == "__main__":
+def run_process() -> NoReturn:
+    """Runs this process's command line, and ends the process: `simclr_pl`, once installed.
+
+    Classes of the user's own are found in the current folder, as by `python -m`.
+    """
+    here = str(Path.cwd())
+    if not sys.flags.safe_path and here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
     code = main()
     # A late signal is not to change the exit code.
     for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    run_process()

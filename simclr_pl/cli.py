@@ -17,11 +17,12 @@ from simclr_pl.files import expanded
 from simclr_pl.model.checkpoint import KEY, check_stem, fit_weights, read_checkpoint
 from simclr_pl.model.refused import check_trainer
 from simclr_pl.model.simclr import SimCLR
-from simclr_pl.options import Parser, add_options, as_list, config_name, refuse
+from simclr_pl.options import Parser, add_options, as_list, check_values, config_name, refuse
 from simclr_pl.run.artifacts import LogCheckpoints
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, StopOnNaN
 from simclr_pl.run.directory import RunDirectory, choose_directory, run_of
 from simclr_pl.run.evaluations import tell
+from simclr_pl.run.help import wanted_group
 from simclr_pl.run.job import job
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.out_of_memory import OutOfMemory, explained
@@ -36,6 +37,7 @@ from simclr_pl.run.stop import StopRequest
 from simclr_pl.run.table import DerivedTable
 from simclr_pl.run.tensorboard import check_tensorboard
 from simclr_pl.run.tracking import Tracking
+from simclr_pl.run.trainer_options import refused_by_lightning
 from simclr_pl.run.yaml_file import read_config
 from simclr_pl.tools.bench import bench, on_one_device
 
@@ -95,7 +97,11 @@ class SimCLRCLI(LightningCLI):
     def subcommands(cls) -> dict[str, set[str]]:
         """Of Lightning's four and `bench` the one that is asked for: each takes time to parse."""
         table = {**LightningCLI.subcommands(), "bench": set()}
-        table["fit"] |= {"ckpt_path", "weights_only"}  # it resumes by --resume alone
+        table["fit"] |= {"ckpt_path"}  # it resumes by --resume alone
+        for (
+            options
+        ) in table.values():  # fixed: nothing in a file is executed, and results are files
+            options |= {"weights_only", "verbose", "return_predictions"}
         return {cls.command: table[cls.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -105,6 +111,7 @@ class SimCLRCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and looks at a checkpoint before Lightning trips over it."""
         super().parse_arguments(parser, args)
+        check_values(self._parser(self.config.subcommand), self.config[self.config.subcommand])
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path:
             path = self.config[self.config.subcommand].ckpt_path = str(expanded(path))
@@ -146,7 +153,9 @@ class SimCLRCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Makes a Trainer, and looks at it before it starts anything."""
-        trainer = self._trainer(**kwargs)
+        options = vars(self.config_init[str(self.subcommand)].trainer)
+        with refused_by_lightning(options, building=True):
+            trainer = self._trainer(**kwargs)
         check_trainer(trainer, training=self.subcommand in ("fit", "bench"))
         return trainer
 
@@ -192,6 +201,11 @@ class SimCLRCLI(LightningCLI):
 
     def fit(self, model: L.LightningModule, datamodule: ContrastiveDataModule) -> None:
         """Trains; resumes where that was asked for and there is something to resume."""
+        options = vars(self.config[str(self.subcommand)].trainer)
+        with refused_by_lightning(options):
+            self._fit(model, datamodule)
+
+    def _fit(self, model: L.LightningModule, datamodule: ContrastiveDataModule) -> None:
         if self.session is None:
             with explained(self.trainer):
                 self.trainer.fit(model, datamodule)
@@ -280,6 +294,7 @@ def run_cli(args: list[str]) -> None:
         UserError: for whatever the user can put right.
     """
     quieten()
+    args, Parser.only = wanted_group(args)
     args = spelled_out(args)
     for flag, value in itertools.pairwise(args):
         if flag in ("-c", "--config") and "label_fraction" in read_config(Path(value)):

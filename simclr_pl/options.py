@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from simclr_pl.errors import UserError
@@ -13,13 +14,22 @@ from simclr_pl.evaluate.linear_callback import LinearEvaluation
 from simclr_pl.evaluate.probe import OnlineProbe
 from simclr_pl.run.arguments import OneSentence, explain_wandb
 from simclr_pl.run.checkpoints import SaveCheckpoint
+from simclr_pl.run.help import help_of
 from simclr_pl.run.shorthand import with_wandb_mode
 from simclr_pl.run.wandb import WandbChoice
+from simclr_pl.run.yaml_file import no_mapping
 from simclr_pl.tools.gallery import Gallery
 
 
 class Parser(OneSentence, LightningArgumentParser):
     """Lightning's parser, whose errors are sentences and whose `wandb` may be its mode alone."""
+
+    only: str | None = None
+    """The group of options that `--help` is asked for."""
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """A line or two for each option."""
+        return help_of(self, self.only)
 
     def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
         """Parses, with `--wandb off` as `--wandb.mode off`."""
@@ -68,6 +78,31 @@ def add_options(parser: LightningArgumentParser) -> None:
             "trainer.enable_model_summary": False,
         }
     )
+
+
+def check_values(parser: LightningArgumentParser, config: Any) -> None:
+    """Looks at values that the parser has let through.
+
+    Args:
+        parser: of the command.
+        config: what it has read.
+
+    Raises:
+        UserError: a list or a word where keys belong; a seed out of range; no name at all.
+    """
+    for name, default in vars(parser.get_defaults()).items():
+        value = config.get(name)
+        if isinstance(default, Namespace) and not isinstance(value, Namespace):
+            raise UserError(no_mapping(name, value))
+    seed = config.seed_everything
+    if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
+        raise UserError(f"seed_everything is {seed}, but must be from 0 to {2**32 - 1}")
+    for group in ("model", "data"):
+        own = config[group].seed
+        if own is not None and not -(2**63) <= own < 2**63:
+            raise UserError(f"{group}.seed is {own}, but must be a number of 64 bits")
+    if config.run_dir is not None and not config.run_dir.strip():
+        raise UserError("run_dir is empty: give a folder, or leave it out")
 
 
 def refuse(trainer: Any) -> None:

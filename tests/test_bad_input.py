@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -445,3 +446,176 @@ def test_from_python_an_error_is_an_ordinary_exception() -> None:
     with pytest.raises(UserError, match="learning_rate is 0") as caught:
         SimCLR(learning_rate=0)
     assert isinstance(caught.value, ValueError)
+
+
+# What Lightning refuses, and the system -----------------------------------------------------------
+
+TRAINER: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "accelerator": (("abc",), ("trainer.accelerator is abc", "cpu")),
+    "strategy": (("[]",), ("trainer.strategy is []", "ddp")),
+    "profiler": (("x",), ("trainer.profiler is x", "simple")),
+    "precision": (("12",), ("trainer.precision", "got 12", "bf16-mixed")),
+    "val_check_interval": (("-1", "100"), ("trainer.val_check_interval is",)),
+    "max_time": (("soon",), ("trainer.max_time is soon", "DD:HH:MM:SS")),
+    "devices": (("abc", "-5"), ("trainer.devices is",)),
+    "max_epochs": (("0",), ("trainer.max_epochs is 0", "at least 1")),
+    "max_steps": (("0",), ("trainer.max_steps is 0", "at least 1")),
+    "check_val_every_n_epoch": (("0", "-1"), ("trainer.check_val_every_n_epoch is", "at least 1")),
+    "log_every_n_steps": (("-1",), ("trainer.log_every_n_steps is -1",)),
+    "gradient_clip_val": (("-1",), ("trainer.gradient_clip_val is -1",)),
+}
+
+
+def plainly_refused(tmp_path: Path, *args: object) -> str:
+    """The sentence, which names no class of Python."""
+    sentence = refused(tmp_path, *args)
+    assert "--debug shows where" not in sentence
+    assert "Error: " not in sentence
+    assert "<class" not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize("option", TRAINER)
+def test_a_trainer_option_that_cannot_be_is_refused_by_its_name(
+    option: str, tmp_path: Path
+) -> None:
+    values, words = TRAINER[option]
+    for value in values:
+        sentence = plainly_refused(tmp_path, f"--trainer.{option}={value}")
+        for word in words:
+            assert word in sentence, sentence
+
+
+CHECKPOINTS = "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint"
+
+
+def test_a_callback_that_cannot_be_made_is_refused_by_its_name(tmp_path: Path) -> None:
+    sentence = plainly_refused(tmp_path, CHECKPOINTS, "--trainer.callbacks.mode=x")
+    assert "ModelCheckpoint refuses its options: `mode` can be min, max but got x" in sentence
+    sentence = plainly_refused(tmp_path, "--trainer.callbacks.mode=x")
+    assert "trainer.callbacks.mode" in sentence
+    assert "--trainer.callbacks+=CLASS" in sentence
+
+
+@pytest.mark.parametrize("group", ["model", "data", "trainer", "knn"])
+def test_a_list_where_keys_belong_is_refused_wherever_it_stands(
+    group: str, finished: Path, tmp_path: Path
+) -> None:
+    words = f"{group} is [1], but must be keys with values"
+    assert words in plainly_refused(tmp_path, f"--{group}", "[1]")
+    config = tmp_path / "c.yaml"
+    config.write_text(f"{group}: [1]\n")
+    assert words in plainly_refused(tmp_path, "--config", config)
+    if group == "data":
+        for command in ("knn", "views"):
+            args = ("--run_dir", finished) if command == "knn" else ()
+            sentence = run(command, *args, f"--config={config}").sentence
+            assert f"{config}: {words}" in sentence
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("fit", *QUICK, "--run_dir", LONG),
+        ("fit", *QUICK, "--config", LONG),
+        ("fit", *QUICK, "--init_from", LONG),
+        ("fit", *QUICK, "--data.dataset", "folder", "--data.root", LONG),
+        ("validate", "--ckpt_path", LONG),
+        ("validate", "--run_dir", LONG),
+        ("views", f"--run_dir={LONG}"),
+        ("views", f"--config={LONG}"),
+        ("knn", "--checkpoint", LONG),
+        ("report", LONG),
+        ("pack", LONG, "packed"),
+        ("sweep", "--local", "1", "--config", LONG),
+    ],
+    ids=lambda args: "-".join(args[:1] + args[-2:-1])[:40],
+)
+def test_a_name_that_no_file_can_have_is_refused_with_its_option(
+    args: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sentence = run(*args).sentence
+    assert LONG in sentence
+    assert "ile name too long" in sentence
+    assert "Error" not in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_of_an_unknown_format_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("data: {dataset: folder, root: nowhere}\n")
+    sentence = run("views", "--config", config, "--out", tmp_path / "new" / "x.xyz").sentence
+    assert "x.xyz" in sentence
+    assert "png" in sentence
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_seed_that_no_generator_takes_is_refused(tmp_path: Path) -> None:
+    for seed in ("-1", "4294967296"):
+        assert f"seed_everything is {seed}" in plainly_refused(
+            tmp_path, f"--seed_everything={seed}"
+        )
+    for group in ("model", "data"):
+        assert f"{group}.seed is {10**20}" in plainly_refused(tmp_path, f"--{group}.seed={10**20}")
+
+
+def test_an_option_without_dashes_is_told_how_it_is_written(tmp_path: Path) -> None:
+    sentence = refused(tmp_path, "data.batch_size=64")
+    assert "write --data.batch_size 64" in sentence
+
+
+def without(*keys: str) -> Callable[[dict[str, object]], None]:
+    """What takes a key out of a checkpoint."""
+
+    def take(content: dict[str, object]) -> None:
+        *above, last = keys
+        place: Any = content
+        for key in above:
+            place = place[key]
+        del place[last]
+
+    return take
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        *(("simclr_pl", name) for name in ("encoder", "mean", "std", "image_size")),
+        ("simclr_pl", "encoder", "name"),
+        ("state_dict",),
+    ],
+    ids=".".join,
+)
+def test_a_checkpoint_without_a_key_is_refused_by_its_name(
+    finished: Path, keys: tuple[str, ...], tmp_path: Path
+) -> None:
+    last = finished / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    without(*keys)(content)
+    torch.save(content, last)
+    for args in (
+        ("validate", "--run_dir", finished),
+        ("knn", "--run_dir", finished),
+        ("fit", *QUICK, "--resume", "--run_dir", finished),
+        ("fit", *QUICK, "--init_from", last, "--run_dir", tmp_path / "new"),
+    ):
+        assert f"{last} lacks {'.'.join(keys)}" in run(*args).sentence
+
+
+@pytest.mark.parametrize(
+    "key", ["loops", "optimizer_states", "lr_schedulers", "epoch", "global_step", "callbacks"]
+)
+def test_a_resume_from_a_checkpoint_without_a_key_is_refused_by_its_name(
+    finished: Path, key: str
+) -> None:
+    last = finished / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    without(key)(content)
+    torch.save(content, last)
+    longer = ("--trainer.max_epochs", "3")
+    sentence = run("fit", *QUICK, *longer, "--resume", "--run_dir", finished).sentence
+    assert f"{last} lacks {key}" in sentence

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,6 +77,48 @@ def test_help_lists_every_command_before_anything_heavy_is_imported(
         assert re.search(rf"^  {name} +\w", answer.stdout, re.MULTILINE), name
 
 
+def test_help_groups_the_commands_each_under_one_heading() -> None:
+    out = run("--help").out
+    blocks = dict(re.findall(r"^(\w+):\n((?:  .*\n)+)", out, re.MULTILINE))
+    assert list(blocks) == ["train", "score", "use", "look", "run"]
+    listed = re.findall(r"^  (\w+) +\S", "".join(blocks.values()), re.MULTILINE)
+    assert sorted(listed) == sorted(COMMANDS)
+    assert "  fit " in blocks["train"]
+    assert "  linear " in blocks["score"]
+
+
+def installed(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs what pip writes into `bin/simclr_pl` for pyproject's entry."""
+    scripts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
+    module, function = scripts["simclr_pl"].split(":")
+    code = f"import sys; sys.path.remove(''); from {module} import {function}; {function}()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *args],
+        **{"env": environment(), "capture_output": True, "text": True, "timeout": 120, **options},
+        check=False,
+    )
+
+
+def test_the_installed_command_is_the_same_as_python_m(tmp_path: Path) -> None:
+    answer = installed("--help", cwd=tmp_path)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, run("--help").out, "")
+    answer = installed("validat", cwd=tmp_path)
+    assert answer.returncode == 2
+    assert "did you mean 'validate'?" in answer.stderr
+
+
+def test_the_installed_command_finds_classes_in_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import lightning as L\n\n\nclass Say(L.Callback):\n"
+        "    def on_train_end(self, *args):\n        print('said by mine')\n"
+    )
+    args = ("fit", *QUICK, "--run_dir", "run", "--trainer.callbacks+=mine.Say")
+    answer = installed(*args, cwd=tmp_path)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert "said by mine" in answer.stdout
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
 def test_version_is_said_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     answer = without_torch(tmp_path, "--version")
     assert (answer.returncode, answer.stderr) == (0, "")
@@ -108,11 +152,39 @@ def test_fit_help_lists_the_keys_of_data_model_trainer_and_run() -> None:
     assert (outcome.code, outcome.err) == (0, "")
     for key in (
         *("data.batch_size", "data.image_size", "model.temperature", "model.learning_rate"),
-        *("trainer.max_epochs", "trainer.devices", "probe.learning_rate", "seed_everything"),
-        *("checkpoint.every_n_steps", "run_dir", "resume", "init_from", "wandb"),
+        *("probe.learning_rate", "seed_everything", "knn.k", "linear.epochs", "pictures.every_n_"),
+        *("checkpoint.every_n_steps", "run_dir", "resume", "init_from", "wandb", "health.every_n_"),
     ):
-        assert f"--{key} " in outcome.out, key
+        assert f"--{key}" in outcome.out, key
+    assert "--trainer.devices" in run("fit", "--help", "trainer").out
     assert "images a step, global" in " ".join(outcome.out.split())  # units, from the docstrings
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "bench"])
+def test_help_is_at_most_150_lines_without_lightnings_own_options(command: str) -> None:
+    lines = run(command, "--help").out.splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 100
+    assert not any(line.startswith("  --trainer.") for line in lines)
+    assert f"{command} --help trainer" in lines[-1]
+    assert lines[0] == f"usage: python -m simclr_pl {command} [options]"
+    assert "Namespace" not in "".join(lines)
+
+
+def test_help_of_a_group_lists_that_group_alone() -> None:
+    names = re.findall(r"^  (--[\w.]+)", run("fit", "--help", "trainer").out, re.MULTILINE)
+    assert {"--trainer.max_epochs", "--trainer.devices", "--trainer.profiler"} <= {*names}
+    assert all(name.startswith("--trainer.") for name in names)
+    assert "--model.temperature" in run("fit", "--help", "model").out
+    assert "there are checkpoint, data, health" in run("fit", "--help", "trainr").sentence
+
+
+def test_options_that_would_not_be_used_are_not_there() -> None:
+    for command in ("validate", "test", "predict"):
+        out = run(command, "--help").out
+        assert "--ckpt_path" in out
+        for option in ("--verbose", "--weights_only", "--return_predictions"):
+            assert option not in out
 
 
 def test_fit_offers_no_second_way_to_choose_an_optimizer() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from simclr_pl.errors import UserError
 from simclr_pl.files import expanded
@@ -25,6 +25,20 @@ _UNREADABLE = (
     "{} cannot be read: it is truncated, or not a checkpoint. "
     "Use another checkpoint of the run, or copy the file again"
 )
+
+_INCOMPLETE = (
+    "{} lacks {}: something has changed it since it was written. Use another checkpoint of the "
+    "run, or copy the file again"
+)
+
+_DESCRIBED = ("encoder", "image_size", "mean", "std")
+"""What `checkpoint[KEY]` holds in every version."""
+
+_RESUMED = (
+    *("state_dict", "epoch", "global_step", "loops", "callbacks", "optimizer_states"),
+    "lr_schedulers",
+)
+"""What a training goes on from."""
 
 _IS_FOLDER = 0x10
 """An attribute in a zip file's table, as MS-DOS had it."""
@@ -122,7 +136,28 @@ def describe(checkpoint: Any, source: str) -> dict[str, Any]:
             f"{source} has format {about.get('format')}, and this version of simclr_pl reads "
             f"format {FORMAT}: install the version that wrote it"
         )
+    lacking = [f"{KEY}.{name}" for name in _DESCRIBED if about.get(name) is None]
+    weights = checkpoint.get("state_dict")
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        lacking.append("state_dict")
+    spec = about.get("encoder")
+    if spec is not None:
+        spec = spec if isinstance(spec, dict) else {}
+        lacking += [f"{KEY}.encoder.{name}" for name in EncoderSpec._fields if name not in spec]
+    if lacking:
+        raise UserError(_INCOMPLETE.format(source, ", ".join(lacking)))
     return about
+
+
+def check_resumable(checkpoint: dict[str, Any], source: str) -> None:
+    """Whether a training can go on from a checkpoint: an exported encoder is no such one.
+
+    Raises:
+        UserError: it lacks what Lightning reads on a resume.
+    """
+    lacking = [name for name in _RESUMED if name not in checkpoint]
+    if lacking:
+        raise UserError(_INCOMPLETE.format(source, ", ".join(lacking)))
 
 
 def check_stem(about: dict[str, Any], built: EncoderSpec, source: str) -> None:

@@ -46,6 +46,7 @@ def check_trainer(trainer: L.Trainer, *, training: bool | None = None) -> None:
     if not training:
         return
     check_accumulation(trainer)
+    _check_length(trainer)
     if trainer.limit_train_batches == 0:
         raise UserError("trainer.limit_train_batches is 0: give at least 1 batch, or leave it out")
     if trainer._accelerator_connector._layer_sync is not None:
@@ -61,6 +62,25 @@ def check_trainer(trainer: L.Trainer, *, training: bool | None = None) -> None:
                 raise UserError(f"{name} {reason}")
         if isinstance(callback, GradientAccumulationScheduler) and _accumulates(callback):
             raise UserError(f"{name} {_WHOLE_BATCH}")
+
+
+def _check_length(trainer: L.Trainer) -> None:
+    """Raises `UserError` for a training without a step, and for intervals that are none."""
+    for name in ("max_epochs", "max_steps"):
+        if getattr(trainer, name) == 0:
+            raise UserError(
+                f"trainer.{name} is 0, which trains nothing: give at least 1 (an untrained encoder "
+                "is the baseline of compare)"
+            )
+    every: int | None = trainer.check_val_every_n_epoch
+    if every is not None and every < 1:
+        raise UserError(f"trainer.check_val_every_n_epoch is {every}, but must be at least 1")
+    often: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    if often < 0:
+        raise UserError(f"trainer.log_every_n_steps is {often}, but must be 0 (never) or more")
+    norm = trainer.gradient_clip_val
+    if norm is not None and not norm >= 0:
+        raise UserError(f"trainer.gradient_clip_val is {norm}, but must be 0 (off) or more")
 
 
 def _accumulates(schedule: GradientAccumulationScheduler) -> bool:

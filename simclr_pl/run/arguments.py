@@ -19,7 +19,7 @@ from simclr_pl.errors import UserError
 from simclr_pl.files import expanded
 from simclr_pl.run.shorthand import loads_wandb_mode, with_wandb_mode
 from simclr_pl.run.wandb import WandbChoice
-from simclr_pl.run.yaml_file import load_yaml, read_config, read_text
+from simclr_pl.run.yaml_file import load_yaml, no_mapping, read_config, read_text
 
 
 class OneSentence:
@@ -37,6 +37,22 @@ class OneSentence:
         given = sys.argv[1:] if args is None else list(args)
         _check_files(self, given)
         return super().parse_args(given, *more, **options)  # type: ignore[misc]
+
+    def instantiate_classes(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Makes the objects of a configuration; one that its class refuses is a `UserError`."""
+        try:
+            return super().instantiate_classes(*args, **kwargs)  # type: ignore[misc]
+        except UserError:
+            raise
+        except ValueError as error:
+            text = " ".join(str(error).split())
+            refused = re.search(
+                r"Errors: - (.*?) - (Not a valid|Expected a).*class_path='(.*?)'", text
+            )
+            if refused is None:
+                raise
+            name = refused[3].rpartition(".")[2]
+            raise UserError(f"{name} refuses its options: {refused[1]}") from error
 
     def error(self: Any, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises `UserError`, with the nearest key where one is misspelt."""
@@ -183,6 +199,18 @@ def _plain(message: str, known: list[str]) -> str:
         kinds = re.sub(r"<class '(\w+)'>|typing\.Literal\[(.*?)\]", r"\1\2", union[1])
         kinds = kinds.replace("NoneType", "null")
         text = f"{text[: union.start()]}expected one of {kinds}, got {union[2]}"
+    text = re.sub(r"- Expected a path but .*? either not accessible or invalid - ", "", text)
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = re.sub(r"\b(?:\w+\.)+(\w+)(?=[\],])", r"\1", text) if "expected one of" in text else text
+    if group := re.match(r"([\w.]+): Unable to load config '(.*?)' - Parser key", text):
+        return no_mapping(group[1], group[2])
+    if words := re.match(r"unrecognized arguments: ([\w.]+)=(.*)", text):
+        return f"options begin with dashes: write --{words[1]} {words[2]}"
+    if behind := re.search(r"([\w.]+): .*NestedArg\(key='(\w+)'", text):
+        return (
+            f"{behind[1]}.{behind[2]} is an option of an object that isn't there yet: give its "
+            f"class before, as in --{behind[1]}+=CLASS --{behind[1]}.{behind[2]} VALUE"
+        )
     unknown = "nrecogni", "not expected", "does not exist", "not accept option"
     misspelt = re.search(
         r"(?:[Uu]nrecogni[sz]ed arguments: --|[Kk]ey '?|key \"|option ')([\w.]+)", text

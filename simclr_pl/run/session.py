@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.data.workers import told_of_waiting
 from simclr_pl.errors import UnfinishedError
-from simclr_pl.model.checkpoint import read_checkpoint
+from simclr_pl.model.checkpoint import check_resumable, read_checkpoint
 from simclr_pl.run.checkpoints import SaveCheckpoint
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.ended import ended_by
@@ -63,6 +63,7 @@ class Session:
         checkpoint = None
         if resume and self.run.last_checkpoint.exists():
             checkpoint = read_checkpoint(self.run.last_checkpoint)
+            check_resumable(checkpoint, str(self.run.last_checkpoint))
             check_same_recipe(self.run, recipe, checkpoint.get("hyper_parameters") or {})
             self.resume_from = self.run.last_checkpoint
         self.stop.restarts = Restarts(checkpoint)

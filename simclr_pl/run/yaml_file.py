@@ -17,6 +17,9 @@ LARGEST_BYTES = 2**20
 MOST_VALUES = 100_000
 """That a text may have when its aliases are written out."""
 
+GROUPS = ("trainer", "model", "data")
+"""Keys of a recipe that hold further keys, of which commands other than `fit` read some."""
+
 DEEPEST = 100
 """Levels of mappings and lists, of which the parser takes no number in peace."""
 
@@ -95,7 +98,15 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a configuration: it should map keys to values")
+    for name in GROUPS:
+        if not isinstance(content.get(name), dict | None):
+            raise UserError(f"{path}: {no_mapping(name, content[name])}")
     return content
+
+
+def no_mapping(name: str, value: Any) -> str:
+    """What is said of a group of keys that was given a list, a number or a word."""
+    return f"{name} is {value}, but must be keys with values, as in {name}: {{key: value}}"
 
 
 def _with_bytes(value: Any) -> Any:

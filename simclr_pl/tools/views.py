@@ -5,18 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from simclr_pl.batch import Batch
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.errors import UserError
-from simclr_pl.files import whole
+from simclr_pl.files import expanded, whole
 from simclr_pl.run.arguments import call, data_of
 from simclr_pl.run.directory import RunDirectory, file_to_write
 
 DPI = 110
 """Of every picture: legible at 100 %."""
+
+
+MOST = 100
+"""Images, and epochs, that a picture has room for."""
 
 
 def views(
@@ -44,14 +49,22 @@ def views(
     """
     if (config is None) == (run_dir is None):
         raise UserError("views needs either --config FILE or --run_dir RUN")
-    if images < 1 or epochs < 1:
-        raise UserError("views needs at least 1 image and 1 epoch")
+    for name, value in (("images", images), ("epochs", epochs)):
+        if not 1 <= value <= MOST:
+            raise UserError(f"{name} is {value}, but must be from 1 to {MOST}")
     run = RunDirectory(Path(run_dir)) if run_dir else None
     if run is not None and not run.config.is_file():
         raise UserError(f"{run.path} holds no run: give the directory of a run as --run_dir")
+    target = expanded(out) if out else (run.pictures if run else Path()) / "views.png"
+    formats = FigureCanvasAgg.get_supported_filetypes()
+    if target.suffix and target.suffix[1:].lower() not in formats:
+        raise UserError(
+            f"out is {out}, but pictures are written as {', '.join(sorted(formats))}: give a file "
+            "with one of these endings"
+        )
     files = [config] if isinstance(config, str) else config or []
     data = data_of([run.config] if run else [Path(file) for file in files])
-    target = file_to_write(out or str((run.pictures if run else Path()) / "views.png"))
+    target = file_to_write(str(target))
     try:
         figure = draw_views(data, images, epochs)
         with whole(target, "--out") as file:

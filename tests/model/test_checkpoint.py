@@ -148,7 +148,9 @@ def test_a_flipped_bit_is_refused_unless_it_makes_no_difference(tmp_path: Path) 
     """In headers, records and the table at the end, of which torch looks at little."""
     weights = {"weight": torch.arange(6.0).view(2, 3), "count": torch.tensor([3])}
     path, flipped = tmp_path / "small.ckpt", tmp_path / "flipped.ckpt"
-    good = {KEY: {"format": FORMAT}, "state_dict": weights, "epoch": 3}
+    spec = {"name": "resnet18", "channels": 1, "image_size": 8, "stem": "small", "args": {}}
+    about = {"format": FORMAT, "encoder": spec, "image_size": 8, "mean": [0.5], "std": [0.5]}
+    good = {KEY: about, "state_dict": weights, "epoch": 3}
     torch.save(good, path)
     content = path.read_bytes()
     table = content.index(b"PK\x01\x02")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from simclr_pl.batch import EvaluationOutput
 from simclr_pl.data.datamodule import ContrastiveDataModule, Split
 from simclr_pl.distributed import gather_rows, row_counts
+from simclr_pl.errors import UserError
 from simclr_pl.files import make_folder, whole
 
 GATHERED = 8192
@@ -105,6 +106,26 @@ def accelerator() -> torch.device:
 
 
 _ENCODED: WeakKeyDictionary[L.Trainer, dict[tuple[int, Split], Features]] = WeakKeyDictionary()
+
+
+def check_splits(trainer: L.Trainer, name: str) -> None:
+    """Looks at the data of a training on which a callback is to encode whole splits.
+
+    Args:
+        trainer: about to train.
+        name: what the callback is called.
+
+    Raises:
+        UserError: no `ContrastiveDataModule`: nothing else says what the splits are.
+    """
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, ContrastiveDataModule):
+        raise UserError(
+            f"{name} encodes the training split's clean images, which a ContrastiveDataModule "
+            f"gives it, and this training has "
+            f"{'loaders alone' if data is None else type(data).__name__}: train with "
+            "fit(model, datamodule=ContrastiveDataModule(...)), or leave the callback out"
+        )
 
 
 def encode_once(trainer: L.Trainer, module: L.LightningModule, split: Split) -> Features:

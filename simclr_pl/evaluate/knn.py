@@ -16,7 +16,7 @@ from torch import Tensor
 from simclr_pl.batch import UNLABELLED, EvaluationOutput
 from simclr_pl.distributed import sum_over_ranks
 from simclr_pl.errors import UserError
-from simclr_pl.evaluate.features import encode_once, forget
+from simclr_pl.evaluate.features import check_splits, encode_once, forget
 from simclr_pl.model.ending import is_last
 
 QUERIES, BANK = 1024, 16384
@@ -90,7 +90,7 @@ class KNNMonitor(L.Callback):
         temperature: of the votes' weights.
 
     Raises:
-        UserError: a value out of its range.
+        UserError: a value out of its range; at setup, data that are no `ContrastiveDataModule`.
     """
 
     def __init__(
@@ -107,6 +107,11 @@ class KNNMonitor(L.Callback):
             raise UserError(f"knn.temperature is {temperature}, but must be above 0")
         self.every_n_epochs, self.k, self.temperature = every_n_epochs, tuple(k), temperature
         self._outputs: list[EvaluationOutput] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Looks at the data before anything is trained."""
+        if stage == "fit" and self.every_n_epochs:
+            check_splits(trainer, "KNNMonitor")
 
     def on_validation_batch_end(
         self,

@@ -7,7 +7,7 @@ import lightning as L
 from simclr_pl.batch import UNLABELLED
 from simclr_pl.data.datamodule import Split
 from simclr_pl.errors import UserError
-from simclr_pl.evaluate.features import encode_once, forget
+from simclr_pl.evaluate.features import check_splits, encode_once, forget
 from simclr_pl.evaluate.knn import due
 from simclr_pl.evaluate.linear import Recipe, fit_linear
 from simclr_pl.evaluate.scoring import Rows, labelled
@@ -31,8 +31,8 @@ class LinearEvaluation(L.Callback):
         test_at_end: whether the last step's head is scored on the test split, where it has labels.
 
     Raises:
-        UserError: a value out of its range; before the first step, a test split that is too small
-            for so many devices.
+        UserError: a value out of its range; at setup, data that are no `ContrastiveDataModule`;
+            before the first step, a test split that is too small for so many devices.
     """
 
     def __init__(
@@ -48,6 +48,11 @@ class LinearEvaluation(L.Callback):
         if epochs < 1:
             raise UserError(f"linear.epochs is {epochs}, but must be at least 1")
         self.every_n_epochs, self.epochs, self.test_at_end = every_n_epochs, epochs, test_at_end
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Looks at the data before anything is trained."""
+        if stage == "fit" and self.every_n_epochs:
+            check_splits(trainer, "LinearEvaluation")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds a test split that cannot be shared by the ranks now, not behind the last step."""

@@ -50,7 +50,7 @@ def help_of(parser: Any, only: str | None) -> str:
     defaults = parser.get_defaults()
     lines = [f"usage: python -m simclr_pl {command} [options]", ""]
     if only is None:
-        lines += [f"{parser.description}", ""] if parser.description else []
+        lines += [*textwrap.wrap(parser.description or "", WIDTH), ""]
     names = set()
     for group in parser._action_groups:
         names |= {

@@ -28,6 +28,7 @@ from simclr_pl.run.speed import Throughput
 from simclr_pl.run.stop import StopRequest
 from simclr_pl.run.tensorboard import check_tensorboard
 from simclr_pl.run.tracking import Tracking
+from simclr_pl.run.trainer_options import refused_by_lightning
 from simclr_pl.run.wandb import WandbChoice
 from simclr_pl.tools.pretrained import DataChoice, Pretrained, check_seeds, find_pretrained
 from simclr_pl.tools.scores import report
@@ -244,7 +245,8 @@ class _Trainings:
         epochs: int,
     ) -> tuple[float, float]:
         model = self._model(seed, data)
-        trainer = self._trainer(session, config, epochs)
+        with refused_by_lightning(asdict(self.choice), building=True):
+            trainer = self._trainer(session, config, epochs)
         check_trainer(trainer, training=True)
         trainer.print(
             f"{session.run.path}: {data.labels} labelled images, {epochs} epochs of {data.steps} x "

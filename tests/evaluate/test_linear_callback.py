@@ -6,11 +6,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from commands import checkpoint, fit, rows, run
+from commands import QUIET, checkpoint, fit, rows, run
 from ranks import ranks
 from torch import Tensor, nn
 
-from simclr_pl import ContrastiveDataModule, LinearEvaluation, SimCLR, UserError
+from simclr_pl import ContrastiveDataModule, KNNMonitor, LinearEvaluation, SimCLR, UserError
 from simclr_pl.batch import UNLABELLED
 from simclr_pl.evaluate.features import encode
 from simclr_pl.evaluate.linear import Fitted, Recipe, evaluate_linear
@@ -206,3 +206,22 @@ def test_the_command_line_turns_it_on_and_a_resume_may_change_it(tmp_path: Any) 
     fit(directory, *more)
     assert checkpoint(directory)["epoch"] == 2
     assert sum("linear/val_top1" in row for row in rows(directory)) == 2
+
+
+class _Own(L.LightningDataModule):
+    """Somebody's own data, of which nobody can tell the splits."""
+
+    def train_dataloader(self) -> Any:
+        return []
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.parametrize("monitor", [LinearEvaluation(1), KNNMonitor(1)])
+@pytest.mark.parametrize("data", [{"datamodule": _Own()}, {"train_dataloaders": []}])
+def test_other_data_than_a_contrastive_data_module_are_refused_before_the_first_step(
+    monitor: L.Callback, data: dict[str, Any]
+) -> None:
+    trainer = L.Trainer(**QUIET, max_epochs=1, callbacks=[monitor])
+    name = type(monitor).__name__
+    with pytest.raises(UserError, match=rf"^{name} encodes .* a ContrastiveDataModule gives it"):
+        trainer.fit(SimCLR(), **data)

@@ -47,7 +47,7 @@ class Step:
             loss=loss.detach(),
             features=features.detach(),
             projections=projections.detach(),
-            labels=torch.zeros(BATCH, dtype=torch.int64),
+            labels=torch.zeros(2 * BATCH, dtype=torch.int64),
             positive_rank=anchors.positive_rank,
             log_sum=anchors.log_sum,
         )

@@ -1,7 +1,8 @@
 """What rooms hand to each other: the contracts between data, model and evaluation.
 
-Letters, everywhere in this package: `B` images on this rank, `N` images over all ranks, `V` = 2
-views, `C` channels, `S` image side in pixels, `D` feature width, `P` projection width, `W` ranks.
+Letters, everywhere in this package: `B` images on this rank, `N` images over all ranks, `V` views
+of each (2 unless asked), `C` channels, `S` image side in pixels, `D` feature width, `P` projection
+width, `W` ranks. Whatever has `VB` rows holds the first views of all images, then the second, ...
 """
 
 from collections.abc import Callable, Sequence
@@ -10,11 +11,13 @@ from typing import Literal, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
+from simclr_pl.errors import UserError
+
 UNLABELLED = -1
 """The label of an image whose class is unknown, or must not be seen (the validation holdout)."""
 
 Cut = Literal["views", "clean", "both"]
-"""What a batch is for: two views, the clean image, or both."""
+"""What a batch is for: views, the clean image, or both."""
 
 
 class Batch(NamedTuple):
@@ -57,53 +60,76 @@ class Batch(NamedTuple):
 
 
 class Views(NamedTuple):
-    """Two views of each image, normalised, on the device.
+    """Views of each image, normalised, on the device.
 
     Attributes:
-        first: `float [B, C, S, S]`, the first view.
-        second: `float [B, C, S, S]`, the second view.
-        labels: `int64 [B]`, `UNLABELLED` where unknown.
-        index: `int64 [B]`, the place of each image in its split.
+        views: `float [VB, C, S, S]`, the first views of all images, then the second, ...
+        labels: `int64 [VB]`, of each view's image; `UNLABELLED` where unknown.
+        index: `int64 [VB]`, the place of each view's image in its split.
+        epoch: the epoch these images were drawn in.
         counts: images of each rank in this step, where that is known without asking them.
+        per_image: V, views of each image.
     """
 
-    first: Tensor
-    second: Tensor
+    views: Tensor
     labels: Tensor
     index: Tensor  # type: ignore[assignment]  # a tuple has a method of that name
+    epoch: int
     counts: Sequence[int] | None = None
-
-    @property
-    def both(self) -> Tensor:
-        """`float [2B, C, S, S]`: the first views, then the second ones."""
-        return torch.cat([self.first, self.second])
+    per_image: int = 2
 
 
 class MicroBatches(NamedTuple):
     """A training batch in parts, whose views are made when they are needed.
 
+    An objective reads it as it reads `Views`, but for the pixels.
+
     Attributes:
         parts: this rank's images, in parts that go through the network one after the other.
-        make_views: two views of a part's images; the same bits each time.
+        make_views: views of a part's images; the same bits each time.
         counts: images of each rank in this step, where that is known without asking them.
+        per_image: V, views of each image.
     """
 
     parts: Sequence[Batch]
     make_views: Callable[[Batch], Views]
     counts: Sequence[int] | None = None
+    per_image: int = 2
 
     @property
     def labels(self) -> Tensor:
-        """`int64 [B]` of all parts, `UNLABELLED` where unknown."""
-        return torch.cat([part.labels for part in self.parts])
+        """`int64 [VB]`, of each view's image; `UNLABELLED` where unknown."""
+        return torch.cat([part.labels for part in self.parts]).repeat(self.per_image)
+
+    @property
+    def index(self) -> Tensor:  # type: ignore[override]  # a tuple has a method of that name
+        """`int64 [VB]`, the place of each view's image in its split."""
+        return torch.cat([part.index for part in self.parts]).repeat(self.per_image)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch these images were drawn in."""
+        return self.parts[0].epoch
+
+    @property
+    def views(self) -> Tensor:
+        """Not there: no more than a part's views exist at a time.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "an objective that reads pixels cannot be used with model.micro_batch_size: leave "
+            "that option out, or give an objective that reads features and projections alone"
+        )
 
 
 class EvaluationBatch(NamedTuple):
-    """Clean images for evaluation, with two views where a contrastive loss is wanted as well.
+    """Clean images for evaluation, with views where a contrastive loss is wanted as well.
 
     Attributes:
         clean: `float [B, C, S, S]`, the image without augmentation, normalised.
-        views: two views of each image, or `None` in prediction.
+        views: of each image, or `None` in prediction.
         labels: `int64 [B]`, `UNLABELLED` where unknown.
         index: `int64 [B]`, the place of each image in its split.
     """
@@ -131,9 +157,9 @@ class StepOutput(TypedDict):
 
     Attributes:
         loss: scalar; its mean over ranks is the global loss.
-        features: `[2B, D]`, the encoder's output for the first views, then for the second.
-        projections: `[2B, P]`, the projector's output in the same order, not normalised.
-        labels: `int64 [B]`, `UNLABELLED` where unknown.
+        features: `[VB, D]`, the encoder's output for the first views, then for the second, ...
+        projections: `[VB, P]`, the projector's output in the same order, not normalised.
+        labels: `int64 [VB]`, of each view's image; `UNLABELLED` where unknown.
         positive_rank: `int64 [2B]`, how many negatives (of all ranks) are as near to the anchor as
             its positive, or nearer; 0 is a contrastive hit.
         log_sum: `[2B]`, the log-sum-exp of each anchor's similarities to its negatives, divided

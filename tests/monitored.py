@@ -34,7 +34,7 @@ class Other(L.LightningModule):
 
     def training_step(self, batch: Views, batch_idx: int) -> StepOutput:
         assert not self.frozen.training
-        features = self(batch.both)
+        features = self(batch.views)
         projections = self.projector(features)
         loss, anchors = self.loss.with_statistics(*projections.chunk(2))
         return StepOutput(

@@ -39,7 +39,9 @@ class Recorder(L.Callback):
 
 def _digests(views: Views) -> list[str]:
     """`index:digest` of each image, over the bytes of both its views."""
-    pairs = zip(views.index.tolist(), views.first.numpy(), views.second.numpy(), strict=True)
+    first, second = views.views.chunk(2)
+    index = views.index[: len(first)].tolist()
+    pairs = zip(index, first.numpy(), second.numpy(), strict=True)
     return [
         f"{index}:{hashlib.blake2b(a.tobytes() + b.tobytes(), digest_size=8).hexdigest()}"
         for index, a, b in pairs

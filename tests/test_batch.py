@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from simclr_pl.batch import Batch, MicroBatches, Views
+from simclr_pl.errors import UserError
 
 
 def batch(count: int, *shape: int) -> Batch:
@@ -37,17 +38,17 @@ def test_a_batch_does_not_split_into_less_or_more_than_it_holds() -> None:
             batch(10, 1, 4, 4).split(sizes)
 
 
-def test_both_views_are_the_first_ones_and_then_the_second_ones() -> None:
-    first, second = torch.rand(3, 1, 4, 4), torch.rand(3, 1, 4, 4)
-    both = Views(first, second, torch.arange(3), torch.arange(3)).both
-    assert both[:3].equal(first)
-    assert both[3:].equal(second)
-    assert len(both) == 6
+def test_micro_batches_are_read_as_views_but_for_the_pixels() -> None:
+    """In the order of features: all parts' first views, then their second ones, ..."""
 
-
-def test_labels_of_micro_batches_are_those_of_the_batch() -> None:
     def never(part: Batch) -> Views:
         raise AssertionError("labels need no views")
 
     whole = batch(10, 1, 4, 4)
-    assert MicroBatches(whole.split([4, 3, 3]), never).labels.equal(whole.labels)
+    for views in (2, 3):
+        parts = MicroBatches(whole.split([4, 3, 3]), never, [10], views)
+        assert parts.labels.equal(whole.labels.repeat(views))
+        assert parts.index.equal(whole.index.repeat(views))
+        assert parts.epoch == 7
+        with pytest.raises(UserError, match=r"reads pixels cannot be used with model\.micro_batch"):
+            parts.views  # noqa: B018

@@ -217,7 +217,7 @@ class ContrastiveDataModule(L.LightningDataModule):
                 return self.make_views(batch)
             parts, counts = self._loader.parts, self._loader.counts
             if len(parts) > 1:
-                return MicroBatches(batch.split(parts), self.make_views, counts)
+                return MicroBatches(batch.split(parts), self.make_views, counts, self.views.count)
             return self.make_views(batch)._replace(counts=counts)
         return self.make_clean(batch, views=trainer.state.fn != TrainerFn.PREDICTING)
 
@@ -285,18 +285,20 @@ class ContrastiveDataModule(L.LightningDataModule):
         return twin
 
     def make_views(self, batch: Batch) -> Views:
-        """Two views of each image of a batch."""
-        first, second = self.views(batch.images, batch.index, batch.epoch, batch.sizes)
-        return Views(first, second, batch.labels, batch.index)
+        """Views of each image of a batch."""
+        made = self.views(batch.images, batch.index, batch.epoch, batch.sizes)
+        count = len(made)
+        labels, index = batch.labels.repeat(count), batch.index.repeat(count)
+        return Views(torch.cat(made), labels, index, batch.epoch, per_image=count)
 
     @torch.no_grad()
     def make_clean(self, batch: Batch, *, views: bool) -> EvaluationBatch:
-        """The clean images of a batch, and with `views` two views of each as well."""
+        """The clean images of a batch, and with `views` those of each as well."""
         # Worker-cut batches hold the clean crop last, already square and of the right size.
         whole = batch.images if batch.images.dim() == 4 else batch.images[:, -1]
-        pair = self.make_views(batch) if views else None
+        made = self.make_views(batch) if views else None
         return EvaluationBatch(
-            self.views.clean(whole, batch.sizes), pair, batch.labels, batch.index
+            self.views.clean(whole, batch.sizes), made, batch.labels, batch.index
         )
 
     def _wired(self, splits: Splits) -> Splits:

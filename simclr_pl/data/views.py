@@ -91,6 +91,9 @@ class SimCLRViews(nn.Module):
         UserError: a value out of its range; `compiled` without a C++ compiler.
     """
 
+    count = 2
+    """V, views of each image: known before any is made."""
+
     def __init__(
         self,
         image_size: int,

@@ -57,10 +57,12 @@ class HealthMonitor(L.Callback):
         self._loss = loss.clone() if self._loss is None else self._loss.to(loss) + loss
         self._steps += 1
         if trainer.global_step == 1 or trainer.global_step % self.every_n_steps == 0:
-            self._look(trainer, pl_module, outputs)
+            self._look(trainer, pl_module, outputs, getattr(batch, "per_image", 2))
 
-    def _look(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: StepOutput) -> None:
-        health = step_health(outputs["features"], outputs["projections"])
+    def _look(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: StepOutput, views: int
+    ) -> None:
+        health = step_health(outputs["features"], outputs["projections"], views)
         chance = math.log(max(2 * health.images - 1, 1))
         assert self._loss is not None
         losses = sum_over_ranks(torch.stack([outputs["loss"].detach(), self._loss]))

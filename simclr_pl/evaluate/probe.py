@@ -95,11 +95,11 @@ class OnlineProbe(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """One step of the head on both views' features."""
+        """One step of the head on all views' features."""
         if not self.classes:
             return
         features = outputs["features"].detach()
-        labels = self._check(outputs["labels"]).repeat(2)
+        labels = self._check(outputs["labels"])
         head, optimizer = self._build(features)
         # Precision plugins wrap the module's steps alone: here the head's own precision rules.
         with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):

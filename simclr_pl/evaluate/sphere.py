@@ -5,6 +5,7 @@ et al. 2023. All numbers are over the images of all ranks, whatever their number
 """
 
 import math
+from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ class StepHealth(NamedTuple):
     """What one step's outputs say, over all ranks.
 
     Attributes:
-        positive_similarity: mean cosine of the two views of an image.
+        positive_similarity: mean cosine of two views of an image.
         negative_similarity: mean cosine of views of different images; 0 with one image.
         alignment: mean squared distance of positives on the unit sphere, 0 to 4; lower is better.
         uniformity: log of the mean of exp(-2 d^2) over pairs of images; lower is more spread out.
@@ -46,25 +47,28 @@ class StepHealth(NamedTuple):
 
 
 @torch.no_grad()
-def step_health(features: Tensor, projections: Tensor) -> StepHealth:
+def step_health(features: Tensor, projections: Tensor, views: int = 2) -> StepHealth:
     """Computes it from sums of vectors: linear in the batch, and two small collectives.
 
     Args:
-        features: `[2B, D]`, this rank's, first views before second ones.
-        projections: `[2B, P]`, likewise.
+        features: `[VB, D]`, this rank's, first views before second ones.
+        projections: `[VB, P]`, likewise.
+        views: V, of each image.
     """
     h, z = _on_sphere(features), _on_sphere(projections)
-    first, second = z.chunk(2)
-    counts = row_counts(len(first), z.device)
+    of_view = z.unflatten(0, (views, -1))
+    counts = row_counts(of_view.shape[1], z.device)
     images, width = sum(counts), z.shape[1]
+    pairs = [*combinations(of_view, 2)]
+    rows, positives = views * images, len(pairs) * images
     parts = {
-        "positive": (first * second).sum()[None],
-        "distance": (first - second).square().sum()[None],
+        "positive": torch.stack([(a * b).sum() for a, b in pairs]).sum()[None],
+        "distance": torch.stack([(a - b).square().sum() for a, b in pairs]).sum()[None],
         "z": z.sum(0),
         "z2": z.square().sum(0),
         "h": h.sum(0),
         "h2": h.square().sum(0),
-        "rows": _first_rows(first, counts).flatten(),
+        "rows": _first_rows(of_view[0], counts).flatten(),
     }
     flat = sum_over_ranks(torch.cat([*parts.values()])).split([p.numel() for p in parts.values()])
     total = dict(zip(parts, flat, strict=True))
@@ -72,12 +76,12 @@ def step_health(features: Tensor, projections: Tensor) -> StepHealth:
     negative = total["z"].square().sum() - total["z2"].sum() - 2 * total["positive"]
     uniformity, dimension = _of_pairs(total["rows"].view(-1, width))
     numbers = [
-        total["positive"] / images,
-        negative / max(2 * images * (2 * images - 2), 1),
-        total["distance"] / images,
+        total["positive"] / positives,
+        negative / max(rows * (rows - views), 1),
+        total["distance"] / positives,
         uniformity,
-        _spread(total["h"], total["h2"], 2 * images),
-        _spread(total["z"], total["z2"], 2 * images),
+        _spread(total["h"], total["h2"], rows),
+        _spread(total["z"], total["z2"], rows),
         dimension,
     ]
     return StepHealth._make([*torch.cat([n.reshape(1) for n in numbers]).tolist(), images])

@@ -30,12 +30,12 @@ def encode_in_parts(
     batch's would).
 
     Args:
-        encoder: images `[2B, C, S, S]`, first views before second ones, to features `[2B, D]`.
+        encoder: images `[VB, C, S, S]`, first views before second ones, to features `[VB, D]`.
         parts: what the images are made of; on every rank as many.
         images: makes a part's; the same ones when it is called again in backward.
 
     Returns:
-        `[2B, D]` over all parts, again first views before second ones.
+        `[VB, D]` over all parts, again first views before second ones.
     """
     # Where each part begins: in its second pass too, when the encoder's own have moved on.
     start = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
@@ -71,8 +71,8 @@ def encode_in_parts(
             buffer.add_(moves[name] / len(parts))
         else:
             buffer.copy_(moves[name])
-    first, second = zip(*(part.chunk(2) for part in features), strict=True)
-    return torch.cat([*first, *second])
+    views = (made.split(len(part.labels)) for made, part in zip(features, parts, strict=True))
+    return torch.cat([rows for view in zip(*views, strict=True) for rows in view])
 
 
 @contextmanager

@@ -268,14 +268,14 @@ class SimCLR(L.LightningModule):
         """
         if isinstance(batch, MicroBatches):
             return encode_in_parts(
-                self.encoder, batch.parts, lambda part: self._input(batch.make_views(part).both)
+                self.encoder, batch.parts, lambda part: self._input(batch.make_views(part).views)
             )
-        if self.micro_batch_size and len(batch.labels) > self.micro_batch_size:
+        if self.micro_batch_size and len(batch.labels) // batch.per_image > self.micro_batch_size:
             raise UserError(
                 "model.micro_batch_size needs a data module whose training batches are "
                 "simclr_pl.batch.MicroBatches, as ContrastiveDataModule's are"
             )
-        features: Tensor = self(batch.both)
+        features: Tensor = self(batch.views)
         return features
 
     def _log_step(self, output: StepOutput) -> None:
@@ -337,7 +337,7 @@ class SimCLR(L.LightningModule):
 
     def _evaluate(self, batch: EvaluationBatch, split: str) -> EvaluationOutput:
         assert batch.views is not None
-        projections = self.projector(self(batch.views.both))
+        projections = self.projector(self(batch.views.views))
         many = self.trainer.world_size > 1
         # The loss is a mean over this global batch: weighted by its rows, each image counts once.
         images = batch.labels.numel()

@@ -190,8 +190,8 @@ def _encode(
     for batch in bar:
         clean = data.make_clean(batch.to(network.device), views=views)
         features.append(network.features(clean.clean).float().cpu())
-        z = None if clean.views is None else network.projections(clean.views.both)
-        if z is not None:
-            projections.append(z.cpu().unflatten(0, (2, -1)))
+        z = None if clean.views is None else network.projections(clean.views.views)
+        if clean.views is not None and z is not None:  # of more than two views, the first two
+            projections.append(z.cpu().unflatten(0, (clean.views.per_image, -1))[:2])
     encoded = Features(torch.cat(features), source.labels[places], places)
     return encoded, torch.cat(projections, 1) if projections else torch.empty(0)

@@ -179,12 +179,13 @@ class BareStep:
         self.clip: Any = trainer.gradient_clip_val
         self.clip_algorithm = GradClipAlgorithmType(trainer.gradient_clip_algorithm or "norm")
         parts = batch.parts if isinstance(batch, MicroBatches) else [batch]
-        self.sizes = [len(part.labels) for part in parts]
+        rows = [len(part.labels) for part in parts]
+        self.sizes = rows if len(parts) > 1 else [rows[0] // batch.per_image]
         self.parts: Any = parts
         self.images: dict[int, Tensor] = {}
         for part in parts:
             views = part if isinstance(part, Views) else batch.make_views(part)  # type: ignore[union-attr]
-            images = views.both.to(model.dtype, memory_format=torch.channels_last)
+            images = views.views.to(model.dtype, memory_format=torch.channels_last)
             self.images[id(part)] = images
         with torch.no_grad():
             self.projections = self._projections()

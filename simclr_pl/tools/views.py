@@ -76,7 +76,7 @@ def views(
 
 
 def draw_views(data: ContrastiveDataModule, images: int, epochs: int) -> Figure:
-    """Images of the training split, a row each, and two views of them in each epoch.
+    """Images of the training split, a row each, and the views of them in each epoch.
 
     Args:
         data: set up.
@@ -90,11 +90,9 @@ def draw_views(data: ContrastiveDataModule, images: int, epochs: int) -> Figure:
         batch: Batch = next(iter(source.batches([some], epoch, "both")))
         if not columns:
             columns["clean"] = data.make_clean(batch, views=False).clean
-        pair = data.make_views(batch)
-        columns[f"epoch {epoch}\nview 1"], columns[f"epoch {epoch}\nview 2"] = (
-            pair.first,
-            pair.second,
-        )
+        made = data.make_views(batch)
+        for number, view in enumerate(made.views.chunk(made.per_image), 1):
+            columns[f"epoch {epoch}\nview {number}"] = view
     figure = Figure(
         figsize=(max(1.1 * len(columns) + 0.3, 4), 1.1 * len(some) + 0.9), layout="constrained"
     )
@@ -105,7 +103,8 @@ def draw_views(data: ContrastiveDataModule, images: int, epochs: int) -> Figure:
             axes[row][column].imshow(image, cmap="gray", vmin=0, vmax=1)
             axes[row][column].set_axis_off()
     figure.suptitle(
-        f"{data.dataset}, train split, seed {data.seed}\nan image a row, two views of it an epoch",
+        f"{data.dataset}, train split, seed {data.seed}\n"
+        f"an image a row, {made.per_image} views of it an epoch",
         fontsize=10,
     )
     return figure

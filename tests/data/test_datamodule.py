@@ -53,7 +53,7 @@ class Watcher(L.LightningModule):
 
     def indices(self, epoch: int | None = None) -> list[list[int]]:
         return [
-            batch.index.tolist()
+            batch.index.chunk(2)[0].tolist()
             for name, e, batch in self.seen
             if name == "train" and epoch in (None, e)
         ]
@@ -124,7 +124,7 @@ def test_image_size_mean_and_std_can_be_given() -> None:
     assert (data.image_size, data.mean, data.std) == (16, (0.25,), (0.5,))
     data.trainer = trainer()
     batch = next(iter(data.train_dataloader()))
-    assert data.make_views(batch).first.shape[-2:] == (16, 16)
+    assert data.make_views(batch).views.shape[-2:] == (16, 16)
 
 
 def test_mean_alone_can_be_given() -> None:
@@ -266,7 +266,7 @@ def test_without_colour_operations_any_number_of_channels_goes(tmp_path: Path) -
     data = ready(dataset="npz", root=file, jitter=0.0, grayscale=0.0, batch_size=16)
     data.trainer = trainer()
     made = data.make_views(next(iter(data.train_dataloader())))
-    assert made.first.shape == (16, 5, 8, 8)
+    assert made.views.shape == (32, 5, 8, 8)
 
 
 # What Lightning gets ---------------------------------------------------------------------------
@@ -284,14 +284,14 @@ def test_every_stage_gets_its_kind_of_batch() -> None:
     assert [name for name, _, _ in module.seen[:3]] == ["val", "train", "train"]
     for batch in module.batches("train"):
         assert isinstance(batch, Views)
-        assert batch.first.shape == batch.second.shape == (256, 1, 8, 8)
-        assert not batch.first.requires_grad
+        assert batch.views.shape == (512, 1, 8, 8)
+        assert not batch.views.requires_grad
     for stage, size in (("val", len(splits.val)), ("test", len(splits.test))):
         for batch in module.batches(stage):
             assert isinstance(batch, EvaluationBatch)
             assert isinstance(batch.views, Views)
-            assert batch.clean.shape == batch.views.first.shape
-            assert torch.equal(batch.views.labels, batch.labels)
+            assert batch.clean.shape == batch.views.views.chunk(2)[0].shape
+            assert torch.equal(batch.views.labels, batch.labels.repeat(2))
         seen = torch.cat([batch.index for batch in module.batches(stage)])
         assert seen[-size:].tolist() == list(range(size))
     for batch in module.batches("predict"):
@@ -318,9 +318,11 @@ def test_training_views_are_those_of_the_epoch_and_index() -> None:
     images, labels = data.splits.train.images, data.splits.train.labels
     for name, epoch, batch in module.seen:
         if name == "train":
-            first, second = data.views(images[batch.index], batch.index, epoch)
-            assert torch.equal(batch.first, first)
-            assert torch.equal(batch.second, second)
+            index = batch.index.chunk(2)[0]
+            views = data.views(images[index], index, epoch)
+            assert batch.index.equal(index.repeat(2))
+            assert torch.equal(batch.views, torch.cat(views))
+            assert batch.epoch == epoch
             assert torch.equal(batch.labels, labels[batch.index])
 
 
@@ -348,8 +350,7 @@ def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(tmp_path: Path) -> No
         for mine, whole in zip(
             resumed.batches("train"), straight.batches("train")[step:], strict=True
         ):
-            assert torch.equal(mine.first, whole.first)
-            assert torch.equal(mine.second, whole.second)
+            assert torch.equal(mine.views, whole.views)
 
 
 def test_limit_train_batches_leaves_each_epoch_its_own_order() -> None:
@@ -365,8 +366,8 @@ def test_overfit_batches_repeats_the_same_views_in_every_epoch() -> None:
     assert [len(module.indices(epoch)) for epoch in range(3)] == [2, 2, 2]
     assert module.indices(0) == module.indices(1) == module.indices(2)
     batches = module.batches("train")
-    assert torch.equal(batches[0].first, batches[2].first)
-    assert torch.equal(batches[1].second, batches[5].second)
+    assert torch.equal(batches[0].views, batches[2].views)
+    assert torch.equal(batches[1].views, batches[5].views)
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -417,10 +418,13 @@ def test_a_model_of_micro_batches_gets_parts_whose_views_are_not_made_yet(
         assert [len(part.index) for part in batch.parts] == parts
         assert batch.labels.equal(want.labels)
         made = [batch.make_views(part) for part in batch.parts]
-        for column in range(4):
-            assert torch.cat([part[column] for part in made]).equal(want[column])
+        assert batch.index.equal(want.index)
+        assert batch.epoch == want.epoch
+        for column in ("views", "labels", "index"):
+            views = zip(*(getattr(part, column).chunk(2) for part in made), strict=True)
+            assert torch.cat([torch.cat(rows) for rows in views]).equal(getattr(want, column))
         again = batch.make_views(batch.parts[-1])
-        assert all(a.equal(b) for a, b in zip(again[:4], made[-1][:4], strict=True))
+        assert all(a.equal(b) for a, b in zip(again[:3], made[-1][:3], strict=True))
 
 
 @pytest.mark.parametrize("size", [256, 1000, None])
@@ -466,8 +470,7 @@ def test_tools_work_without_a_trainer() -> None:
     assert made.views is not None
     first, second = data.views(batch.images, batch.index, 0)
     assert torch.equal(made.clean, data.views.clean(batch.images))
-    assert torch.equal(made.views.first, first)
-    assert torch.equal(made.views.second, second)
+    assert torch.equal(made.views.views, torch.cat([first, second]))
     assert torch.equal(made.labels, batch.labels)
     assert data.make_clean(batch, views=False).views is None
 
@@ -499,8 +502,8 @@ def test_files_go_through_the_same_steps(folder: Path) -> None:
     assert len(module.batches("train")) == 2
     for batch in module.batches("train"):
         assert isinstance(batch, Views)
-        assert batch.first.shape == batch.second.shape == (8, 3, 16, 16)
-        assert not torch.equal(batch.first, batch.second)
+        assert batch.views.shape == (16, 3, 16, 16)
+        assert not torch.equal(*batch.views.chunk(2))
     (predicted,) = module.batches("predict")
     validated = module.batches("val")[-1]
     assert torch.equal(validated.clean, predicted.clean)

@@ -225,7 +225,7 @@ def test_views_and_clean_images_are_close_to_those_of_the_folder(
     assert other.views is not None
     # PIL rounds a crop to whole levels, twice; colour jitter stretches that.
     assert float((one.clean - other.clean).abs().max()) < 1.6 / 255
-    for a, b in ((one.views.first, other.views.first), (one.views.second, other.views.second)):
+    for a, b in zip(one.views.views.chunk(2), other.views.views.chunk(2), strict=True):
         assert float((a - b).abs().mean()) < 2 / 255
 
 
@@ -234,8 +234,8 @@ def test_micro_batches_have_the_views_of_the_batch(written: Path) -> None:
     (batch,) = data.splits.train.batches([torch.arange(10)], 0, "views")
     whole = data.make_views(batch)
     parts = [data.make_views(part) for part in batch.split([4, 3, 3])]
-    assert torch.equal(torch.cat([part.first for part in parts]), whole.first)
-    assert torch.equal(torch.cat([part.second for part in parts]), whole.second)
+    views = zip(*(part.views.chunk(2) for part in parts), strict=True)
+    assert torch.equal(torch.cat([torch.cat(rows) for rows in views]), whole.views)
 
 
 def test_a_holdout_looks_at_the_pixels_of_train(written: Path) -> None:

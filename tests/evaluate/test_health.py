@@ -97,6 +97,21 @@ def test_numbers_are_those_of_the_definitions(images: int) -> None:
     assert got.images == images
 
 
+def test_of_three_views_every_two_are_positives() -> None:
+    (h, z), (_, more) = draw(5), draw(5, seed=1)
+    views = torch.cat([z, more[:1]])
+    features = torch.cat([h, h[:1].flip(1)])
+    got = step_health(features.flatten(0, 1), views.flatten(0, 1), 3)
+    pairs = [literal((features[[i, j]], views[[i, j]])) for i, j in combinations(range(3), 2)]
+    for name in ("positive_similarity", "alignment"):
+        assert getattr(got, name) == pytest.approx(mean(pair[name] for pair in pairs), rel=1e-12)
+    rows = [(i, row) for view in views for i, row in enumerate(unit(view))]
+    negatives = mean(dot(a, b) for (i, a), (j, b) in permutations(rows, 2) if i != j)
+    assert got.negative_similarity == pytest.approx(negatives, rel=1e-12)
+    assert got.projection_std == pytest.approx(spread([row for _, row in rows]), rel=1e-12)
+    assert got.images == 5
+
+
 def test_uniformity_is_of_the_first_images_where_there_are_many() -> None:
     views = draw(600)
     z = F.normalize(views[1][0, : sphere.PAIRED], dim=1)

@@ -132,7 +132,7 @@ class Pixels(L.LightningModule):
         return features
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self(batch.first).square().mean()
+        return self(batch.views.chunk(2)[0]).square().mean()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         pass

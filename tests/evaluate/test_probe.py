@@ -31,7 +31,7 @@ class Bench:
 
     def train(self, views: Tensor, labels: Tensor) -> None:
         """One step; `views` holds the features of both views, `[2, B, D]`."""
-        output = {"features": views.flatten(0, 1), "labels": labels}
+        output = {"features": views.flatten(0, 1), "labels": labels.repeat(2)}
         self.probe.on_train_batch_end(self.trainer, self.module, step_output(output), None, 0)
 
     def train_epoch_end(self) -> dict[str, float]:

@@ -171,7 +171,7 @@ def test_a_module_without_a_projector_gets_no_similarities() -> None:
             del self.projector
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return self.head(self(batch.both)).square().mean()
+            return self.head(self(batch.views)).square().mean()
 
     assert album_of(Bare(), Gallery()).named(3) == EVERY - {"similarities"} | {"views"}
 

@@ -237,7 +237,7 @@ class SimCLRCLI(LightningCLI):
         The run's directory is also where files are named that cannot be read.
         """
         run, data = run_of(checkpoint), self.datamodule
-        if run is not None and sees_own_data(run, data.dataset, data.root):
+        if run is not None and sees_own_data(run, data.given_dataset, data.root):
             data.kept = kept_by(run, checkpoint)
         run = run or self.run
         data.unreadable.file = run and run.left_out

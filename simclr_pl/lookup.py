@@ -59,6 +59,15 @@ def lookup(given: str | Mapping[str, Any], table: Mapping[str, str], option: str
     return Choice(name, _import(name, option), args)
 
 
+def name_of(given: Any) -> str:
+    """What to call what an option gives: the table's name, the class path, or an object's class."""
+    if isinstance(given, str):
+        return given
+    if isinstance(given, Mapping) and "class_path" in given:
+        return str(given["class_path"])
+    return str(getattr(given, "__qualname__", type(given).__qualname__))
+
+
 def accepted(
     target: Any, offered: Mapping[str, Any], given: Mapping[str, Any] = {}
 ) -> dict[str, Any]:

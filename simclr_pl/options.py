@@ -12,6 +12,7 @@ from simclr_pl.evaluate.health import HealthMonitor
 from simclr_pl.evaluate.knn import KNNMonitor
 from simclr_pl.evaluate.linear_callback import LinearEvaluation
 from simclr_pl.evaluate.probe import OnlineProbe
+from simclr_pl.lookup import name_of
 from simclr_pl.run.arguments import OneSentence, explain_wandb
 from simclr_pl.run.checkpoints import SaveCheckpoint
 from simclr_pl.run.help import help_of
@@ -131,7 +132,7 @@ def refuse(trainer: Any) -> None:
 def config_name(config: Any) -> str:
     """What a run is called after: its first configuration file, or its data set."""
     files = as_list(config.get("config"))
-    return Path(str(files[0])).stem if files else str(config.data.dataset)
+    return Path(str(files[0])).stem if files else name_of(config.data.dataset)
 
 
 def as_list(value: Any) -> list[Any]:

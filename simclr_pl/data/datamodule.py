@@ -15,12 +15,13 @@ from simclr_pl.data.decode import MAX_PIXELS
 from simclr_pl.data.heldout import HeldOut
 from simclr_pl.data.loaders import EvaluationLoader, TrainLoader
 from simclr_pl.data.reading import OnBadImage, Reading
-from simclr_pl.data.sources import AnySource, ImageFiles
+from simclr_pl.data.sources import AnySource, WorkerImages
 from simclr_pl.data.splits import Splits
 from simclr_pl.data.unreadable import Unreadable
 from simclr_pl.data.views import SimCLRViews
 from simclr_pl.errors import UserError
 from simclr_pl.files import expanded
+from simclr_pl.lookup import name_of
 from simclr_pl.randomness import run_seed
 
 Split = Literal["train", "val", "test"]
@@ -33,7 +34,9 @@ class ContrastiveDataModule(L.LightningDataModule):
     """Pairs of augmented views for pretraining, clean images (and pairs) for evaluation.
 
     Args:
-        dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, packed, or npz.
+        dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, packed, or npz; or the
+            class path of your own (mine.Cells, or class_path and init_args): of a
+            torch.utils.data.Dataset of uint8 images, or a function that gives train, val, test.
         root: folder of the data; for `folder` the images' own, for `packed` what `pack` has
             written, for `npz` the file.
         batch_size: images a step, global: over all devices together.
@@ -64,7 +67,7 @@ class ContrastiveDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        dataset: str = "digits",
+        dataset: str | dict[str, Any] = "digits",
         root: str = "data",
         batch_size: int = 256,
         image_size: int | None = None,
@@ -93,7 +96,8 @@ class ContrastiveDataModule(L.LightningDataModule):
             raise UserError(f"data.max_pixels is {max_pixels}, but must be at least 1")
         if num_workers < 0:
             raise UserError(f"data.num_workers is {num_workers}, but must be 0 or more")
-        self.dataset, self.root, self.batch_size = dataset, str(expanded(root)), batch_size
+        self.given_dataset, self.dataset = dataset, name_of(dataset)
+        self.root, self.batch_size = str(expanded(root)), batch_size
         self.num_workers, self.split_seed, self.seed = num_workers, split_seed, run_seed(seed)
         self.predict_split: Split = predict_split
         self._labels: Labels = labels
@@ -125,13 +129,15 @@ class ContrastiveDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Downloads what is missing: Lightning calls this once a machine."""
-        prepare(self.dataset, self.root)
+        prepare(self.given_dataset, self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the data and derives channels, image size, classes and statistics."""
         if self.channels is not None:
             return
-        splits = load(self.dataset, self.root, self.split_seed, self.kept, labels=self._labels)
+        splits = load(
+            self.given_dataset, self.root, self.split_seed, self.kept, labels=self._labels
+        )
         channels = splits.train.channels
         if channels not in (1, 3) and any(self._augmentation[k] for k in ("jitter", "grayscale")):
             raise UserError(
@@ -224,7 +230,7 @@ class ContrastiveDataModule(L.LightningDataModule):
     def teardown(self, stage: str | None = None) -> None:
         """Ends worker processes."""
         for source in self.splits[:3] if self.channels is not None else ():
-            if isinstance(source, ImageFiles):
+            if isinstance(source, WorkerImages):
                 source.close()
 
     def on_exception(self, exception: BaseException) -> None:
@@ -306,13 +312,13 @@ class ContrastiveDataModule(L.LightningDataModule):
         return splits._replace(train=train, val=val, test=test)
 
     def _wire(self, source: AnySource | None) -> Any:
-        if isinstance(source, ImageFiles):
+        if isinstance(source, WorkerImages):
             return source.with_views(self.views, self.num_workers, self.reading, self.unreadable)
         return source
 
     def _place(self, source: AnySource) -> AnySource:
         """Keeps a set on the GPU where it fits."""
-        if self.trainer is None or isinstance(source, ImageFiles):
+        if self.trainer is None or isinstance(source, WorkerImages):
             return source
         device = self.trainer.strategy.root_device
         if device.type != "cuda":

@@ -19,6 +19,7 @@ from simclr_pl.batch import UNLABELLED
 from simclr_pl.data.folders import read_folder, say_once
 from simclr_pl.data.heldout import HeldOut, hold_out
 from simclr_pl.data.once import fetch_once
+from simclr_pl.data.own import is_own, read_own, some_pixels
 from simclr_pl.data.packing import read_packed
 from simclr_pl.data.readers import (
     FASHION_FILES,
@@ -35,6 +36,7 @@ from simclr_pl.data.readers import (
 from simclr_pl.data.sources import AnySource, ArrayImages
 from simclr_pl.data.splits import Splits
 from simclr_pl.errors import UserError, printable
+from simclr_pl.lookup import name_of
 
 Labels = Literal["given", "none"]
 """Whether images keep the labels that a data set gives them."""
@@ -47,7 +49,7 @@ LEAST_CONTRAST = 0.02
 other into it, 50 standard deviations high."""
 
 
-def prepare(name: str, root: str | Path) -> None:
+def prepare(given: Any, root: str | Path) -> None:
     """Downloads a data set if it is one that downloads and its files are not there.
 
     Of several processes that ask for it, on any number of machines that see the folder, one
@@ -56,7 +58,10 @@ def prepare(name: str, root: str | Path) -> None:
     Raises:
         UserError: an unknown name, or no internet: the sentence says which files to put where.
     """
-    entry, root = _entry(name), Path(root)
+    if is_own(given):
+        return
+    name, root = str(given), Path(root)
+    entry = _entry(name)
     if entry.fetch is None:
         return
     patience = socket.getdefaulttimeout()
@@ -73,7 +78,7 @@ def prepare(name: str, root: str | Path) -> None:
 
 
 def load(
-    name: str,
+    given: Any,
     root: str | Path,
     split_seed: int = 0,
     kept: HeldOut | None = None,
@@ -83,7 +88,7 @@ def load(
     """Reads a data set whose files are there (see `prepare`).
 
     Args:
-        name: a key of `DATASETS`.
+        given: a key of `DATASETS`, or a data set of the user's own (`read_own`).
         root: folder of the data; for `folder` the images' own, for `packed` the
             directory that `pack` has written, for `npz` the file.
         split_seed: of the validation holdout, where the data set brings none.
@@ -94,7 +99,7 @@ def load(
         UserError: an unknown name; files that are missing, empty or broken; labels out of range;
             a validation split that is not the run's.
     """
-    raw = _read(name, Path(root), labels)
+    name, raw = name_of(given), _read(given, Path(root), labels)
     classes = tuple(printable(each) for each in raw.classes)
     for split, source in (("train", raw.train), ("val", raw.val), ("test", raw.test)):
         if source is None:
@@ -117,12 +122,16 @@ def load(
     return Splits(train, val, raw.test, classes, held)
 
 
-def _read(name: str, root: Path, labels: Labels) -> Raw:
-    entry = _entry(name)
+def _read(given: Any, root: Path, labels: Labels) -> Raw:
+    if is_own(given):
+        raw = read_own(given, root)
+    elif given == "folder" and labels == "none":
+        # What is no class need not be one of train's either.
+        raw = read_folder(root, labelled=False)
+    else:
+        raw = _entry(given).read(root)
     if labels == "given":
-        return entry.read(root)
-    # What is no class need not be one of train's either.
-    raw = read_folder(root, labelled=False) if entry.read is read_folder else entry.read(root)
+        return raw
     train, test, val = (
         source and source.relabel(torch.full_like(source.labels, UNLABELLED))
         for source in (raw.train, raw.test, raw.val)
@@ -148,16 +157,20 @@ class Statistics(NamedTuple):
 def statistics(source: AnySource) -> Statistics:
     """Mean and standard deviation of each channel, on a scale of 0 to 1.
 
-    In-memory sets are counted; for image files, and packed ones, the usual ImageNet values serve.
+    In-memory sets are counted, and a hundred images of what workers read in other channels than 3;
+    for photographs (image files, packed ones) the usual ImageNet values serve.
     A channel without contrast is divided by what the channel with most contrast is divided by (1
     where none has any): in a view, changed colours and contrasts give it pixels of that size.
     """
-    if not isinstance(source, ArrayImages):
+    if not isinstance(source, ArrayImages) and source.channels == 3:
         return Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    sample = source.images[:: -(-len(source) // MOST_COUNTED)]
+    if isinstance(source, ArrayImages):
+        planes = source.images[:: -(-len(source) // MOST_COUNTED)].unbind(1)
+    else:
+        planes = some_pixels(source)
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
-    for channel in sample.unbind(1):
+    for channel in planes:
         counts = torch.bincount(channel.flatten(), minlength=256).double()
         share = counts / counts.sum()
         centre = (share * levels).sum()

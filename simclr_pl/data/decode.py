@@ -67,7 +67,7 @@ class EncodedImage:
             self._bytes = path.read_bytes()
             image = self._opened()
             check_whole(image)
-            self._check_size(image, max_pixels)
+            check_size(path, *image.size, max_pixels)
             if image.format == "PNG" and b"eXIf" in self._bytes:
                 image.load()  # it may lie behind the pixels
             self._turn = turn_of(image)
@@ -104,6 +104,10 @@ class EncodedImage:
             whole = to_rgb(image)
             return whole if self._turn.how is None else whole.transpose(self._turn.how)
 
+    def crops(self, groups: Sequence[Sequence[Box]], size: int, out: Tensor) -> None:
+        """As `crops_of` cuts them."""
+        crops_of(self, groups, size, out)
+
     def overhang(self, scale: int) -> tuple[int, int]:
         """Pixels of the whole image by which a smaller decode begins left of it, and above it.
 
@@ -116,23 +120,6 @@ class EncodedImage:
 
     def _opened(self) -> ImageFile:
         return Image.open(io.BytesIO(self._bytes), formats=decoders())
-
-    def _check_size(self, image: ImageFile, max_pixels: int) -> None:
-        width, height = image.size
-        what = f"{width} x {height} pixels"
-        if min(image.size) < MIN_SIDE:
-            why = f"{what}, too small to crop"
-            raise BadImageError(
-                f"{self.path} is {why}: remove it (at least {MIN_SIDE} x {MIN_SIDE} are needed)",
-                why,
-            )
-        if width * height > max_pixels:
-            why = f"{what}, which is more than max_pixels ({max_pixels}) allows"
-            raise BadImageError(
-                f"{self.path} is {why}: give --data.max_pixels {width * height} (of pack: "
-                "--max_pixels), make the image smaller, or remove it",
-                why,
-            )
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -152,6 +139,33 @@ class EncodedImage:
             raise BadImageError(
                 f"{self.path} cannot be decoded ({why}): remove it, or save it again", why
             ) from error
+
+
+def check_size(name: str | Path, width: int, height: int, max_pixels: int) -> None:
+    """Whether an image is large enough to crop, and no larger than is allowed.
+
+    Args:
+        name: what to call it.
+        width: in pixels.
+        height: in pixels.
+        max_pixels: of the whole image.
+
+    Raises:
+        BadImageError: it is not.
+    """
+    what = f"{width} x {height} pixels"
+    if min(width, height) < MIN_SIDE:
+        why = f"{what}, too small to crop"
+        raise BadImageError(
+            f"{name} is {why}: remove it (at least {MIN_SIDE} x {MIN_SIDE} are needed)", why
+        )
+    if width * height > max_pixels:
+        why = f"{what}, which is more than max_pixels ({max_pixels}) allows"
+        raise BadImageError(
+            f"{name} is {why}: give --data.max_pixels {width * height} (of pack: "
+            "--max_pixels), make the image smaller, or remove it",
+            why,
+        )
 
 
 @contextmanager
@@ -183,13 +197,14 @@ def crops_of(file: EncodedImage, groups: Sequence[Sequence[Box]], size: int, out
             decoded[scale] = file.rgb(scale)
         for box in boxes:
             with without_pils_limit():
-                crop = _cut(decoded[scale], box, scale, size, file.overhang(scale))
+                crop = cut_box(decoded[scale], box, scale, size, file.overhang(scale))
             next(places)[:] = np.asarray(crop).transpose(2, 0, 1)
 
 
-def _cut(
+def cut_box(
     image: Image.Image, box: Box, scale: int, size: int, overhang: tuple[int, int]
 ) -> Image.Image:
+    """A box of an image that was decoded with one pixel for `scale` x `scale`, resized."""
     x0, y0 = box[1] + overhang[0], box[0] + overhang[1]
     top, left, bottom, right = (side / scale for side in (y0, x0, y0 + box[2], x0 + box[3]))
     # Whole pixels around the box, so that the filter sees nothing beyond its edges: as if the box

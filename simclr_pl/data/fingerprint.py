@@ -12,7 +12,7 @@ from torch import Tensor
 from simclr_pl.batch import UNLABELLED
 from simclr_pl.data.heldout import HeldOut, keys_of
 from simclr_pl.data.packed import PackedImages
-from simclr_pl.data.sources import AnySource, ImageFiles
+from simclr_pl.data.sources import AnySource, WorkerImages
 from simclr_pl.data.splits import Splits, hashes
 from simclr_pl.errors import UserError, printable
 
@@ -198,8 +198,8 @@ def _add_images(digest: Any, source: AnySource) -> None:
 
 
 def _image(source: AnySource, index: int) -> bytes:
-    if isinstance(source, ImageFiles):
-        return source.paths[index].read_bytes()
+    if isinstance(source, WorkerImages):
+        return source.items.content(index)
     return _pixels(source, index).cpu().numpy().tobytes()
 
 

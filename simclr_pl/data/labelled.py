@@ -65,7 +65,7 @@ class LabelledDataModule(ContrastiveDataModule):
     def arguments(self) -> dict[str, Any]:
         """What makes the same images again, as plain values: of `ContrastiveDataModule`."""
         return {
-            "dataset": self.dataset,
+            "dataset": self.given_dataset,
             "root": self.root,
             "batch_size": self._most,
             "image_size": self.image_size,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from simclr_pl.batch import Batch, Cut
-from simclr_pl.data.sources import AnySource, ImageFiles
+from simclr_pl.data.sources import AnySource, WorkerImages
 from simclr_pl.distributed import shard
 from simclr_pl.randomness import epoch_order
 
@@ -85,7 +85,7 @@ class TrainLoader:
             yield batch
 
     def _batches(self, plan: list[Tensor], drawn: int) -> Iterator[Batch]:
-        if isinstance(self.source, ImageFiles):
+        if isinstance(self.source, WorkerImages):
             return self.source.batches(plan, drawn, "views", training=True)
         return self.source.batches(plan, drawn, "views")
 

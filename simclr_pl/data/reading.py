@@ -1,8 +1,9 @@
 """What workers do: files are decoded and cut; a bad one is an error, or is stepped over."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 
 from simclr_pl.batch import Batch, Cut
 from simclr_pl.data.crop import CLEAN_SHARE, centre_boxes
-from simclr_pl.data.decode import MAX_PIXELS, BadImageError, EncodedImage, crops_of
+from simclr_pl.data.decode import MAX_PIXELS, BadImageError, Box, EncodedImage
 from simclr_pl.data.views import SimCLRViews
 from simclr_pl.errors import UserError
 from simclr_pl.randomness import epoch_order
@@ -36,6 +37,82 @@ class Reading(NamedTuple):
     max_pixels: int = MAX_PIXELS
 
 
+class Opened(Protocol):
+    """An image that crops can be cut from: of a file, or one that is decoded."""
+
+    height: int
+    width: int
+
+    def crops(self, groups: Sequence[Sequence[Box]], size: int, out: Tensor) -> None:
+        """Cuts boxes, group by group, to `uint8 [K, C, S, S]`."""
+
+
+class Items(Protocol):
+    """Images that workers read one by one: files, or the items of a Dataset."""
+
+    channels: int
+
+    def __len__(self) -> int:
+        """N."""
+
+    @property
+    def names(self) -> Sequence[bytes] | None:
+        """Of each image, the same in every place that it is copied to; `None` without."""
+
+    def select(self, index: Tensor) -> "Items":
+        """Those at `index`."""
+
+    def name(self, place: int) -> str | Path:
+        """What to call an image in errors."""
+
+    def content(self, place: int) -> bytes:
+        """What tells an image from another."""
+
+    def open(self, place: int, max_pixels: int = MAX_PIXELS) -> Opened:
+        """Reads an image; raises `BadImageError` where that cannot be done."""
+
+
+class FileItems:
+    """Image files, which are decoded to RGB.
+
+    Args:
+        paths: the files.
+        root: folder of the split, that all paths begin with; without it images have no names.
+    """
+
+    channels = 3
+
+    def __init__(self, paths: Sequence[Path], root: Path | None = None) -> None:
+        self.paths, self.root = list(paths), root
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def names(self) -> Sequence[bytes] | None:
+        """Paths below `root`; `None` without one."""
+        if self.root is None:
+            return None
+        start = len(self.root.parts)
+        return [os.fsencode("/".join(path.parts[start:])) for path in self.paths]
+
+    def select(self, index: Tensor) -> "FileItems":
+        """The files at `index`."""
+        return FileItems([self.paths[i] for i in index.tolist()], self.root)
+
+    def name(self, place: int) -> Path:
+        """The file's path."""
+        return self.paths[place]
+
+    def content(self, place: int) -> bytes:
+        """The file's bytes."""
+        return self.paths[place].read_bytes()
+
+    def open(self, place: int, max_pixels: int = MAX_PIXELS) -> EncodedImage:
+        """Reads a file and its header."""
+        return EncodedImage(self.paths[place], max_pixels)
+
+
 class Place(NamedTuple):
     """Which image, in which epoch."""
 
@@ -53,7 +130,7 @@ class Read(NamedTuple):
     """
 
     batch: Batch
-    bad: list[tuple[Path, str]]
+    bad: list[tuple[str | Path, str]]
     missing: int
 
 
@@ -66,7 +143,7 @@ class Crops(Dataset[Read]):
     keeps its size. In evaluation its row is left out: each image counts once, or not at all.
 
     Args:
-        paths: the N files.
+        items: the N images.
         labels: `int64 [N]`.
         views: what boxes and the epoch's order hang on.
         cut: whether views, the clean image or both are wanted.
@@ -76,7 +153,7 @@ class Crops(Dataset[Read]):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        items: Items,
         labels: Tensor,
         views: SimCLRViews,
         cut: Cut,
@@ -84,7 +161,7 @@ class Crops(Dataset[Read]):
         *,
         training: bool,
     ) -> None:
-        self.paths, self.labels, self.views, self.cut = paths, labels, views, cut
+        self.items, self.labels, self.views, self.cut = items, labels, views, cut
         self.reading, self.training = reading, training
         self._order: tuple[int, Tensor] | None = None
 
@@ -96,11 +173,12 @@ class Crops(Dataset[Read]):
         """
         epoch, size = places[0].epoch, self.views.image_size
         index = torch.tensor([place.image for place in places])
-        crops = torch.empty(len(index), sum(KINDS[self.cut]), 3, size, size, dtype=torch.uint8)
+        shape = (sum(KINDS[self.cut]), self.items.channels, size, size)
+        crops = torch.empty(len(index), *shape, dtype=torch.uint8)
         failed = self._cut(index, epoch, crops)
         if failed and self.reading.on_bad_image == "error":
             raise UserError(str(failed[min(failed)]))
-        bad = [(self.paths[int(index[row])], failed[row].why) for row in sorted(failed)]
+        bad = [(self.items.name(int(index[row])), failed[row].why) for row in sorted(failed)]
         if self.training:
             for row, error in failed.items():
                 bad += self._replace(row, error, index, epoch, crops)
@@ -114,11 +192,10 @@ class Crops(Dataset[Read]):
         """Fills the rows of images that can be read; says what is wrong with the others."""
         failed: dict[int, BadImageError] = {}
         for rows in torch.arange(len(index)).split(CHUNK):
-            files: dict[int, EncodedImage] = {}
+            files: dict[int, Opened] = {}
             for row in rows.tolist():
                 try:
-                    path = self.paths[int(index[row])]
-                    files[row] = EncodedImage(path, self.reading.max_pixels)
+                    files[row] = self.items.open(int(index[row]), self.reading.max_pixels)
                 except BadImageError as error:
                     failed[row] = error
             if not files:
@@ -128,33 +205,33 @@ class Crops(Dataset[Read]):
             groups = zip(*(kind.tolist() for kind in boxes.split(KINDS[self.cut], 1)), strict=True)
             for (row, file), of_file in zip(files.items(), groups, strict=True):
                 try:
-                    crops_of(file, of_file, self.views.image_size, crops[row])
+                    file.crops(of_file, self.views.image_size, crops[row])
                 except BadImageError as error:
                     failed[row] = error
         return failed
 
     def _replace(
         self, row: int, error: BadImageError, index: Tensor, epoch: int, crops: Tensor
-    ) -> list[tuple[Path, str]]:
+    ) -> list[tuple[str | Path, str]]:
         """Puts another image into a row; returns those that could not be read either."""
-        bad: list[tuple[Path, str]] = []
+        bad: list[tuple[str | Path, str]] = []
         for image in self._instead_of(int(index[row]), epoch):
             failed = self._cut(torch.tensor([image]), epoch, crops[row : row + 1])
             if not failed:
                 index[row] = image
                 return bad
-            bad.append((self.paths[image], failed[0].why))
+            bad.append((self.items.name(image), failed[0].why))
         raise UserError(str(error))  # of all files none can be read
 
     def _instead_of(self, image: int, epoch: int) -> Iterator[int]:
         """Images in the order in which they are taken for one that cannot be read."""
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, epoch_order(self.views.seed, epoch, len(self.paths))
+            self._order = epoch, epoch_order(self.views.seed, epoch, len(self.items))
         order = self._order[1]
         first = int((order == image).nonzero()) + len(order) // 2
         return (int(order[(first + step) % len(order)]) for step in range(len(order)))
 
-    def _boxes(self, index: Tensor, epoch: int, files: Sequence[EncodedImage]) -> Tensor:
+    def _boxes(self, index: Tensor, epoch: int, files: Sequence[Opened]) -> Tensor:
         """`int64 [B, K, 4]`: both views' boxes, then the clean one, as far as they are wanted."""
         height = torch.tensor([file.height for file in files])
         width = torch.tensor([file.width for file in files])

@@ -1,4 +1,4 @@
-"""Where images come from: one tensor in memory, files decoded by workers, or a mapped file.
+"""Where images come from: one tensor in memory, what workers read, or a mapped file.
 
 (The last one is in `packed`.)
 
@@ -11,10 +11,11 @@ Images have names where they come from files: the path below the folder of their
 to, and in the packed set that is written of it.
 """
 
-import os
+import copy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from torch.utils.data import DataLoader
 from simclr_pl.batch import Batch, Cut
 from simclr_pl.data.decode import MIN_SIDE
 from simclr_pl.data.packed import PackedImages
-from simclr_pl.data.reading import KINDS, Crops, Place, Read, Reading
+from simclr_pl.data.reading import KINDS, Crops, FileItems, Items, Place, Read, Reading
 from simclr_pl.data.unreadable import Unreadable
 from simclr_pl.data.views import SimCLRViews
 from simclr_pl.data.workers import batches_of, begin, check_room, end_workers, sent
@@ -88,23 +89,22 @@ class ArrayImages:
         return ArrayImages(self.images.to(device), self.labels)
 
 
-class ImageFiles:
-    """Image files, read once by worker processes and decoded to RGB once for both views.
+class WorkerImages:
+    """Images that worker processes read, once for all views.
 
-    Both views' boxes are pure functions of (seed, epoch, index), so that a worker can cut them from
-    the file; the rest of the augmentation is done on the device.
+    The views' boxes are pure functions of (seed, epoch, index), so that a worker can cut them from
+    the image; the rest of the augmentation is done on the device.
 
     Args:
-        paths: the files.
+        items: the images.
         labels: `int64 [N]`, `UNLABELLED` where unknown.
-        root: folder of the split, that all paths begin with; without it images have no names.
     """
 
-    channels = 3
     side: int | None = None
 
-    def __init__(self, paths: Sequence[Path], labels: Tensor, root: Path | None = None) -> None:
-        self.paths, self.labels, self.root = list(paths), labels, root
+    def __init__(self, items: Items, labels: Tensor) -> None:
+        self.items, self.labels = items, labels
+        self.channels = items.channels
         self.views: SimCLRViews | None = None
         self.workers = 0
         self.reading = Reading()
@@ -113,15 +113,12 @@ class ImageFiles:
         self._missing = 0
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.items)
 
     @property
     def names(self) -> Sequence[bytes] | None:
-        """Paths below `root`; `None` without one."""
-        if self.root is None:
-            return None
-        start = len(self.root.parts)
-        return [os.fsencode("/".join(path.parts[start:])) for path in self.paths]
+        """Of each image, where images have names."""
+        return self.items.names
 
     def with_views(
         self,
@@ -129,16 +126,16 @@ class ImageFiles:
         workers: int,
         reading: Reading = Reading(),  # noqa: B008 - a constant
         unreadable: Unreadable | None = None,
-    ) -> "ImageFiles":
-        """The same files, cut as `views` says.
+    ) -> Self:
+        """The same images, cut as `views` says.
 
         Args:
             views: whose boxes are cut.
             workers: processes that do it; 0: in this one.
-            reading: how files are read.
+            reading: how images are read.
             unreadable: is told of those that cannot be.
         """
-        twin = ImageFiles(self.paths, self.labels, self.root)
+        twin = self._twin(self.items, self.labels)
         twin.views, twin.workers = views, workers
         twin.reading, twin.unreadable = reading, unreadable
         return twin
@@ -146,20 +143,20 @@ class ImageFiles:
     def batches(
         self, plan: Sequence[Tensor], epoch: int, cut: Cut, *, training: bool = False
     ) -> Iterator[Batch]:
-        """Yields crops `uint8 [B, K, 3, S, S]`; see `Batch.images`.
+        """Yields crops `uint8 [B, K, C, S, S]`; see `Batch.images`.
 
-        Where files that cannot be read are stepped over, others take their rows in training; else
+        Where images that cannot be read are stepped over, others take their rows in training; else
         a batch has fewer rows, and perhaps none.
         """
         if (cut, training) not in self._loaders:
             if self.views is None:
-                raise ValueError("call with_views before asking image files for batches")
-            crop = 3 * self.views.image_size**2
+                raise ValueError("call with_views before asking for batches")
+            crop = self.channels * self.views.image_size**2
             largest = max(map(len, plan), default=0) * sum(KINDS[cut]) * crop
             check_room(largest, self.workers, len(plan))
             sampler = _Plan()
             loader = DataLoader(
-                Crops(self.paths, self.labels, self.views, cut, self.reading, training=training),
+                Crops(self.items, self.labels, self.views, cut, self.reading, training=training),
                 batch_sampler=sampler,
                 num_workers=self.workers,
                 collate_fn=sent,
@@ -194,17 +191,41 @@ class ImageFiles:
             end_workers(loader)
         self._loaders.clear()
 
-    def select(self, index: Tensor) -> "ImageFiles":
-        """The files at `index`, as a split of their own."""
-        paths = [self.paths[i] for i in index.tolist()]
-        return ImageFiles(paths, self.labels[index], self.root)
+    def select(self, index: Tensor) -> Self:
+        """The images at `index`, as a split of their own."""
+        return self._twin(self.items.select(index), self.labels[index])
 
-    def relabel(self, labels: Tensor) -> "ImageFiles":
-        """The same files with other labels."""
-        return ImageFiles(self.paths, labels, self.root)
+    def relabel(self, labels: Tensor) -> Self:
+        """The same images with other labels."""
+        return self._twin(self.items, labels)
+
+    def _twin(self, items: Items, labels: Tensor) -> Self:
+        """Other images of the same kind, without workers."""
+        twin = copy.copy(self)
+        WorkerImages.__init__(twin, items, labels)
+        return twin
 
 
-AnySource = ArrayImages | ImageFiles | PackedImages
+class ImageFiles(WorkerImages):
+    """Image files, decoded to RGB by worker processes.
+
+    Args:
+        paths: the files.
+        labels: `int64 [N]`, `UNLABELLED` where unknown.
+        root: folder of the split, that all paths begin with; without it images have no names.
+    """
+
+    def __init__(self, paths: Sequence[Path], labels: Tensor, root: Path | None = None) -> None:
+        super().__init__(FileItems(paths, root), labels)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files."""
+        assert isinstance(self.items, FileItems)
+        return self.items.paths
+
+
+AnySource = ArrayImages | WorkerImages | PackedImages
 
 
 class _Plan:

@@ -32,7 +32,7 @@ class Unreadable:
         """Where they are written down, if there is a run."""
         self._known: set[str] = set()
 
-    def add(self, path: Path, why: str) -> None:
+    def add(self, path: str | Path, why: str) -> None:
         """Notes a file that could not be read, unless it is known.
 
         Raises:

@@ -11,6 +11,7 @@ import numpy as np
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.data.fingerprint import Contents, changes, check_same_kind, shortened
 from simclr_pl.data.heldout import OLDER, HeldOut
+from simclr_pl.data.own import is_own
 from simclr_pl.data.readers import load_arrays
 from simclr_pl.errors import UserError
 from simclr_pl.files import expanded, make_folder, whole
@@ -100,18 +101,18 @@ def kept_by(run: RunDirectory, checkpoint: Path) -> HeldOut | None:
     return None if MARK in read_checkpoint(checkpoint) else OLDER
 
 
-def sees_own_data(run: RunDirectory, dataset: str, root: str) -> bool:
+def sees_own_data(run: RunDirectory, dataset: Any, root: str) -> bool:
     """Whether data are those of a run, as its config.yaml names them.
 
     Args:
         run: the run directory.
-        dataset: a name of the table of data sets.
+        dataset: a name of the table of data sets, or what else names one in a recipe.
         root: its folder, or its file.
     """
     own, default = read_config(run.config).get("data") or {}, ContrastiveDataModule()
-    if dataset != (own.get("dataset") or default.dataset):
+    if dataset != (own.get("dataset") or default.given_dataset):
         return False
-    if dataset not in ("folder", "packed", "npz"):  # of others, root is where they were put
+    if not is_own(dataset) and dataset not in ("folder", "packed", "npz"):  # put there by us
         return True
     return expanded(root).resolve() == expanded(str(own.get("root") or default.root)).resolve()
 

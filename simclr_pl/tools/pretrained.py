@@ -9,6 +9,7 @@ from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.data.heldout import HeldOut
 from simclr_pl.errors import UserError
 from simclr_pl.files import expanded
+from simclr_pl.lookup import name_of
 from simclr_pl.model.checkpoint import KEY, read_checkpoint
 from simclr_pl.run.arguments import data_of
 from simclr_pl.run.directory import RunDirectory, run_of
@@ -65,19 +66,19 @@ class Pretrained(NamedTuple):
 
     @property
     def dataset(self) -> str:
-        """What is evaluated on."""
-        return self._of_data("dataset")
+        """What to call the data that are evaluated on."""
+        return name_of(self._of_data("dataset"))
 
-    def _of_data(self, key: Literal["dataset", "root"]) -> str:
+    def _of_data(self, key: Literal["dataset", "root"]) -> Any:
         chosen = getattr(self.chosen, key)
         named = [chosen, *(_of_data(file, key) for file in reversed(self.configs))]
-        return next(filter(None, named), str(getattr(ContrastiveDataModule(), key)))
+        return next(filter(None, named), getattr(ContrastiveDataModule(), key))
 
     @property
     def on_own_data(self) -> bool:
         """Whether that is what the run was trained on."""
         root = self._of_data("root")
-        return self.run is not None and sees_own_data(self.run, self.dataset, root)
+        return self.run is not None and sees_own_data(self.run, self._of_data("dataset"), root)
 
     @property
     def held_out(self) -> HeldOut | None:
@@ -92,7 +93,7 @@ class Pretrained(NamedTuple):
             return self.checkpoint.parent / name
         if self.on_own_data:
             return self.run.path / name
-        same_kind = self.dataset == _of_data(self.run.config, "dataset")
+        same_kind = self._of_data("dataset") == _of_data(self.run.config, "dataset")
         return (
             self.run.path / name / (Path(self._of_data("root")).stem if same_kind else self.dataset)
         )
@@ -181,6 +182,6 @@ def check_seeds(seeds: list[int] | None) -> None:
         raise UserError(f"seeds has {twice[0]} twice: give each number once")
 
 
-def _of_data(config: Path, key: str) -> str | None:
+def _of_data(config: Path, key: str) -> Any:
     value = (read_config(config).get("data") or {}).get(key)
-    return None if value is None else str(value)
+    return value if value is None or isinstance(value, dict) else str(value)

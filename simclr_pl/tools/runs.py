@@ -8,6 +8,7 @@ from typing import Any
 
 from simclr_pl.errors import UserError, printable
 from simclr_pl.files import expanded
+from simclr_pl.lookup import name_of
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import read_metrics
 from simclr_pl.run.yaml_file import read_config
@@ -47,7 +48,7 @@ class Run:
     def data(self) -> str:
         """The data set, as `data_name` has it."""
         name = self.of("data", "dataset")
-        return data_name(name, self.of("data", "root")) if name else "data unknown"
+        return data_name(name_of(name), self.of("data", "root")) if name else "data unknown"
 
     @property
     def epochs(self) -> int:

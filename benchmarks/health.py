@@ -8,6 +8,7 @@ which it looks, on one on which it doesn't, and RankMe at the end of a validatio
 Writes benchmarks/results/health-cpu.md, or health-cuda.md.
 """
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,7 +50,7 @@ class Step:
             projections=projections.detach(),
             labels=torch.zeros(2 * BATCH, dtype=torch.int64),
             positive_rank=anchors.positive_rank,
-            log_sum=anchors.log_sum,
+            chance=math.log(2 * BATCH - 1),
         )
 
 

@@ -161,17 +161,16 @@ class StepOutput(TypedDict):
         projections: `[VB, P]`, the projector's output in the same order, not normalised.
         labels: `int64 [VB]`, of each view's image; `UNLABELLED` where unknown.
         positive_rank: `int64 [2B]`, how many negatives (of all ranks) are as near to the anchor as
-            its positive, or nearer; 0 is a contrastive hit.
-        log_sum: `[2B]`, the log-sum-exp of each anchor's similarities to its negatives, divided
-            by the temperature.
+            its positive, or nearer; 0 is a contrastive hit. `None` where the objective has none.
+        chance: the loss of projections that say nothing; `None` where the objective states none.
     """
 
     loss: Tensor
     features: Tensor
     projections: Tensor
     labels: Tensor
-    positive_rank: Tensor
-    log_sum: Tensor
+    positive_rank: Tensor | None
+    chance: float | None
 
 
 class EvaluationOutput(TypedDict):

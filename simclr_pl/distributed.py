@@ -3,6 +3,7 @@
 All of it works with one process too, where it does nothing, and with ranks of different sizes.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,6 +58,40 @@ def gather_rows(x: Tensor, counts: list[int]) -> Tensor:
     return torch.cat(
         [block[:count] for block, count in zip(everything.split(longest), counts, strict=True)]
     )
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        everything = gather_rows(x, counts)
+        return everything.view_as(x) if everything is x else everything
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        rank, start = rank_and_world()[0], sum(ctx.counts[: rank_and_world()[0]])
+        return sum_over_ranks(grads[0].clone())[start : start + ctx.counts[rank]], None
+
+
+def gather_with_gradient(x: Tensor, images: Sequence[int] | None = None) -> Tensor:
+    """All ranks' rows, one rank after the other; gradients go back to the rank they came from.
+
+    What is worked out from them on every rank alike, as the loss of the global batch, has in each
+    of them the gradient that DDP averages to that loss's gradient.
+
+    Args:
+        x: this rank's rows, as many for each of its images.
+        images: of each rank, as a batch's `counts` has them; `None` asks the ranks.
+
+    Returns:
+        `[rows of all ranks, ...]`, the same on every rank.
+    """
+    rank, _ = rank_and_world()
+    counts = row_counts(len(x), x.device) if images is None else list(images)
+    each = len(x) // counts[rank]
+    gathered: Tensor = _Gather.apply(x, [each * count for count in counts])
+    return gathered
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:

@@ -1,21 +1,28 @@
-"""A name of a table, or a class path of the user's own, to the object that it names.
+"""The doors: a name of a table, or a class path of the user's own, to the object that it names.
 
-Tables hold paths, not objects, so that nothing is imported before it is used. Every error is one
-sentence that names the option. Nothing but the given name decides what is meant: near names are
-offered, and never taken.
+From Python a door takes the object itself, too. Tables hold paths, not objects, so that nothing is
+imported before it is used. Every error is one sentence that names the option. Nothing but the given
+name decides what is meant: near names are offered, and never taken.
 """
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import os
+import re
 import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from simclr_pl.errors import UserError
+
+if TYPE_CHECKING:
+    Door = Any
+else:  # what files and command lines give, which their parser reads here
+    Door = str | dict[str, Any]
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -34,12 +41,12 @@ class Choice(NamedTuple):
     args: dict[str, Any]
 
 
-def lookup(given: str | Mapping[str, Any], table: Mapping[str, str], option: str) -> Choice:
+def lookup(given: Door, table: Mapping[str, str], option: str) -> Choice:
     """Finds what an option names.
 
     Args:
         given: a name of the table, a class path such as `mine.losses.Decoupled`, or a mapping of
-            `class_path` (either of the two) and optionally `init_args`.
+            `class_path` (either of the two) and optionally `init_args`; or an object.
         table: names, and the path of each: `module.attribute` or `module:attribute`.
         option: as the user writes it, for errors: `model.encoder`.
 
@@ -47,7 +54,9 @@ def lookup(given: str | Mapping[str, Any], table: Mapping[str, str], option: str
         UserError: an unknown name; a module or attribute that is not there or cannot be imported;
             a mapping of another form.
     """
-    name, args = _spelt_out(given, option)
+    name, args = spelt_out(given, option)
+    if not isinstance(name, str):
+        return Choice(_path_of(name), name, args)
     if name in table:
         return Choice(name, _import(table[name], option), args)
     if not name.replace(":", ".").strip(".").count("."):
@@ -105,17 +114,74 @@ def construct(choice: Choice, option: str, **offered: Any) -> Any:
             f"{option}: {choice.name} needs the argument{'s' * (len(missing) > 1)} "
             f"{', '.join(missing)}: give {option}.init_args.{missing[0]}"
         )
-    return choice.target(**arguments)
+    try:
+        return choice.target(**arguments)
+    except UserError:
+        raise
+    except Exception as error:  # somebody's own code raises anything
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"{option}: {choice.name} fails with {type(error).__name__}: {said}"
+        ) from error
 
 
-def _spelt_out(given: str | Mapping[str, Any], option: str) -> tuple[str, dict[str, Any]]:
-    if isinstance(given, str):
-        return given, {}
-    if not isinstance(given, Mapping):
+def check_call(call: Any, count: int, name: str, wanted: str) -> None:
+    """Whether something can be called with so many arguments by place.
+
+    Args:
+        call: what is to be called.
+        count: of arguments.
+        name: what to call it in the error.
+        wanted: how it is going to be called, in words.
+
+    Raises:
+        UserError: it can't.
+    """
+    try:
+        signature = inspect.signature(call)
+    except (TypeError, ValueError):
+        if not callable(call):
+            raise UserError(f"{name} cannot be called as {wanted}") from None
+        return
+    try:
+        signature.bind(*[None] * count)
+    except TypeError as error:
+        raise UserError(f"{name} cannot be called as {wanted}: {error}") from error
+
+
+def is_class_path(given: Door) -> bool:
+    """Whether that names a class or function of some module, which is not imported here.
+
+    A name with a dot in it is no class path where it begins with no module's name: some of timm's
+    models have such names.
+    """
+    name = given.get("class_path") if isinstance(given, Mapping) else given
+    if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*([.:][^\W\d]\w*)+", name):
+        return False
+    _look_in_this_folder()
+    return importlib.util.find_spec(re.split("[.:]", name)[0]) is not None
+
+
+def written(given: Door) -> str | dict[str, Any]:
+    """What a recipe holds of a door: an object is known by the path of its class."""
+    name, args = spelt_out(given, "")
+    path = name if isinstance(name, str) else _path_of(name)
+    return {"class_path": path, "init_args": args} if args else path
+
+
+def spelt_out(given: Door, option: str) -> tuple[Any, dict[str, Any]]:
+    """A door's name, class path or object, and the arguments that were given with it.
+
+    Raises:
+        UserError: a mapping of another form than `class_path` and `init_args`.
+    """
+    if given is None or isinstance(given, int | float | list | tuple):
         raise UserError(
             f"{option} is {given!r}, but must be a name, a class path, or a mapping of class_path "
             "and init_args"
         )
+    if not isinstance(given, Mapping):
+        return given, {}
     name, args = given.get("class_path"), given.get("init_args") or {}
     other = [str(key) for key in given if key not in {"class_path", "init_args"}]
     if other:
@@ -123,18 +189,21 @@ def _spelt_out(given: str | Mapping[str, Any], option: str) -> tuple[str, dict[s
             f"{option} has the key '{other[0]}', but takes class_path and init_args alone: "
             f"arguments go below init_args"
         )
-    if not isinstance(name, str):
+    if name is None:
         raise UserError(f"{option} has no class_path: give the name or the path of a class there")
     if not isinstance(args, Mapping):
         raise UserError(f"{option}.init_args is {args!r}, but must be a mapping of arguments")
     return name, dict(args)
 
 
+def _path_of(given: Any) -> str:
+    kind = given if isinstance(given, type) or inspect.isroutine(given) else type(given)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _import(path: str, option: str) -> Any:
     module, _, attribute = path.rpartition(":" if ":" in path else ".")
-    # Installed, the program begins in another folder than `python -m` does.
-    if not {"", os.getcwd()} & set(sys.path):  # noqa: PTH109 - a string of sys.path
-        sys.path.append(os.getcwd())  # noqa: PTH109
+    _look_in_this_folder()
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -154,6 +223,12 @@ def _import(path: str, option: str) -> Any:
             f"{option}: the module '{module}' has no '{attribute}'{_near(attribute, public)}"
         )
     return getattr(found, attribute)
+
+
+def _look_in_this_folder() -> None:
+    """Installed, the program begins in another folder than `python -m` does."""
+    if not {"", os.getcwd()} & set(sys.path):  # noqa: PTH109 - a string of sys.path
+        sys.path.append(os.getcwd())  # noqa: PTH109
 
 
 def _failed(module: str, option: str, error: Exception) -> UserError:

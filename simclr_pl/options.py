@@ -16,7 +16,7 @@ from simclr_pl.lookup import name_of
 from simclr_pl.run.arguments import OneSentence, explain_wandb
 from simclr_pl.run.checkpoints import SaveCheckpoint
 from simclr_pl.run.help import help_of
-from simclr_pl.run.shorthand import with_wandb_mode
+from simclr_pl.run.shorthand import add_door_argument, with_wandb_mode, without_door_arguments
 from simclr_pl.run.wandb import WandbChoice
 from simclr_pl.run.yaml_file import no_mapping
 from simclr_pl.tools.gallery import Gallery
@@ -33,9 +33,17 @@ class Parser(OneSentence, LightningArgumentParser):
         return help_of(self, self.only)
 
     def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
-        """Parses, with `--wandb off` as `--wandb.mode off`."""
+        """Parses, with `--wandb off` as `--wandb.mode off`, and arguments of doors.
+
+        `--model.optimizer torch.optim.Adam --model.optimizer.lr 0.001` is that class with an `lr`
+        among its `init_args`; a class that a file names may be given one more in the same way.
+        """
         given = sys.argv[1:] if args is None else args
-        return super().parse_args(with_wandb_mode(given), *more, **options)
+        rest, found = without_door_arguments(with_wandb_mode(given))
+        config = super().parse_args(rest, *more, **options)
+        for door, name, value in found:
+            add_door_argument(config[config.subcommand], door, name, value)
+        return config
 
 
 def add_options(parser: LightningArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """What tests of the monitors share: a module that isn't SimCLR, and runs of it."""
 
+import math
 from typing import Any
 
 import lightning as L
@@ -43,7 +44,7 @@ class Other(L.LightningModule):
             projections=projections.detach(),
             labels=batch.labels,
             positive_rank=anchors.positive_rank,
-            log_sum=anchors.log_sum,
+            chance=math.log(2 * sum(batch.counts or [len(features) // 2]) - 1),
         )
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> EvaluationOutput:
@@ -58,7 +59,7 @@ class Attraction(nn.Module):
 
     def with_statistics(self, z1: Tensor, z2: Tensor, counts: Any = None) -> tuple[Tensor, Any]:
         class Nothing:
-            positive_rank = log_sum = torch.zeros(2 * len(z1))
+            positive_rank = torch.zeros(2 * len(z1))
 
         return -F.cosine_similarity(z1, z2).mean(), Nothing
 

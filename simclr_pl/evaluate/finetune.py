@@ -18,11 +18,10 @@ from simclr_pl.model.geometry import check_channels, geometry_in, geometry_of
 from simclr_pl.model.log import is_logged, log_gradient_norm, log_learning_rate
 from simclr_pl.model.optim import (
     OptimizerRecipe,
+    WarmupCosine,
     build_optimizer,
-    catch_up,
     may_fuse,
     peak_learning_rate,
-    warmup_cosine,
 )
 from simclr_pl.model.refused import check_trainer
 from simclr_pl.randomness import step_seed
@@ -106,7 +105,8 @@ class FineTuning(L.LightningModule):
     def on_train_start(self) -> None:
         """From here on the network is one of these images, and a resume on its own cosine."""
         self.geometry = geometry_of(self.trainer.datamodule) or self.geometry  # type: ignore[attr-defined]
-        catch_up(self.lr_schedulers())
+        if isinstance(schedule := self.lr_schedulers(), WarmupCosine):
+            schedule.catch_up()
 
     def training_step(self, batch: LabelledImages, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the global batch."""
@@ -135,7 +135,7 @@ class FineTuning(L.LightningModule):
         optimizer = build_optimizer(self, self.recipe, rate, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = round(self.recipe.warmup_epochs * int(self.trainer.num_training_batches))
-        schedule = warmup_cosine(optimizer, warmup, total)
+        schedule = WarmupCosine(optimizer, warmup, total)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

@@ -1,6 +1,5 @@
 """Is pretraining healthy? A monitor of `sphere`'s numbers, and warnings where it goes wrong."""
 
-import math
 from typing import Any
 
 import lightning as L
@@ -17,12 +16,12 @@ from simclr_pl.evaluate.trouble import WINDOW, Trouble, Window
 class HealthMonitor(L.Callback):
     """Logs `health/...` while training, and warns once each of what needs a hand.
 
-    Every so many steps, and on the first: `chance_loss` (log(2N - 1)), `loss_over_chance`,
-    `positive_similarity`, `negative_similarity`, `alignment`, `uniformity`, `feature_std`,
-    `projection_std`; and with each validation `rankme`, of the split's clean images. Warns of
-    collapse, a loss stuck at chance, and divergence, once each in a run, also over a resume. Works
-    with any module whose steps return `StepOutput` and `EvaluationOutput`. Between those steps the
-    device is not waited for.
+    Every so many steps, and on the first: `positive_similarity`, `negative_similarity`,
+    `alignment`, `uniformity`, `feature_std`, `projection_std`, and where the objective states its
+    chance level (NT-Xent's is log(2N - 1)) `chance_loss` and `loss_over_chance`; with each
+    validation `rankme`, of the split's clean images. Warns of collapse, a loss stuck at chance, and
+    divergence, once each in a run, also over a resume. Works with any module whose steps return
+    `StepOutput` and `EvaluationOutput`. Between those steps the device is not waited for.
 
     Args:
         every_n_steps: how often, in optimiser steps; 0 turns it off.
@@ -63,12 +62,14 @@ class HealthMonitor(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: StepOutput, views: int
     ) -> None:
         health = step_health(outputs["features"], outputs["projections"], views)
-        chance = math.log(max(2 * health.images - 1, 1))
+        chance = outputs["chance"]
         assert self._loss is not None
         losses = sum_over_ranks(torch.stack([outputs["loss"].detach(), self._loss]))
         loss, total = (losses / rank_and_world()[1]).tolist()
-        numbers = {"loss_over_chance": loss - chance, "chance_loss": chance, **health._asdict()}
+        numbers: dict[str, float] = health._asdict()
         del numbers["images"], numbers["dimension"]
+        if chance is not None:
+            numbers |= {"loss_over_chance": loss - chance, "chance_loss": chance}
         _log(trainer, pl_module, {f"health/{name}": value for name, value in numbers.items()})
         if self._steps < WINDOW:
             return

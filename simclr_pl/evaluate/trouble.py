@@ -35,7 +35,8 @@ class Window(NamedTuple):
 
     Attributes:
         loss: its mean over the window.
-        chance: log(2N - 1), the loss where no view knows its own image.
+        chance: the loss where no view knows its own image (log(2N - 1) for NT-Xent); `None` where
+            the objective states none, of whose loss nothing is said.
         feature_std: at the window's end, 0 to 1.
         projection_std: likewise.
         dimension: the projections' effective dimension there, at least 1.
@@ -44,7 +45,7 @@ class Window(NamedTuple):
     """
 
     loss: float
-    chance: float
+    chance: float | None
     feature_std: float
     projection_std: float
     dimension: float
@@ -83,6 +84,8 @@ class Trouble:
 
     def _is_up(self, window: Window) -> bool:
         """Half of what had been gained is lost again, or more than there was to lose."""
+        if window.chance is None:
+            return False
         start: float = max(window.chance, self.state["first"])
         gained = start - self.state["best"]
         lost = window.loss - self.state["best"]
@@ -90,6 +93,8 @@ class Trouble:
 
     def _has_not_moved(self, window: Window) -> bool:
         """As at first, at chance or above: trained runs have 0.86 of it at a temperature of 1."""
+        if window.chance is None:
+            return False
         moved: float = self.state["first"] - self.state["best"]
         return window.loss > 0.9 * window.chance and moved < 0.02 * window.chance
 

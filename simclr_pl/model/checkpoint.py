@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from simclr_pl.errors import UserError
 from simclr_pl.files import expanded
-from simclr_pl.model.encoder import EncoderSpec, Stem, build_encoder
+from simclr_pl.lookup import Choice, Door
+from simclr_pl.model.encoder import EncoderSpec, Stem, build_encoder, chosen_encoder
 from simclr_pl.model.geometry import Geometry
 from simclr_pl.model.projector import build_projector
 
@@ -190,7 +191,7 @@ def stem_in(about: dict[str, Any]) -> Stem:
         return build_encoder(spec).spec.stem
 
 
-def load_encoder(path: str | Path) -> nn.Module:
+def load_encoder(path: str | Path, *, encoder: Door | None = None) -> nn.Module:
     """The pretrained encoder of a training checkpoint or an exported file, ready for use.
 
     Nothing in the file is executed (`weights_only`). The encoder expects images as it was trained
@@ -199,6 +200,8 @@ def load_encoder(path: str | Path) -> nn.Module:
 
     Args:
         path: `RUN/checkpoints/last.ckpt`, or an exported file.
+        encoder: the class (or its class path) of an encoder of one's own, which the file alone
+            does not make this package import; or a module, which gets the weights.
 
     Returns:
         A module in eval mode, float images `[B, C, H, W]` to features `[B, D]`, on the CPU.
@@ -209,11 +212,16 @@ def load_encoder(path: str | Path) -> nn.Module:
     """
     checkpoint = read_checkpoint(path)
     about = checkpoint[KEY]
-    encoder = build_encoder(EncoderSpec(**about["encoder"])).module
-    fit_weights(encoder, _below("encoder.", checkpoint), str(path))
+    module = build_encoder(EncoderSpec(**about["encoder"]), handed_over(encoder)).module
+    fit_weights(module, _below("encoder.", checkpoint), str(path))
     for name in ("mean", "std", "image_size"):
-        setattr(encoder, name, about[name])
-    return encoder.eval()
+        setattr(module, name, about[name])
+    return module.eval()
+
+
+def handed_over(encoder: Door | None) -> Choice | None:
+    """What makes an encoder of the caller's own; `None` for one of the libraries."""
+    return None if encoder is None else chosen_encoder(encoder)
 
 
 class Backbone(NamedTuple):
@@ -233,7 +241,11 @@ class Backbone(NamedTuple):
 
 
 def load_backbone(
-    checkpoint: dict[str, Any], source: str, projector_layers: int = 0, fresh: int | None = None
+    checkpoint: dict[str, Any],
+    source: str,
+    projector_layers: int = 0,
+    fresh: int | None = None,
+    encoder: Door | None = None,
 ) -> Backbone:
     """The encoder of a checkpoint, with layers of the projection head that was trained on it.
 
@@ -244,26 +256,28 @@ def load_backbone(
         source: what to call it in errors.
         projector_layers: of the head, each with its batch norm (and ReLU, where it has one).
         fresh: a seed: the same architecture with weights from this seed, instead of the trained.
+        encoder: as `load_encoder` takes it.
 
     Raises:
         UserError: weights that don't fit or are no numbers; no such layer of the head.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0 if fresh is None else fresh)
-        encoder, width, _, spec = build_encoder(EncoderSpec(**checkpoint[KEY]["encoder"]))
+        about = EncoderSpec(**checkpoint[KEY]["encoder"])
+        module, width, _, spec = build_encoder(about, handed_over(encoder))
         projector = _projector(checkpoint, source, width, projector_layers)
     if fresh is None:
-        fit_weights(encoder, _below("encoder.", checkpoint), source)
+        fit_weights(module, _below("encoder.", checkpoint), source)
         if projector_layers:
             fit_weights(projector, _below("projector.", checkpoint), source)
     kept = projector[:projector_layers]
-    if not all(_is_finite(part) for part in (encoder, kept)):
+    if not all(_is_finite(part) for part in (module, kept)):
         raise UserError(
             f"{source} has weights that are not finite (NaN or infinity): use an earlier one"
         )
     if projector_layers:
         width = len(kept[-1].get_parameter("0.weight"))
-    return Backbone(encoder, kept, width, spec)
+    return Backbone(module, kept, width, spec)
 
 
 def _projector(checkpoint: dict[str, Any], source: str, width: int, wanted: int) -> nn.Sequential:

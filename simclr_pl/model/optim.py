@@ -3,18 +3,31 @@
 import fnmatch
 import itertools
 import math
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import lightning as L
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from simclr_pl.errors import UserError
+from simclr_pl.lookup import Choice, accepted, construct
 from simclr_pl.model.lars import Lars
 
+OPTIMIZERS = {
+    "sgd": "torch.optim.SGD",
+    "adamw": "torch.optim.AdamW",
+    "lars": "simclr_pl.model.lars.Lars",
+}
+"""Names of optimisers, and their class paths."""
+
+SCHEDULES = {"cosine": "simclr_pl.model.optim.WarmupCosine"}
+"""Names of schedules, and their class paths."""
+
 OptimizerName = Literal["sgd", "adamw", "lars"]
+Interval = Literal["epoch", "step"]
 Scaling = Literal["linear", "sqrt", "none"]
 
 
@@ -22,7 +35,8 @@ class OptimizerRecipe(NamedTuple):
     """How the weights are moved.
 
     Attributes:
-        name: `sgd` (momentum), `adamw`, or `lars` (You et al. 2017, the paper's choice).
+        name: `sgd` (momentum), `adamw`, `lars` (You et al. 2017, the paper's choice), or that of
+            `own`.
         learning_rate: the peak for a global batch of 256 images; see `peak_learning_rate`.
         scaling: how the peak follows the global batch.
         weight_decay: on weights; what is none (`split_parameters`) has neither decay nor LARS
@@ -30,20 +44,22 @@ class OptimizerRecipe(NamedTuple):
         momentum: of SGD and LARS; AdamW's first beta.
         warmup_epochs: epochs of linear warm-up, a step at a time.
         nesterov: whether SGD looks ahead.
+        own: another optimiser's class.
     """
 
-    name: OptimizerName
+    name: str
     learning_rate: float
     scaling: Scaling
     weight_decay: float
     momentum: float
     warmup_epochs: float
     nesterov: bool = False
+    own: Choice | None = None
 
     def check(self, group: str = "model.") -> None:
         """Raises `UserError` for values that no run could mean; keys are named with `group`."""
         for key, value, known in (
-            ("optimizer", self.name, get_args(OptimizerName)),
+            ("optimizer", self.name, [*OPTIMIZERS, *([self.name] if self.own else [])]),
             ("lr_scaling", self.scaling, get_args(Scaling)),
         ):
             if value not in known:
@@ -95,9 +111,54 @@ def build_optimizer(
         {"params": weights, "weight_decay": recipe.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
+    if recipe.own is not None:
+        return _own_optimizer(recipe, recipe.own, groups, learning_rate)
     optimizer = _optimizer(groups, recipe, learning_rate, fused=fused)
     _regroup(optimizer, modules)
     return optimizer
+
+
+def _own_optimizer(
+    recipe: OptimizerRecipe, own: Choice, groups: list[dict[str, Any]], learning_rate: float
+) -> Optimizer:
+    """An optimiser of any class; its groups are ours where it knows of weight decay.
+
+    An `lr` of its own is taken as it stands.
+
+    Raises:
+        UserError: arguments that it refuses, or something that makes no optimiser.
+    """
+    args = dict(own.args)
+    if accepted(own.target, {"weight_decay": 0.0}, {}):
+        groups[0]["weight_decay"] = args.pop("weight_decay", groups[0]["weight_decay"])
+        parameters: list[Any] = groups
+    else:
+        parameters = [parameter for group in groups for parameter in group["params"]]
+    bound = Choice(own.name, partial(own.target, parameters), args)
+    ours = {"momentum": recipe.momentum} if own.name in OPTIMIZERS else {}
+    optimizer = construct(bound, "model.optimizer", lr=learning_rate, **ours)
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(
+            f"model.optimizer is {own.name}, which makes a {type(optimizer).__name__}: give a "
+            "class of torch's or timm's kind, as torch.optim.Adam"
+        )
+    return optimizer
+
+
+def build_schedule(choice: Choice, optimizer: Optimizer) -> LRScheduler:
+    """A schedule of any class of torch's kind.
+
+    Raises:
+        UserError: arguments that it refuses, or something that makes no schedule.
+    """
+    bound = Choice(choice.name, partial(choice.target, optimizer), choice.args)
+    schedule = construct(bound, "model.schedule")
+    if not isinstance(schedule, LRScheduler) or hasattr(schedule, "num_bad_epochs"):
+        raise UserError(
+            f"model.schedule is {choice.name}, which is no schedule that steps by itself: give a "
+            "class of torch.optim.lr_scheduler other than ReduceLROnPlateau"
+        )
+    return schedule
 
 
 def _optimizer(
@@ -203,28 +264,33 @@ def may_fuse(trainer: L.Trainer) -> bool:
     return precision != "16-mixed" and not clips
 
 
-def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
+class WarmupCosine(LambdaLR):
     """Linear warm-up to the peak, then a cosine to zero without restarts, a step at a time.
 
     Sources: the paper's section 2.2; google-research/simclr `WarmUpAndCosineDecay`. Step 0
     trains at 1/warmup_steps of the peak instead of the authors' 0, which would waste it.
+
+    Args:
+        optimizer: whose rates are the peak's.
+        warmup_steps: optimiser steps of warm-up.
+        total_steps: optimiser steps in all.
     """
 
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    def __init__(self, optimizer: Optimizer, warmup_steps: int, total_steps: int) -> None:
+        def factor(step: int) -> float:
+            if step < warmup_steps:
+                return (step + 1) / warmup_steps
+            progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+            return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
-    return LambdaLR(optimizer, factor)
+        super().__init__(optimizer, factor)
 
+    def catch_up(self) -> None:
+        """Sets the rates of this schedule's own present step.
 
-def catch_up(schedule: Any) -> None:
-    """Sets the rates of the schedule's own present step.
-
-    A resume has the rates that the checkpoint's schedule had chosen, which may have had another
-    end.
-    """
-    groups = schedule.optimizer.param_groups
-    for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-        group["lr"] = base * factor(schedule.last_epoch)
+        A resume has the rates that the checkpoint's schedule had chosen, which may have had
+        another end.
+        """
+        groups = self.optimizer.param_groups
+        for group, base, factor in zip(groups, self.base_lrs, self.lr_lambdas, strict=True):
+            group["lr"] = base * factor(self.last_epoch)

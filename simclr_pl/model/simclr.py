@@ -1,5 +1,8 @@
 """SimCLR as a LightningModule: encoder, projector, loss and optimisation put together."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Self
 
 import lightning as L
@@ -13,25 +16,31 @@ from simclr_pl.batch import EvaluationBatch, EvaluationOutput, MicroBatches, Ste
 from simclr_pl.compiler import check_compiler
 from simclr_pl.distributed import globalise_batch_norm, rank_and_world, sum_over_ranks
 from simclr_pl.errors import UserError
+from simclr_pl.lookup import Choice, Door, is_class_path, lookup, written
 from simclr_pl.model import checkpoint as checkpoints
-from simclr_pl.model.encoder import EncoderSpec, Stem, build_encoder
+from simclr_pl.model.encoder import EncoderSpec, Stem, build_encoder, chosen_encoder
 from simclr_pl.model.geometry import Geometry, check_channels, geometry_in, geometry_of
 from simclr_pl.model.log import is_logged, log_gradient_norm, log_learning_rate
-from simclr_pl.model.loss import NTXentLoss
 from simclr_pl.model.micro_batches import encode_in_parts
+from simclr_pl.model.objective import OBJECTIVES, Outcome, Sizes, build_objective, outcome_of
 from simclr_pl.model.optim import (
-    OptimizerName,
+    OPTIMIZERS,
+    SCHEDULES,
+    Interval,
     OptimizerRecipe,
     Scaling,
+    WarmupCosine,
     build_optimizer,
-    catch_up,
+    build_schedule,
     may_fuse,
     peak_learning_rate,
-    warmup_cosine,
 )
 from simclr_pl.model.projector import build_projector
 from simclr_pl.model.refused import check_accumulation, check_trainer
 from simclr_pl.randomness import run_seed, step_seed
+
+_FROM_FILE: ContextVar[frozenset[str] | None] = ContextVar("_FROM_FILE", default=None)
+"""While a model is made of a file's recipe: the arguments that the caller gives beside it."""
 
 
 class SimCLR(L.LightningModule):
@@ -42,8 +51,13 @@ class SimCLR(L.LightningModule):
     A model may be fitted again on other data with as many channels: checkpoints name the size and
     the statistics of the images that it was last trained on, and the stem that it was built with.
 
+    `encoder`, `objective`, `optimizer` and `schedule` are doors: each takes a name, a class path
+    (`mine.Net`), `{class_path: mine.Net, init_args: {...}}`, and from Python a class or an object.
+
     Args:
-        encoder: a torchvision ResNet's name (resnet18, resnet50, ...) or any timm model's.
+        encoder: a torchvision ResNet's name (resnet18, resnet50, ...), any timm model's, or mlp; or
+            a module of one's own, float images `[B, C, S, S]` to features `[B, D]`, whose
+            constructor gets `channels` and `image_size` where it names them.
         encoder_args: further keyword arguments of the encoder's constructor.
         stem: `small` is a 3x3 convolution of stride 1 without max-pool, `medium` the same with
             stride 2, `imagenet` the library's own, `auto` chooses small for ResNets up to 64 px
@@ -51,9 +65,15 @@ class SimCLR(L.LightningModule):
         projector_layers: linear layers of the projection head (v1: 2, v2: 3).
         projector_hidden: width of its hidden layers (default: the encoder's feature width).
         projection_dim: width P of its output.
+        objective: nt_xent, or one's own (`simclr_pl.model.objective.Objective`); a class gets
+            `temperature` where its constructor names it.
         temperature: of NT-Xent, above 0.
         loss_block_size: side of the loss's similarity blocks, in rows; no effect on results.
-        optimizer: `sgd`, `adamw` or `lars`.
+        optimizer: sgd, adamw, lars, or a class as torch.optim.Adam: it gets the weights in two
+            groups, the second without weight decay, and the scaled `learning_rate` unless it is
+            given an `lr` of its own.
+        schedule: cosine (with `warmup_epochs`), or a class of torch's.
+        schedule_interval: whether such a class is asked every epoch or every step.
         learning_rate: the peak for a global batch of 256 images.
         lr_scaling: how the peak follows the global batch: linear, sqrt, or none.
         weight_decay: on weights; biases, norms, tokens and tables of positions never decay.
@@ -74,15 +94,18 @@ class SimCLR(L.LightningModule):
 
     def __init__(
         self,
-        encoder: str = "resnet18",
+        encoder: Door = "resnet18",
         encoder_args: dict[str, Any] | None = None,
         stem: Stem = "auto",
         projector_layers: int = 2,
         projector_hidden: int | None = None,
         projection_dim: int = 128,
+        objective: Door = "nt_xent",
         temperature: float = 0.5,
         loss_block_size: int = 512,
-        optimizer: OptimizerName = "lars",
+        optimizer: Door = "lars",
+        schedule: Door = "cosine",
+        schedule_interval: Interval = "epoch",
         learning_rate: float = 0.3,
         lr_scaling: Scaling = "linear",
         weight_decay: float = 1e-6,
@@ -94,10 +117,20 @@ class SimCLR(L.LightningModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        doors = {
+            "encoder": encoder, "objective": objective,
+            "optimizer": optimizer, "schedule": schedule,
+        }  # fmt: skip
+        self.save_hyperparameters(ignore=list(doors))
+        self.hparams.update({name: written(given) for name, given in doors.items()})
+        self._encoder = _choose("encoder", encoder)
+        self._schedule = _choose("schedule", schedule, SCHEDULES)
+        self.schedule_interval = schedule_interval
+        own = _choose("optimizer", optimizer, OPTIMIZERS)
         self.recipe = OptimizerRecipe(
-            optimizer, learning_rate, lr_scaling, weight_decay, momentum, warmup_epochs
-        )
+            own.name, learning_rate, lr_scaling, weight_decay, momentum, warmup_epochs,
+            own=own if own.args or own.name not in OPTIMIZERS else None,
+        )  # fmt: skip
         self.recipe.check()
         if micro_batch_size is not None and micro_batch_size < 1:
             raise UserError(
@@ -105,7 +138,12 @@ class SimCLR(L.LightningModule):
             )
         self.micro_batch_size = micro_batch_size
         self.seed = run_seed(seed)
-        self.loss = NTXentLoss(temperature, loss_block_size)
+        chosen = _choose("objective", objective, OBJECTIVES)
+        self.objective_name = chosen.name
+        with _initialising(self.seed):
+            self.objective = build_objective(
+                chosen, temperature=temperature, block_size=loss_block_size
+            )
         self.geometry: Geometry | None = None
         """Of the images that it was last trained on, or was built for; `None` until it is built."""
         self.spec: EncoderSpec
@@ -151,28 +189,30 @@ class SimCLR(L.LightningModule):
         hparams = self.hparams
         stem = auto if hparams["stem"] == "auto" else hparams["stem"]
         size, args = (geometry.channels, geometry.image_size), dict(hparams["encoder_args"] or {})
-        spec = EncoderSpec(hparams["encoder"], *size, stem, args)
-        # Lightning calls this with the accelerator and the run's precision as defaults; the same
-        # float32 numbers of the CPU's generator are wanted whatever those are.
+        own = self._encoder
+        if hasattr(self, "encoder"):  # somebody's own, and as it is
+            own = chosen_encoder(self.encoder)
+        spec = EncoderSpec(own.name, *size, stem, {**own.args, **args})
         dtype = torch.get_default_dtype()
-        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-            torch.set_default_dtype(torch.float32)
-            try:
-                torch.manual_seed(self.seed)
-                encoder = build_encoder(spec)
+        with _initialising(self.seed):
+            encoder = build_encoder(spec, own)
+            if not hasattr(self, "projector"):
                 self.projector = build_projector(
                     encoder.width,
                     hparams["projector_layers"],
                     hparams["projector_hidden"],
                     hparams["projection_dim"],
                 )
-            finally:
-                torch.set_default_dtype(dtype)
+            build = getattr(self.objective, "build", None)
+            if build is not None:
+                build(Sizes(encoder.width, hparams["projection_dim"], *size))
         # In the run's precision at once: Lightning loads a checkpoint before it converts modules,
         # which would round float64 weights. Convolutions are up to 1.6 times faster in channels
         # last, on CPU and GPU; the numbers are the same.
         self.encoder = encoder.module.to(dtype).to(memory_format=torch.channels_last)
         self.projector.to(dtype)
+        if isinstance(self.objective, nn.Module):
+            self.objective.to(dtype)
         self.spec, self.stem_built, self.geometry = encoder.spec, encoder.stem, geometry
 
     # Checkpoints ------------------------------------------------------------------------------
@@ -190,9 +230,17 @@ class SimCLR(L.LightningModule):
         *args: Any,
         **kwargs: Any,
     ) -> Self:
-        """As Lightning's, of a file whose checksums fit."""
+        """As Lightning's, of a file whose checksums fit.
+
+        A class that the file names is not imported: whoever wants it hands it over, as in
+        `SimCLR.load_from_checkpoint(path, encoder=Net)`.
+        """
         checkpoints.check_whole(checkpoint_path)
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        token = _FROM_FILE.set(frozenset(kwargs))
+        try:
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        finally:
+            _FROM_FILE.reset(token)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Builds the network a checkpoint was written for, if no data module has done so.
@@ -232,7 +280,8 @@ class SimCLR(L.LightningModule):
         (That is, from the first step: it may have another end than before.)
         """
         self.geometry = geometry_of(self.trainer.datamodule) or self.geometry  # type: ignore[attr-defined]
-        catch_up(self.lr_schedulers())
+        if isinstance(schedule := self.lr_schedulers(), WarmupCosine):
+            schedule.catch_up()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Callbacks may have made a step one of several batches."""
@@ -247,18 +296,17 @@ class SimCLR(L.LightningModule):
         torch.manual_seed(step_seed(self.seed, self.trainer.global_step, self.trainer.global_rank))
         features = self._features(batch)
         projections = self.projector(features)
-        first, second = projections.chunk(2)
-        loss, anchors = self.loss.with_statistics(first, second, batch.counts)
+        outcome = self._outcome(features, projections, batch)
         output = StepOutput(
-            loss=loss,
+            loss=outcome.loss,
             features=features.detach(),
             projections=projections.detach(),
             labels=batch.labels,
-            positive_rank=anchors.positive_rank,
-            log_sum=anchors.log_sum,
+            positive_rank=outcome.positive_rank,
+            chance=outcome.chance,
         )
         if is_logged(self.trainer):
-            self._log_step(output)
+            self._log_step(output, outcome.metrics)
         return output
 
     def _features(self, batch: Views | MicroBatches) -> Tensor:
@@ -278,14 +326,20 @@ class SimCLR(L.LightningModule):
         features: Tensor = self(batch.views)
         return features
 
-    def _log_step(self, output: StepOutput) -> None:
-        hits = (output["positive_rank"] == 0).float()
+    def _outcome(self, features: Tensor, projections: Tensor, batch: Any) -> Outcome:
+        return outcome_of(self.objective(features, projections, batch), self.objective_name)
+
+    def _log_step(self, output: StepOutput, metrics: Mapping[str, Tensor]) -> None:
         many = self.trainer.world_size > 1
-        # Of ranks with different numbers of rows: weighted, so that each anchor counts once.
-        values = torch.stack([hits.sum(), hits.new_full((), hits.numel())])
-        values = sum_over_ranks(values) if many else values
         self.log("train/loss", output["loss"].detach(), prog_bar=True, sync_dist=many)
-        self.log("train/contrastive_top1", values[0] / values[1], prog_bar=True)
+        for name, value in metrics.items():
+            self.log(f"train/{name}", value.detach(), sync_dist=many)
+        if output["positive_rank"] is not None:
+            hits = (output["positive_rank"] == 0).float()
+            # Of ranks with different numbers of rows: weighted, so that each anchor counts once.
+            values = torch.stack([hits.sum(), hits.new_full((), hits.numel())])
+            values = sum_over_ranks(values) if many else values
+            self.log("train/contrastive_top1", values[0] / values[1], prog_bar=True)
         log_learning_rate(self)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -296,7 +350,8 @@ class SimCLR(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser and per-step schedule; steps and global batch come from the trainer."""
         total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
+        cosine = self._schedule.name in SCHEDULES
+        if cosine and total == float("inf"):
             raise UserError(
                 "the learning rate's cosine needs an end: give --trainer.max_epochs or max_steps"
             )
@@ -304,10 +359,14 @@ class SimCLR(L.LightningModule):
         self.trainer.fit_loop.setup_data()
         fused = may_fuse(self.trainer)
         optimizer = build_optimizer(self, self.recipe, self.peak_learning_rate, fused=fused)
-        schedule = warmup_cosine(optimizer, self.warmup_steps, int(total))
+        if cosine:
+            schedule: Any = WarmupCosine(optimizer, self.warmup_steps, int(total))
+        else:
+            schedule = build_schedule(self._schedule, optimizer)
+        interval = "step" if cosine else self.schedule_interval
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+            "lr_scheduler": {"scheduler": schedule, "interval": interval},
         }
 
     @property
@@ -337,20 +396,58 @@ class SimCLR(L.LightningModule):
 
     def _evaluate(self, batch: EvaluationBatch, split: str) -> EvaluationOutput:
         assert batch.views is not None
-        projections = self.projector(self(batch.views.views))
+        features = self(batch.views.views)
+        projections = self.projector(features)
         many = self.trainer.world_size > 1
         # The loss is a mean over this global batch: weighted by its rows, each image counts once.
         images = batch.labels.numel()
         rows = int(sum_over_ranks(projections.new_full((), images, dtype=torch.float32)))
         if rows < 2:  # the others could not be read, and one image has no negatives
             return self.predict_step(batch, 0)
-        loss = self.loss(projections[:images], projections[images:])
         self.log(
             f"{split}/loss",
-            loss,
+            self._outcome(features, projections, batch.views).loss,
             on_epoch=True,
             sync_dist=many,
             batch_size=rows,
             add_dataloader_idx=False,
         )
         return self.predict_step(batch, 0)
+
+
+def _choose(key: str, given: Door, table: Mapping[str, str] | None = None) -> Choice:
+    """What a door was given; a class that a file alone names is left where it is.
+
+    Raises:
+        UserError: as `lookup`.
+    """
+    handed = _FROM_FILE.get()
+    if handed is None or key in handed or not is_class_path(given):
+        return chosen_encoder(given) if table is None else lookup(given, table, f"model.{key}")
+    sentence = (
+        f"the checkpoint's {key} is {given}, a class that is imported for nobody but its owner: "
+        f"hand it over, as in load_from_checkpoint(path, {key}=...)"
+    )
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise UserError(sentence)
+
+    if key in ("encoder", "objective"):
+        refuse()
+    return Choice(str(given), refuse, {})
+
+
+@contextmanager
+def _initialising(seed: int) -> Iterator[None]:
+    """A context in which weights are float32 numbers of the CPU's generator, begun with a seed.
+
+    (Lightning builds with the accelerator and the run's precision as defaults.)
+    """
+    dtype = torch.get_default_dtype()
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        torch.set_default_dtype(torch.float32)
+        try:
+            torch.manual_seed(seed)
+            yield
+        finally:
+            torch.set_default_dtype(dtype)

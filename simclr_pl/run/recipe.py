@@ -2,12 +2,15 @@
 
 import re
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from simclr_pl.errors import UserError
 from simclr_pl.files import write_text
+from simclr_pl.lookup import Door, is_class_path
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.yaml_file import dump_yaml, read_config
 
@@ -26,7 +29,12 @@ FREE_TO_CHANGE = (
 
 ENDS = ("trainer.max_epochs", "trainer.max_steps")
 
-OLDER_RUNS: dict[str, Any] = {"data.labels": "given"}
+OLDER_RUNS: dict[str, Any] = {
+    "data.labels": "given",
+    "model.objective": "nt_xent",
+    "model.schedule": "cosine",
+    "model.schedule_interval": "epoch",
+}
 """What runs did that are older than a key, and have none of that name in their recipe."""
 
 
@@ -71,6 +79,16 @@ def _without_password(value: Any, name: str, found: list[str]) -> Any:
     if bare != value:
         found.append(f"the password in {name}")
     return bare
+
+
+def own_encoder(configs: Sequence[Path]) -> Door | None:
+    """The encoder's class that configurations name, later ones winning; `None` for a library's.
+
+    A configuration is its reader's own, unlike a checkpoint, whose classes nobody imports.
+    """
+    named = [(read_config(path).get("model") or {}).get("encoder") for path in configs]
+    found = next((each for each in reversed(named) if each), None)
+    return found if is_class_path(found) else None
 
 
 def save_config(run: RunDirectory, config: dict[str, Any]) -> None:

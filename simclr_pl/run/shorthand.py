@@ -7,6 +7,13 @@ from typing import Any
 
 from simclr_pl.errors import UserError
 from simclr_pl.run.directory import RunDirectory, run_of
+from simclr_pl.run.yaml_file import load_yaml
+
+DOORS = (
+    "model.encoder", "model.objective", "model.optimizer", "model.schedule",
+    "data.dataset", "data.views",
+)  # fmt: skip
+"""Options that take a name, or a class of one's own with arguments."""
 
 
 def spelled_out(args: list[str]) -> list[str]:
@@ -37,6 +44,46 @@ def spelled_out(args: list[str]) -> list[str]:
 def with_wandb_mode(args: list[str]) -> list[str]:
     """`--wandb off` is `--wandb.mode off`."""
     return [re.sub(r"^--wandb(?==|$)", "--wandb.mode", arg) for arg in args]
+
+
+def without_door_arguments(args: list[str]) -> tuple[list[str], list[tuple[str, str, Any]]]:
+    """A command line without `--model.optimizer.lr 0.1` and its like, and these.
+
+    Args:
+        args: command and options.
+
+    Returns:
+        What is left, and (door, argument, value) of each that was taken out.
+    """
+    rest, found, words = [], [], iter(args)
+    for arg in words:
+        option, equals, value = arg.partition("=")
+        door = next((door for door in DOORS if option.startswith(f"--{door}.")), None)
+        if door is None:
+            rest.append(arg)
+            continue
+        name = option.removeprefix(f"--{door}.").removeprefix("init_args.")
+        if not equals:
+            value = next(words, "")
+        found.append((door, name, load_yaml(value)))
+    return rest, found
+
+
+def add_door_argument(config: Any, door: str, name: str, value: Any) -> None:
+    """Gives what was chosen at a door one more argument.
+
+    Args:
+        config: of a command.
+        door: one of `DOORS`.
+        name: the argument's, or `class_path`.
+        value: its value.
+    """
+    chosen = config[door]
+    whole = dict(chosen) if isinstance(chosen, dict) else {"class_path": chosen}
+    if name == "class_path":
+        config[door] = {**whole, "class_path": value}
+    else:
+        config[door] = {**whole, "init_args": {**(whole.get("init_args") or {}), name: value}}
 
 
 def loads_wandb_mode(load: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -8,6 +8,7 @@ import lightning as L
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.data.packed import PackedImages
 from simclr_pl.data.sources import ArrayImages
+from simclr_pl.model.optim import WarmupCosine
 from simclr_pl.model.simclr import SimCLR
 
 
@@ -57,7 +58,6 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
         norm += "; the encoder's sees a micro-batch at a time, the projector's the whole batch"
         micro["micro-batches"] = f"{parts} of at most {-(-batch // parts)} images"
     total = int(trainer.estimated_stepping_batches)
-    late = "" if model.warmup_steps < total else ": the run ends before the peak is reached"
     parameters = sum(p.numel() for p in model.parameters())
     return {
         "device": f"{world} x {device.type}, precision {trainer.precision}",
@@ -65,14 +65,14 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
         f"probe), {len(data.splits.val)} for validation, {data.num_classes} classes, " + where,
         "images": f"{data.channels} x {data.image_size} x {data.image_size}, "
         f"mean {list(data.mean or ())}, std {list(data.std or ())}" + _empty(data),
-        "encoder": f"{model.hparams['encoder']}, stem {model.stem_built}, {parameters / 1e6:.2f} M "
+        "encoder": f"{model.spec.name}, stem {model.stem_built}, {parameters / 1e6:.2f} M "
         "parameters with the projector" + (", compiled" if model.hparams["compiled"] else ""),
         "global batch": f"{batch} images ({per_device} a device), "
         f"{2 * batch - 2} negatives an anchor",
         **micro,
+        "objective": model.objective_name,
         "batch norm": norm,
-        "learning rate": f"{model.peak_learning_rate:.6g} at its peak ({model.recipe.name}, "
-        f"{model.recipe.scaling} scaling), {model.warmup_steps} steps of warm-up{late}",
+        "learning rate": _learning_rate(trainer, model, total),
         "steps": f"{total} ({steps} an epoch)",
         "seed": model.seed,
     }
@@ -82,3 +82,26 @@ def _empty(data: ContrastiveDataModule) -> str:
     """What is said of channels without contrast."""
     which = ", ".join(str(channel + 1) for channel in data.empty_channels)
     return f"; EMPTY (no contrast): channel {which} of {data.channels}" if which else ""
+
+
+def _learning_rate(trainer: L.Trainer, model: SimCLR, total: int) -> str:
+    """Of the optimiser that the trainer has, and what becomes of it."""
+    optimizer, schedules = trainer.optimizers[0], trainer.lr_scheduler_configs
+    schedule = schedules[0].scheduler if schedules else None
+    if isinstance(schedule, WarmupCosine) and model.recipe.own is None:
+        late = "" if model.warmup_steps < total else ": the run ends before the peak is reached"
+        return (
+            f"{model.peak_learning_rate:.6g} at its peak ({model.recipe.name}, "
+            f"{model.recipe.scaling} scaling), {model.warmup_steps} steps of warm-up{late}"
+        )
+    group = optimizer.param_groups[0]
+    rate = group.get("initial_lr", group["lr"])
+    ours = type(model).configure_optimizers is SimCLR.configure_optimizers
+    scaled = ours and not (model.recipe.own and "lr" in model.recipe.own.args)
+    origin = f"{model.recipe.scaling} scaling" if scaled else "as given, not scaled"
+    then = "constant"
+    if isinstance(schedule, WarmupCosine):
+        then = f"{model.warmup_steps} steps of warm-up, then a cosine"
+    elif schedule is not None:
+        then = f"{type(schedule).__name__}, a step each {schedules[0].interval}"
+    return f"{rate:.6g} ({type(optimizer).__name__}, {origin}); {then}"

@@ -279,6 +279,7 @@ class _Trainings:
             str(pretrained.checkpoint),
             recipe.from_projector_layer,
             seed if recipe.from_scratch else None,
+            pretrained.own_encoder,
         )
         return FineTuning(
             backbone,

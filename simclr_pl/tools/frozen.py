@@ -65,8 +65,10 @@ def choose_encoder(pretrained: Pretrained, baseline: Baseline | None) -> nn.Modu
         return Pixels()
     if baseline == "random":
         content, source = pretrained.content, str(pretrained.checkpoint)
-        return load_backbone(content, source, fresh=pretrained.seed).encoder.eval()
-    return load_encoder(pretrained.checkpoint)
+        return load_backbone(
+            content, source, fresh=pretrained.seed, encoder=pretrained.own_encoder
+        ).encoder.eval()
+    return load_encoder(pretrained.checkpoint, encoder=pretrained.own_encoder)
 
 
 def freeze(pretrained: Pretrained, baseline: Baseline | None = None) -> Frozen:

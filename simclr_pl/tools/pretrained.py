@@ -9,10 +9,11 @@ from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.data.heldout import HeldOut
 from simclr_pl.errors import UserError
 from simclr_pl.files import expanded
-from simclr_pl.lookup import name_of
+from simclr_pl.lookup import Door, name_of
 from simclr_pl.model.checkpoint import KEY, read_checkpoint
 from simclr_pl.run.arguments import data_of
 from simclr_pl.run.directory import RunDirectory, run_of
+from simclr_pl.run.recipe import own_encoder
 from simclr_pl.run.seen import kept_by, say_missing, sees_own_data
 from simclr_pl.run.yaml_file import read_config
 
@@ -57,6 +58,11 @@ class Pretrained(NamedTuple):
     def seed(self) -> int:
         """Of pretraining."""
         return int(self.about["seed"])
+
+    @property
+    def own_encoder(self) -> Door | None:
+        """The class of the encoder, where it is one of the run's owner's."""
+        return own_encoder([*([self.run.config] if self.run else []), *self.configs])
 
     @property
     def epoch(self) -> int | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from simclr_pl.model.checkpoint import KEY, fit_weights, load_backbone, read_che
 from simclr_pl.model.simclr import SimCLR
 from simclr_pl.randomness import epoch_order
 from simclr_pl.run.directory import RunDirectory
+from simclr_pl.run.recipe import own_encoder
 from simclr_pl.tools.runs import data_name
 
 MOST_TRAIN, MOST_VAL = 10_000, 2_000
@@ -80,7 +80,7 @@ def take_snapshot(run: RunDirectory, data: ContrastiveDataModule) -> Snapshot:
         UserError: a checkpoint that cannot be read; features that are not finite.
     """
     checkpoint = read_checkpoint(run.last_checkpoint)
-    model = _model(checkpoint, run.last_checkpoint).to(accelerator())
+    model = _model(checkpoint, run).to(accelerator())
     when = moment(int(checkpoint["epoch"]), int(checkpoint["global_step"]), checkpoint[KEY]["seed"])
     snapshot = snap(model, data, when, (MOST_TRAIN, MOST_VAL), quiet=False)
     if snapshot is None:
@@ -137,14 +137,18 @@ def candidates(labels: Tensor) -> Tensor:
     return known if len(known) else torch.arange(len(labels))
 
 
-def _model(checkpoint: dict[str, Any], path: Path) -> nn.Module:
+def _model(checkpoint: dict[str, Any], run: RunDirectory) -> nn.Module:
     """Encoder and projector, built from what has been read: a running run may write anew."""
-    hparams = checkpoint.get("hyper_parameters")
+    hparams, source = checkpoint.get("hyper_parameters"), str(run.last_checkpoint)
+    own = own_encoder([run.config])
     if not hparams:  # fine-tuned: what was the projector's part is no projector any more
-        return load_backbone(checkpoint, str(path)).encoder
-    model = SimCLR(**{k: v for k, v in hparams.items() if not k.startswith("_")})
+        return load_backbone(checkpoint, source, encoder=own).encoder
+    training = ("objective", "optimizer", "schedule")  # of which features know nothing
+    known = {k: v for k, v in hparams.items() if not k.startswith(("_", *training))}
+    model = SimCLR(**known | ({} if own is None else {"encoder": own}))
     model.on_load_checkpoint(checkpoint)
-    fit_weights(model, checkpoint["state_dict"], str(path))
+    weights = checkpoint["state_dict"].items()
+    fit_weights(model, {k: v for k, v in weights if not k.startswith("objective.")}, source)
     return model
 
 

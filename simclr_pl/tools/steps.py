@@ -14,6 +14,7 @@ from torch import Tensor
 from simclr_pl.batch import Batch, MicroBatches, Views
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.model.micro_batches import encode_in_parts
+from simclr_pl.model.objective import outcome_of
 from simclr_pl.model.simclr import SimCLR
 from simclr_pl.tools.limits import synchronise
 
@@ -187,11 +188,14 @@ class BareStep:
             views = part if isinstance(part, Views) else batch.make_views(part)  # type: ignore[union-attr]
             images = views.views.to(model.dtype, memory_format=torch.channels_last)
             self.images[id(part)] = images
+        self.batch = batch
         with torch.no_grad():
-            self.projections = self._projections()
-        self.projections.requires_grad_()
+            self.outputs = self._outputs()
+        for output in self.outputs:
+            output.requires_grad_()
 
-    def _projections(self) -> Tensor:
+    def _outputs(self) -> tuple[Tensor, Tensor]:
+        """Features and projections."""
         with self.precision.forward_context():
             if len(self.parts) > 1:
                 features = encode_in_parts(
@@ -200,12 +204,16 @@ class BareStep:
             else:
                 features = self.model.encoder(self.images[id(self.parts[0])])
             projections: Tensor = self.model.projector(features)
-        return projections
+        return features, projections
+
+    def _loss(self, features: Tensor, projections: Tensor) -> Tensor:
+        said = self.model.objective(features, projections, self.batch)
+        return outcome_of(said, self.model.objective_name).loss
 
     def __call__(self) -> None:
         """Does it."""
         self.optimizer.zero_grad()
-        self.model.loss(*self._projections().chunk(2)).backward()
+        self._loss(*self._outputs()).backward()
         if self.clip:
             self.precision.clip_gradients(self.optimizer, self.clip, self.clip_algorithm)
         self.optimizer.step()
@@ -225,7 +233,7 @@ class BareStep:
 
     def loss_alone(self) -> None:
         """Forward and backward of the loss."""
-        self.model.loss(*self.projections.chunk(2)).backward()
+        self._loss(*self.outputs).backward()
 
 
 def _waited(trainer: L.Trainer) -> float:

@@ -203,6 +203,7 @@ def on_this_rank(sizes: list[int]) -> tuple[dict[str, float], float, dict[str, f
         # A rank's loss is such that the mean over ranks is the global one.
         one = torch.tensor(float(number) + (0 if rank is None else rank - (len(sizes) - 1) / 2))
         output: Any = {"loss": one.double(), "features": features, "projections": projections}
+        output["chance"] = math.log(2 * sum(sizes) - 1)
         monitor.on_train_batch_end(trainer, module, output, None, 0)
     again = HealthMonitor(2)
     again.load_state_dict(monitor.state_dict())

@@ -68,7 +68,7 @@ def step_output(known: dict[str, Tensor]) -> StepOutput:
         loss=nothing,
         projections=nothing,
         positive_rank=nothing,
-        log_sum=nothing,
+        chance=None,
         features=known["features"],
         labels=known["labels"],
     )

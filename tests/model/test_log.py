@@ -37,9 +37,9 @@ def test_steps_that_are_not_logged_do_without(
     calls: list[int] = []
     log_step = SimCLR._log_step
 
-    def counted(self: SimCLR, output: Any) -> None:
+    def counted(self: SimCLR, *args: Any) -> None:
         calls.append(self.trainer.global_step)
-        log_step(self, output)
+        log_step(self, *args)
 
     monkeypatch.setattr(SimCLR, "_log_step", counted)
     logged(tmp_path, 4)

@@ -368,7 +368,7 @@ def train(
         order = step["index"].argsort()
         told |= {f"{number} gradient {n}": g for n, g in step["gradients"].items()}
         told |= {f"{number} loss": step["loss"].detach(), f"{number} index": step["index"][order]}
-        for name in ("features", "projections", "labels", "positive_rank", "log_sum"):
+        for name in ("features", "projections", "labels", "positive_rank"):
             first, second = step[name].chunk(2)
             told[f"{number} {name}"] = torch.cat([first[order], second[order]])
     return told | {n: v.clone() for n, v in model.state_dict().items()}
@@ -655,7 +655,7 @@ def test_a_run_on_uneven_ranks_is_that_of_one_process() -> None:
         index = torch.cat([each[f"{step} index"] for each in told])
         order = index.argsort()
         assert index[order].equal(want.pop(f"{step} index"))
-        for name in ("features", "projections", "labels", "positive_rank", "log_sum"):
+        for name in ("features", "projections", "labels", "positive_rank"):
             halves = [each.pop(f"{step} {name}").chunk(2) for each in told]
             joined = [torch.cat(view)[order] for view in zip(*halves, strict=True)]
             assert error(torch.cat(joined), want.pop(f"{step} {name}")) < 1e-9, name

@@ -18,10 +18,10 @@ from simclr_pl.model.optim import (
     OptimizerName,
     OptimizerRecipe,
     Scaling,
+    WarmupCosine,
     build_optimizer,
     may_fuse,
     peak_learning_rate,
-    warmup_cosine,
 )
 from simclr_pl.model.projector import build_projector
 
@@ -177,7 +177,7 @@ def test_peaks_are_the_papers(batch: int) -> None:
 def test_warm_up_is_linear_and_then_a_cosine_goes_to_zero(warmup: int, total: int) -> None:
     parameter = nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([{"params": [parameter]}], lr=2.0)
-    schedule = warmup_cosine(optimizer, warmup, total)
+    schedule = WarmupCosine(optimizer, warmup, total)
     for step in range(total + 3):
         if step < warmup:
             expected = 2.0 * (step + 1) / warmup
@@ -224,7 +224,7 @@ def test_lars_is_the_authors_over_a_whole_schedule(
     modules = network().to(memory_format=layout)
     modules[1][0][0].weight.data.zero_()  # without a length there is nothing to adapt
     optimizer = build_optimizer(modules, recipe("lars", weight_decay=decay), 2.0)
-    schedule = warmup_cosine(optimizer, 3, 9)
+    schedule = WarmupCosine(optimizer, 3, 9)
     start = {name: p.detach().clone() for name, p in modules.named_parameters()}
     grads: dict[str, list[Tensor]] = {name: [] for name in start}
     rates = []

@@ -28,6 +28,7 @@ def test_the_table_is_the_arithmetic_of_the_recipe(tmp_path: Path) -> None:
         "images": "1 x 8 x 8, mean [0.3052], std [0.3757]",
         "encoder": table["encoder"],
         "global batch": "128 images (128 a device), 254 negatives an anchor",
+        "objective": "nt_xent",
         "batch norm": "global, over all devices",
         "learning rate": "0.025 at its peak (sgd, linear scaling), 0 steps of warm-up",
         "steps": "4 (2 an epoch)",

@@ -55,9 +55,9 @@ class SimCLR(L.LightningModule):
     (`mine.Net`), `{class_path: mine.Net, init_args: {...}}`, and from Python a class or an object.
 
     Args:
-        encoder: a torchvision ResNet's name (resnet18, resnet50, ...), any timm model's, or mlp; or
-            a module of one's own, float images `[B, C, S, S]` to features `[B, D]`, whose
-            constructor gets `channels` and `image_size` where it names them.
+        encoder: a torchvision ResNet's name (resnet18, ...), any timm model's, mlp, or one's own
+            module, `[B, C, S, S]` to `[B, D]`, which gets `channels` and `image_size` if it names
+            them.
         encoder_args: further keyword arguments of the encoder's constructor.
         stem: `small` is a 3x3 convolution of stride 1 without max-pool, `medium` the same with
             stride 2, `imagenet` the library's own, `auto` chooses small for ResNets up to 64 px
@@ -65,15 +65,13 @@ class SimCLR(L.LightningModule):
         projector_layers: linear layers of the projection head (v1: 2, v2: 3).
         projector_hidden: width of its hidden layers (default: the encoder's feature width).
         projection_dim: width P of its output.
-        objective: nt_xent, or one's own (`simclr_pl.model.objective.Objective`); a class gets
-            `temperature` where its constructor names it.
+        objective: nt_xent, or one's own (`simclr_pl.model.objective.Objective`), which gets
+            `temperature` if it names it.
         temperature: of NT-Xent, above 0.
         loss_block_size: side of the loss's similarity blocks, in rows; no effect on results.
-        optimizer: sgd, adamw, lars, or a class as torch.optim.Adam: it gets the weights in two
-            groups, the second without weight decay, and the scaled `learning_rate` unless it is
-            given an `lr` of its own.
-        schedule: cosine (with `warmup_epochs`), or a class of torch's.
-        schedule_interval: whether such a class is asked every epoch or every step.
+        optimizer: sgd, adamw, lars, or a class as torch.optim.Adam, whose own `lr` isn't scaled.
+        schedule: cosine (with `warmup_epochs`), or a class of torch.optim.lr_scheduler.
+        schedule_interval: when such a class steps: epoch or step.
         learning_rate: the peak for a global batch of 256 images.
         lr_scaling: how the peak follows the global batch: linear, sqrt, or none.
         weight_decay: on weights; biases, norms, tokens and tables of positions never decay.

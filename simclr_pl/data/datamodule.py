@@ -14,6 +14,8 @@ from simclr_pl.data.datasets import Labels, load, prepare, statistics
 from simclr_pl.data.decode import MAX_PIXELS
 from simclr_pl.data.heldout import HeldOut
 from simclr_pl.data.loaders import EvaluationLoader, TrainLoader
+from simclr_pl.data.own_views import build_views, check_source, count_of, views_of
+from simclr_pl.data.packed import PackedImages
 from simclr_pl.data.reading import OnBadImage, Reading
 from simclr_pl.data.sources import AnySource, WorkerImages
 from simclr_pl.data.splits import Splits
@@ -49,6 +51,9 @@ class ContrastiveDataModule(L.LightningDataModule):
         blur: probability of Gaussian blur (the paper has 0.5 for ImageNet, 0 for CIFAR-10).
         mean: of each channel, from 0 to 1 (default: counted; ImageNet's for photographs).
         std: of each channel, likewise.
+        views: simclr, or the class path of your own (mine.Views, or class_path and init_args): of
+            uint8 images [B, C, H, W], index [B] and epoch it makes two or more float tensors
+            [B, C, S, S]; of image_size to std, and seed, it gets what its constructor names.
         num_workers: processes that decode image files, a device; other sets need none.
         split_seed: of the validation holdout; keep it, so that runs are comparable.
         labels: given, or none: all images are unlabelled (where folders are cameras, no classes).
@@ -86,6 +91,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         predict_split: Split = "val",
         compiled: bool = False,
         seed: int | None = None,
+        views: str | dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 2:
@@ -107,7 +113,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         self._augmentation: dict[str, Any] = {
             "scale": scale, "flip": flip, "jitter": jitter, "grayscale": grayscale, "blur": blur,
         }  # fmt: skip
-        self.compiled = compiled
+        self.compiled, self.given_views = compiled, views
         # Values out of range are said now, not after a download.
         side = 32 if image_size is None else image_size
         SimCLRViews(side, **self._augmentation)
@@ -119,6 +125,9 @@ class ContrastiveDataModule(L.LightningDataModule):
         """As they were read; of `splits` some images may have been left out."""
         self.splits: Splits
         self.views: SimCLRViews
+        """The paper's: of crops for evaluation, and of clean images."""
+        self.makes_views: Any
+        """What makes views for training: `views`, or the user's own."""
         self.image_size: int | None = None
         self.channels: int | None = None
         self.mean: tuple[float, ...] | None = None
@@ -153,6 +162,13 @@ class ContrastiveDataModule(L.LightningDataModule):
             # What was trained with a compiler is evaluated without one, too.
             compiled=self.compiled and (stage == "fit" or has_compiler()),
         )  # fmt: skip
+        self.makes_views = build_views(self.given_views, self.views)
+        if self.makes_views is not self.views:
+            for source in splits[:3]:
+                if isinstance(source, WorkerImages | PackedImages):
+                    check_source(self.makes_views, source)
+            if isinstance(self.makes_views, SimCLRViews):
+                self.views = self.makes_views
         own = splits[:3] if splits.held is None else (splits.train, splits.test)
         self.unreadable.images = sum(len(split) for split in own if split is not None)
         self.whole, self.splits = splits, self._wired(splits)
@@ -223,7 +239,9 @@ class ContrastiveDataModule(L.LightningDataModule):
                 return self.make_views(batch)
             parts, counts = self._loader.parts, self._loader.counts
             if len(parts) > 1:
-                return MicroBatches(batch.split(parts), self.make_views, counts, self.views.count)
+                return MicroBatches(
+                    batch.split(parts), self.make_views, counts, count_of(self.makes_views)
+                )
             return self.make_views(batch)._replace(counts=counts)
         return self.make_clean(batch, views=trainer.state.fn != TrainerFn.PREDICTING)
 
@@ -292,7 +310,7 @@ class ContrastiveDataModule(L.LightningDataModule):
 
     def make_views(self, batch: Batch) -> Views:
         """Views of each image of a batch."""
-        made = self.views(batch.images, batch.index, batch.epoch, batch.sizes)
+        made = views_of(self.makes_views, batch)
         count = len(made)
         labels, index = batch.labels.repeat(count), batch.index.repeat(count)
         return Views(torch.cat(made), labels, index, batch.epoch, per_image=count)
@@ -303,9 +321,9 @@ class ContrastiveDataModule(L.LightningDataModule):
         # Worker-cut batches hold the clean crop last, already square and of the right size.
         whole = batch.images if batch.images.dim() == 4 else batch.images[:, -1]
         made = self.make_views(batch) if views else None
-        return EvaluationBatch(
-            self.views.clean(whole, batch.sizes), made, batch.labels, batch.index
-        )
+        clean = getattr(self.makes_views, "clean", self.views.clean)
+        sizes = {} if batch.sizes is None else {"sizes": batch.sizes}
+        return EvaluationBatch(clean(whole, **sizes), made, batch.labels, batch.index)
 
     def _wired(self, splits: Splits) -> Splits:
         train, val, test = (self._wire(source) for source in splits[:3])

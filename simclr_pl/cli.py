@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.profilers import Profiler
 
 from simclr_pl.compiler import check_compiler
 from simclr_pl.data.datamodule import ContrastiveDataModule
@@ -19,6 +20,7 @@ from simclr_pl.model.refused import check_trainer
 from simclr_pl.model.simclr import SimCLR
 from simclr_pl.options import Parser, add_options, as_list, check_values, config_name, refuse
 from simclr_pl.run.artifacts import LogCheckpoints
+from simclr_pl.run.best import keep_in, say_unseen
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, StopOnNaN
 from simclr_pl.run.directory import RunDirectory, choose_directory, run_of
 from simclr_pl.run.evaluations import tell
@@ -156,6 +158,8 @@ class SimCLRCLI(LightningCLI):
         options = vars(self.config_init[str(self.subcommand)].trainer)
         with refused_by_lightning(options, building=True):
             trainer = self._trainer(**kwargs)
+        if self.session is not None:
+            keep_in(trainer, self.session.run.last_checkpoint.parent)
         check_trainer(trainer, training=self.subcommand in ("fit", "bench"))
         return trainer
 
@@ -204,6 +208,12 @@ class SimCLRCLI(LightningCLI):
         options = vars(self.config[str(self.subcommand)].trainer)
         with refused_by_lightning(options):
             self._fit(model, datamodule)
+        if self.trainer.is_global_zero:
+            say_unseen(self.trainer)
+            profiler: Any = vars(self.trainer).get("profiler")
+            # (Lightning says it where its log is read, which this package's users are spared.)
+            if isinstance(profiler, Profiler) and profiler.filename is None:
+                sys.stdout.write(profiler.summary())
 
     def _fit(self, model: L.LightningModule, datamodule: ContrastiveDataModule) -> None:
         if self.session is None:

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, Timer
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -118,6 +119,8 @@ class SaveCheckpoint(Checkpoint):
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
         stopping = self._is_to_stop()
+        if trainer.global_step < trainer.log_every_n_steps and is_last(trainer):  # type: ignore[attr-defined]
+            _log_now(trainer, trainer.loggers)  # a run too short for its loggers' turn
         if trainer.is_last_batch or loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
             return  # that comes first
         if stopping or self._is_due(trainer):
@@ -245,15 +248,16 @@ class SaveCheckpoint(Checkpoint):
             counter.processed += 1
 
 
-def _log_now(trainer: L.Trainer) -> None:
-    """Puts a step's numbers into `metrics.csv` before its checkpoint is saved.
+def _log_now(trainer: L.Trainer, loggers: list[Logger] | None = None) -> None:
+    """Puts a step's numbers into `metrics.csv` (or other loggers) before its checkpoint is saved.
 
     Lightning logs them only after the hooks that save: a kill in between would lose them, since a
     resume goes on behind this step. It logs them again into the same row.
     """
     numbers: dict[str, Any] = dict(trainer._logger_connector.metrics["log"])
-    files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
-    for file in files if numbers else []:
+    if loggers is None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+    for file in loggers if numbers else []:
         file.log_metrics(numbers | {"epoch": trainer.current_epoch}, trainer.global_step - 1)
 
 

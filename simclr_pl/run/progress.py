@@ -73,7 +73,7 @@ class Progress(ProgressBar):
             self._bar.update(trainer.global_step - self._bar.n)
             if time.monotonic() - self._last_line > 0.5:  # reading a GPU's numbers makes it wait
                 self._last_line = time.monotonic()
-                self._bar.set_description(f"epoch {trainer.current_epoch + 1}/{_epochs(trainer)}")
+                self._bar.set_description(_epoch(trainer).strip())
                 self._bar.set_postfix_str(_numbers(trainer))
         elif time.monotonic() - self._last_line > LINE_EVERY:
             self._line(trainer)
@@ -100,8 +100,7 @@ class Progress(ProgressBar):
     def _line(self, trainer: L.Trainer) -> None:
         self._last_line = time.monotonic()
         total = int(trainer.estimated_stepping_batches)
-        epoch = min(trainer.current_epoch + 1, trainer.max_epochs or trainer.current_epoch + 1)
-        line = f"epoch {epoch}/{_epochs(trainer)}  step {trainer.global_step}/{total}  "
+        line = f"{_epoch(trainer)}step {trainer.global_step}/{total}  "
         line += _numbers(trainer)
         if line == self._said:
             return
@@ -113,8 +112,12 @@ class Progress(ProgressBar):
         sys.stdout.flush()
 
 
-def _epochs(trainer: L.Trainer) -> str:
-    return str(trainer.max_epochs) if trainer.max_epochs and trainer.max_epochs > 0 else "?"
+def _epoch(trainer: L.Trainer) -> str:
+    """Epochs begun of all epochs; nothing where steps alone end the run."""
+    last = trainer.max_epochs
+    if last is None or last < 0:
+        return ""
+    return f"epoch {min(trainer.current_epoch + 1, last)}/{last}  "
 
 
 def _numbers(trainer: L.Trainer) -> str:

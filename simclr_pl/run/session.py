@@ -174,6 +174,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="The number of training batches")
     # A resume may change callbacks, and `max_time` is one: those that have gone were meant to.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+    # A ModelCheckpoint writes into its run's folder, which holds the run's own checkpoint.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # A network that is left as it is, on purpose.
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
     os.environ.setdefault("TQDM_MININTERVAL", "0.5")

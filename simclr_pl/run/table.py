@@ -58,6 +58,8 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
         norm += "; the encoder's sees a micro-batch at a time, the projector's the whole batch"
         micro["micro-batches"] = f"{parts} of at most {-(-batch // parts)} images"
     total = int(trainer.estimated_stepping_batches)
+    out = len(data.splits.train) % batch  # (limit_train_batches may leave out more)
+    sits_out = f"; {out} images sit out each epoch, others each time" if out else ""
     parameters = sum(p.numel() for p in model.parameters())
     return {
         "device": f"{world} x {device.type}, precision {trainer.precision}",
@@ -73,7 +75,7 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
         "objective": model.objective_name,
         "batch norm": norm,
         "learning rate": _learning_rate(trainer, model, total),
-        "steps": f"{total} ({steps} an epoch)",
+        "steps": f"{total} ({steps} an epoch){sits_out}",
         "seed": model.seed,
     }
 

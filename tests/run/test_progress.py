@@ -12,7 +12,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-from commands import QUICK, files, fit, run
+from commands import QUICK, files, fit, rows, run
 
 from simclr_pl.__main__ import main
 from simclr_pl.run import progress
@@ -74,6 +74,59 @@ def test_the_time_left_is_that_of_the_whole_run_at_this_sessions_pace(
     assert "/40000  " in last
     # `spent` holds the imports and the set-up too: the pace is at most that.
     assert 0.3 < seconds(last) / (spent / (done - 4) * (40000 - done)) <= 1.1
+
+
+def test_a_run_that_steps_alone_end_counts_steps(tmp_path: Path) -> None:
+    for number, epochs in enumerate(("-1", "null")):
+        ends = ("--trainer.max_epochs", epochs, "--trainer.max_steps", "3")
+        out = fit(tmp_path / str(number), *ends).out
+        assert re.search(r"^step 1/3  loss", out, re.MULTILINE), out
+        assert re.search(r"^step 3/3  loss", out, re.MULTILINE), out
+        assert not re.search(r"epoch -?\d*/", out)
+
+
+def test_images_that_sit_out_an_epoch_are_counted_before_the_first_step(tmp_path: Path) -> None:
+    out = fit(tmp_path / "run").out
+    assert "; 50 images sit out each epoch" in out  # 1458 = 11 * 128 + 50
+    out = fit(tmp_path / "even", "--data.batch_size", "162").out  # 1458 = 9 * 162
+    assert "sit out" not in out
+
+
+def test_fewer_steps_than_log_every_n_steps_still_log_the_loss(tmp_path: Path) -> None:
+    fit(tmp_path / "run", "--trainer.log_every_n_steps", "50")
+    logged = [row for row in rows(tmp_path / "run") if "train/loss" in row]
+    assert logged
+
+
+BEST = (
+    "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+    *("--trainer.callbacks.monitor=knn/val_top1", "--trainer.callbacks.mode=max"),
+)
+
+
+def test_the_best_by_knn_is_kept_though_knn_comes_every_few_epochs(tmp_path: Path) -> None:
+    often = ("--knn.every_n_epochs", "3", "--trainer.max_epochs", "7")
+    outcome = fit(tmp_path / "run", *BEST, *often, "--trainer.callbacks.save_top_k=-1")
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt")}
+    assert kept == {
+        "last.ckpt",
+        "epoch=2-step=6.ckpt",
+        "epoch=5-step=12.ckpt",
+        "epoch=6-step=14.ckpt",
+    }
+    assert outcome.err == ""
+
+
+def test_a_number_that_never_comes_is_said_at_the_end(tmp_path: Path) -> None:
+    out = fit(tmp_path / "run", *BEST, "--trainer.callbacks.monitor=knn/val_top").out
+    assert "ModelCheckpoint has kept nothing, since no number is called knn/val_top" in out
+    assert "knn/val_top1" in out
+
+
+def test_a_profiler_prints_its_table(tmp_path: Path) -> None:
+    out = fit(tmp_path / "run", "--trainer.profiler", "simple").out
+    assert "Profiler Report" in out
+    assert "optimizer_step" in out
 
 
 def test_progress_can_be_turned_off(tmp_path: Path) -> None:

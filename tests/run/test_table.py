@@ -31,7 +31,7 @@ def test_the_table_is_the_arithmetic_of_the_recipe(tmp_path: Path) -> None:
         "objective": "nt_xent",
         "batch norm": "global, over all devices",
         "learning rate": "0.025 at its peak (sgd, linear scaling), 0 steps of warm-up",
-        "steps": "4 (2 an epoch)",
+        "steps": "4 (2 an epoch); 50 images sit out each epoch, others each time",
         "seed": "0",
     }
     assert table["encoder"].startswith("resnet10t, stem 3x3 stride 1, no max-pool (timm), 0.0")
@@ -54,7 +54,7 @@ def test_the_table_follows_the_recipe(tmp_path: Path) -> None:
         f"{rate} at its peak (adamw, sqrt scaling), 6 steps of warm-up"
         ": the run ends before the peak is reached"
     )
-    assert table["steps"] == "4 (4 an epoch)"
+    assert table["steps"] == "4 (4 an epoch); 50 images sit out each epoch, others each time"
     assert table["seed"] == "7"
 
 

@@ -1,0 +1,54 @@
+"""Lightning's ModelCheckpoint in a run: its folder, and numbers that don't come each epoch."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+def keep_in(trainer: L.Trainer, folder: Path) -> None:
+    """Has each ModelCheckpoint write into a run's folder, and wait for the number it monitors.
+
+    Lightning ends a training in which that number isn't there at a validation: `knn/val_top1` comes
+    every ten epochs. Nothing is saved either by a number that is left over from earlier epochs.
+
+    Args:
+        trainer: with its callbacks.
+        folder: where checkpoints go whose callback has no `dirpath` of its own.
+    """
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            if callback.dirpath is None:
+                callback.dirpath = str(folder.absolute())
+            if callback.monitor is not None:
+                _wait_for_number(callback)
+
+
+def _wait_for_number(callback: Any) -> None:
+    save = callback._save_topk_checkpoint
+    seen: list[Any] = [None]
+
+    def save_if_new(trainer: L.Trainer, candidates: Any) -> None:
+        number = trainer.callback_metrics.get(callback.monitor)
+        if number is None or number is seen[0]:
+            return
+        seen[0] = number
+        save(trainer, candidates)
+
+    callback._save_topk_checkpoint = save_if_new
+
+
+def say_unseen(trainer: L.Trainer) -> None:
+    """Says at the end which ModelCheckpoint has never had its number, and so kept nothing."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    there = trainer.callback_metrics
+    for callback in callbacks:
+        monitor = callback.monitor if isinstance(callback, ModelCheckpoint) else None
+        if monitor is not None and monitor not in there:
+            sys.stdout.write(
+                f"trainer.callbacks: ModelCheckpoint has kept nothing, since no number is called "
+                f"{monitor}: there are {', '.join(sorted(map(str, there)))}\n"
+            )

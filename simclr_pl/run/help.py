@@ -10,7 +10,7 @@ from simclr_pl.errors import UserError
 WIDTH = 100
 """Characters of a line."""
 
-HELP_AT = 34
+HELP_AT = 28
 """Column at which an option's help begins."""
 
 

@@ -27,7 +27,8 @@ class LabelledDataModule(ContrastiveDataModule):
     """
 
     def __init__(self, label_fraction: float, **data: Any) -> None:
-        super().__init__(**{**data, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0})
+        plain = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "views": None}
+        super().__init__(**{**data, **plain})
         self.label_fraction = label_fraction
 
     def setup(self, stage: str | None = None) -> None:

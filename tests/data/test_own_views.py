@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from simclr_pl import ContrastiveDataModule
+from simclr_pl.data.labelled import LabelledDataModule
 from simclr_pl.data.views import SimCLRViews
 from simclr_pl.errors import UserError
 
@@ -87,6 +88,13 @@ def test_clean_images_are_the_papers_unless_there_are_own_ones() -> None:
     assert own.make_clean(batch, views=False).clean.equal(want)
     own.makes_views.clean = lambda images: images.float()
     assert own.make_clean(batch, views=False).clean.equal(batch.images.float())
+
+
+def test_fine_tuning_crops_and_flips_as_the_paper_does() -> None:
+    data = LabelledDataModule(1.0, batch_size=16, views=Shifted)
+    data.prepare_data()
+    data.setup()
+    assert type(data.views) is type(data.makes_views) is SimCLRViews
 
 
 def test_of_image_files_the_views_are_subclasses_of_the_papers(tmp_path: Path) -> None:

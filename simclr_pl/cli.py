@@ -15,6 +15,7 @@ from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.errors import UserError
 from simclr_pl.evaluate.features import FeatureWriter
 from simclr_pl.files import expanded
+from simclr_pl.lightning_internals import parser_of
 from simclr_pl.model.checkpoint import KEY, check_stem, fit_weights, read_checkpoint
 from simclr_pl.model.refused import check_trainer
 from simclr_pl.model.simclr import SimCLR
@@ -150,7 +151,7 @@ class SimCLRCLI(LightningCLI):
                 check_tensorboard()
             again = f"--resume --run_dir {self.run.path}"
             self.session = Session(self.run, again, "--trainer.max_epochs", self.stop)
-            self.recipe = portable(self._parser("fit"), config)
+            self.recipe = portable(parser_of(self, "fit"), config)
             self.session.claim(self.recipe, resume=config.resume)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

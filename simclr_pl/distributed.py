@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from simclr_pl.lightning_internals import AnyBatchNorm
+
 
 def rank_and_world() -> tuple[int, int]:
     """This process's rank and the number of ranks: (0, 1) without a process group."""
@@ -157,7 +159,7 @@ _TIMMS = ("drop", "act")
 """Modules that timm's batch norms bring along, and apply behind themselves in this order."""
 
 
-class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+class GlobalBatchNorm(AnyBatchNorm):
     """Batch norm over the rows of all ranks, where torch has none: on the CPU.
 
     On CUDA `torch.nn.SyncBatchNorm` does this. Ranks may hold different numbers of rows. Names of
@@ -213,7 +215,7 @@ def globalise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
 
         converted: nn.Module = convert_sync_batchnorm(module)
         return converted
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module) is not GlobalBatchNorm:
+    if isinstance(module, AnyBatchNorm) and type(module) is not GlobalBatchNorm:
         twin = GlobalBatchNorm(
             module.num_features,
             module.eps,

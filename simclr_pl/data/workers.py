@@ -18,11 +18,22 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
-from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, get_worker_info
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from simclr_pl.errors import UserError
+from simclr_pl.lightning_internals import (
+    answer_within,
+    count_as_ended,
+    end_iterator,
+    has_ended,
+    has_lost_pinning,
+    heeds_worker_deaths,
+    ignore_worker_deaths,
+    is_worker_iterator,
+    running_iterator,
+    wait_by,
+    worker_processes,
+)
 
 NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
@@ -169,7 +180,7 @@ def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:
     others = active_children()
     try:
         # Workers that are there already may be waited for, and a signal is not to wait with them.
-        with _signals_held() if loader._iterator is None else nullcontext():
+        with _signals_held() if running_iterator(loader) is None else nullcontext():
             passing: Any = iter(loader)
     except OSError as error:
         _kill(worker for worker in active_children() if worker not in others)
@@ -179,12 +190,12 @@ def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:
         raise
     if passing not in _iterators:
         _iterators.add(passing)
-        _workers.update(passing._workers)
+        _workers.update(worker_processes(passing))
         atexit.unregister(_end_all)  # what is registered last is done first: before torch's own
         atexit.register(_end_all)
         # Torch would raise an error about a worker that has died in the midst of anything.
-        _forget(passing)
-        passing._get_data = _Patient(passing)
+        ignore_worker_deaths(passing)
+        wait_by(passing, _Patient(passing))
     yield from passing
 
 
@@ -192,14 +203,8 @@ def _abandon(error: OSError) -> None:
     """Keeps the iterator that could not start its workers from ending what it doesn't have."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         half_made = frame.f_locals.get("self")
-        if isinstance(half_made, _MultiProcessingDataLoaderIter):
-            half_made._shutdown = True
-
-
-def _forget(iterator: Any) -> None:
-    """Takes the workers from those whose death torch makes an error of."""
-    _remove_worker_pids(id(iterator))
-    iterator._worker_pids_set = False
+        if is_worker_iterator(half_made):
+            count_as_ended(half_made)
 
 
 @contextmanager
@@ -228,16 +233,16 @@ class _Patient:
         begun, notice = time.monotonic(), NOTICE_S
         while True:
             try:
-                there, data = self.iterator._try_get_data(LOOK_S)
+                there, data = answer_within(self.iterator, LOOK_S)
             except (EOFError, OSError, RuntimeError) as error:
-                raise _explained(error, self.iterator._workers) from error
+                raise _explained(error, worker_processes(self.iterator)) from error
             if there:
                 return data
             waited = time.monotonic() - begun
             if waited > notice:
-                _say_waiting(waited, self.iterator._workers)
+                _say_waiting(waited, worker_processes(self.iterator))
                 notice *= 2
-            if self.iterator._pin_memory and not self.iterator._pin_memory_thread.is_alive():
+            if has_lost_pinning(self.iterator):
                 raise RuntimeError("the thread that pins batches in memory has ended")
             for watcher in _watchers:
                 watcher(waited)
@@ -290,23 +295,24 @@ def end_workers(loader: DataLoader[Any]) -> None:
     Left to the garbage collector, each is waited for in vain for 5 seconds: their queues may be
     collected first.
     """
-    if loader._iterator is not None:
-        _end(loader._iterator)
+    iterator = running_iterator(loader)
+    if iterator is not None:
+        _end(iterator)
 
 
 def _end(iterator: Any) -> None:
-    if iterator._shutdown:
+    if has_ended(iterator):
         return
-    force = threading.Timer(PATIENCE_S, _kill, [iterator._workers])
+    force = threading.Timer(PATIENCE_S, _kill, [worker_processes(iterator)])
     force.daemon = True
     force.start()
-    if iterator._worker_pids_set:
-        _forget(iterator)
+    if heeds_worker_deaths(iterator):
+        ignore_worker_deaths(iterator)
     try:
-        iterator._shutdown_workers()
+        end_iterator(iterator)
     finally:
         force.cancel()
-        _kill(iterator._workers)
+        _kill(worker_processes(iterator))
 
 
 def _kill(workers: Iterable[BaseProcess]) -> None:

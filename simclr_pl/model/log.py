@@ -6,6 +6,8 @@ import lightning as L
 import torch
 from torch import nn
 
+from simclr_pl.lightning_internals import batches_done
+
 
 def is_logged(trainer: L.Trainer) -> bool:
     """Whether somebody looks at this step's numbers: loggers, callbacks, or a person.
@@ -25,9 +27,8 @@ def is_logged(trainer: L.Trainer) -> bool:
 def _is_validated(trainer: L.Trainer) -> bool:
     """Whether a validation in mid-epoch follows this step."""
     every = trainer.val_check_batch
-    loop = trainer.fit_loop
     # (In batches over all epochs where `check_val_every_n_epoch` is None.)
-    done = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx
+    done = batches_done(trainer, in_all=trainer.check_val_every_n_epoch is None)
     return every not in (None, 0) and (done + 1) % every == 0
 
 

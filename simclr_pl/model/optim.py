@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from simclr_pl.errors import UserError
+from simclr_pl.lightning_internals import AnyConv
 from simclr_pl.lookup import Choice, accepted, construct
 from simclr_pl.model.lars import Lars
 
@@ -191,7 +192,7 @@ def split_parameters(modules: nn.Module) -> tuple[list[nn.Parameter], list[nn.Pa
     is one, however narrow.
     """
     named = _without_decay(modules)
-    layers = (m for m in modules.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd))
+    layers = (m for m in modules.modules() if isinstance(m, nn.Linear | AnyConv))
     matrices = {layer.weight for layer in layers}
     weights: list[nn.Parameter] = []
     others: list[nn.Parameter] = []

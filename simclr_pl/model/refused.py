@@ -1,7 +1,5 @@
 """Trainers that are refused, since they would train something else, or lose what they train."""
 
-from typing import Any
-
 import lightning as L
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -9,10 +7,10 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     StochasticWeightAveraging,
 )
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 
 from simclr_pl.errors import UserError
+from simclr_pl.lightning_internals import start_method, synchronises_batch_norm
 
 _WHOLE_BATCH = (
     "would not give a contrastive batch its negatives: set data.batch_size to the batch you want, "
@@ -49,7 +47,7 @@ def check_trainer(trainer: L.Trainer, *, training: bool | None = None) -> None:
     _check_length(trainer)
     if trainer.limit_train_batches == 0:
         raise UserError("trainer.limit_train_batches is 0: give at least 1 batch, or leave it out")
-    if trainer._accelerator_connector._layer_sync is not None:
+    if synchronises_batch_norm(trainer):
         raise UserError(
             "trainer.sync_batchnorm is not used: batch norm is global by the recipe's own key, "
             "model.global_batch_norm (true unless you turn it off)"
@@ -103,9 +101,8 @@ def _check_launcher(trainer: L.Trainer) -> None:
     Modules are built and trained in there, and gone with them; and whoever has started them sees
     neither a step nor a signal.
     """
-    strategy: Any = trainer.strategy
-    if isinstance(strategy.launcher, _MultiProcessingLauncher):
-        how = strategy.launcher._start_method
+    how = start_method(trainer)
+    if how is not None:
         raise UserError(
             f"this Trainer's strategy trains in processes that it starts by {how} (ddp_notebook, "
             "ddp_fork, ddp_spawn, and Lightning's own choice for several devices in a notebook), "

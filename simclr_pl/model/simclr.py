@@ -8,7 +8,6 @@ from typing import Any, Self
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from simclr_pl.batch import EvaluationBatch, EvaluationOutput, MicroBatches, Ste
 from simclr_pl.compiler import check_compiler
 from simclr_pl.distributed import globalise_batch_norm, rank_and_world, sum_over_ranks
 from simclr_pl.errors import UserError
+from simclr_pl.lightning_internals import find_training_batches, restricted_classmethod
 from simclr_pl.lookup import Choice, Door, is_class_path, lookup, written
 from simclr_pl.model import checkpoint as checkpoints
 from simclr_pl.model.encoder import EncoderSpec, Stem, build_encoder, chosen_encoder
@@ -159,12 +159,9 @@ class SimCLR(L.LightningModule):
 
     def configure_model(self) -> None:
         """Lightning's hook after the data's `setup`: builds the network once."""
-        try:
-            data = getattr(self.trainer, "datamodule", None)
-        except RuntimeError:
-            # No trainer: `load_from_checkpoint` asks, and `on_load_checkpoint` will build.
-            return
-        given = geometry_of(data)
+        if not self._has_trainer():
+            return  # `load_from_checkpoint` asks, and `on_load_checkpoint` will build
+        given = geometry_of(getattr(self.trainer, "datamodule", None))
         if self.geometry is None:
             if given is None:
                 raise UserError(
@@ -181,6 +178,12 @@ class SimCLR(L.LightningModule):
             # In place: names in checkpoints stay as they are.
             self.encoder.compile()
             self.projector.compile()
+
+    def _has_trainer(self) -> bool:
+        try:
+            return self.trainer is not None
+        except RuntimeError:
+            return False
 
     def _build(self, geometry: Geometry, auto: Stem = "auto") -> None:
         """Makes the network; a stem that the recipe leaves open is `auto`."""
@@ -221,7 +224,7 @@ class SimCLR(L.LightningModule):
             about = checkpoints.description(self.spec, self.geometry, self.seed)
             checkpoint[checkpoints.KEY] = about
 
-    @_restricted_classmethod
+    @restricted_classmethod
     def load_from_checkpoint(
         cls,  # noqa: N805
         checkpoint_path: Any,
@@ -246,8 +249,8 @@ class SimCLR(L.LightningModule):
         Raises:
             UserError: a network has been built, and is another one.
         """
-        if self._trainer is not None:  # a trainer from Python reads with Lightning's own function
-            checkpoints.check_whole(self._trainer.ckpt_path)
+        if self._has_trainer():  # one from Python reads with Lightning's own function
+            checkpoints.check_whole(self.trainer.ckpt_path)
         about = checkpoints.describe(checkpoint, "the checkpoint")
         geometry = geometry_in(about)
         if self.geometry is None:
@@ -354,7 +357,7 @@ class SimCLR(L.LightningModule):
                 "the learning rate's cosine needs an end: give --trainer.max_epochs or max_steps"
             )
         # With max_steps alone Lightning knows the steps before it has counted an epoch's batches.
-        self.trainer.fit_loop.setup_data()
+        find_training_batches(self.trainer)
         fused = may_fuse(self.trainer)
         optimizer = build_optimizer(self, self.recipe, self.peak_learning_rate, fused=fused)
         if cosine:

@@ -15,15 +15,22 @@ from torch import Tensor
 from simclr_pl.batch import StepOutput
 from simclr_pl.errors import UnfinishedError, UserError
 from simclr_pl.files import beside, make_folder, whole
-from simclr_pl.model.checkpoint import check_whole
-from simclr_pl.model.ending import (
+from simclr_pl.lightning_internals import (
+    a_batch_back,
+    forget_broken_off_validation,
     is_epoch_whole,
-    is_last,
-    validate_at_the_end,
-    validate_once_more,
+    leave_signals_alone,
+    logs_this_step,
+    numbers_to_log,
+    validate_now,
+    validates_behind_step,
+    validation_as_not_begun,
+    within_epoch,
 )
+from simclr_pl.model.checkpoint import check_whole
+from simclr_pl.model.ending import is_last, validate_at_the_end
 from simclr_pl.run.metrics import MetricsFile
-from simclr_pl.run.stop import StopRequest, leave_signals_alone
+from simclr_pl.run.stop import StopRequest
 
 UNTOUCHED = "the checkpoint before is whole, and --resume goes on from it"
 """What to know where a new one cannot be written."""
@@ -116,25 +123,21 @@ class SaveCheckpoint(Checkpoint):
         batch_idx: int,
     ) -> None:
         """Saves in mid-epoch, unless there is a validation to come first."""
-        loop = trainer.fit_loop
-        assert loop._data_fetcher is not None
         stopping = self._is_to_stop()
         if trainer.global_step < trainer.log_every_n_steps and is_last(trainer):  # type: ignore[attr-defined]
             _log_now(trainer, trainer.loggers)  # a run too short for its loggers' turn
-        if trainer.is_last_batch or loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+        if trainer.is_last_batch or validates_behind_step(trainer):
             return  # that comes first
         if stopping or self._is_due(trainer):
-            if trainer._logger_connector.should_update_logs:
+            if logs_this_step(trainer):
                 _log_now(trainer)
             self._save(trainer, last=is_last(trainer))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stops before a validation, which a resume then begins with."""
-        progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        if progress.ready > progress.completed:  # a resume, as `_save_amid_validation` left it
-            progress.ready = progress.started = progress.completed
+        forget_broken_off_validation(trainer)  # a resume, as `_save_amid_validation` left it
         self._final_at = trainer.global_step if is_last(trainer) else -1
         self._save_amid_validation(trainer)
 
@@ -156,8 +159,8 @@ class SaveCheckpoint(Checkpoint):
         if trainer.validating:
             self._save_amid_validation(trainer)
         # A resume takes this for a validation's end (`validate_at_the_end`), and counts a batch.
-        trainer.fit_loop.epoch_loop._batches_that_stepped -= 1
-        self._save(trainer)
+        with a_batch_back(trainer):
+            self._save(trainer)
 
     def _save_amid_validation(self, trainer: L.Trainer) -> None:
         """Where that was asked for, saves a state from which Lightning validates from the start."""
@@ -165,12 +168,7 @@ class SaveCheckpoint(Checkpoint):
             return
         if trainer.global_step == trainer.max_steps:  # Lightning would find nothing left to do
             return
-        progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
-        total: Any = progress.total
-        total.completed = total.processed = total.completed - progress.current.completed
-        # As in the midst of a first batch: that is how Lightning knows a validation to be done.
-        total.ready = total.started = total.completed + 1
-        progress.reset_on_run()
+        validation_as_not_begun(trainer)
         self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -210,7 +208,7 @@ class SaveCheckpoint(Checkpoint):
         last = is_last(trainer)
         if last and trainer.enable_validation and self._final_at != trainer.global_step:
             self._once_more = True
-            validate_once_more(trainer)
+            validate_now(trainer)  # the one before has just made this step the last
         if not is_epoch_whole(trainer):
             self._save_broken_off(trainer)
             return
@@ -235,17 +233,10 @@ class SaveCheckpoint(Checkpoint):
         """Saves an epoch that was broken off as what it is, unless a validation has seen to it."""
         if self._saved_at == trainer.global_step:
             return
-        loop: Any = trainer.fit_loop
         # Lightning has counted it as an epoch, and as behind the step: it goes on from within.
-        counters = (loop.epoch_progress.total, loop.epoch_progress.current)
-        for counter in counters:
-            counter.processed -= 1
-        loop.epoch_loop._batches_that_stepped -= 1
-        _log_now(trainer)
-        self._save(trainer, last=True)
-        loop.epoch_loop._batches_that_stepped += 1
-        for counter in counters:
-            counter.processed += 1
+        with within_epoch(trainer):
+            _log_now(trainer)
+            self._save(trainer, last=True)
 
 
 def _log_now(trainer: L.Trainer, loggers: list[Logger] | None = None) -> None:
@@ -254,7 +245,7 @@ def _log_now(trainer: L.Trainer, loggers: list[Logger] | None = None) -> None:
     Lightning logs them only after the hooks that save: a kill in between would lose them, since a
     resume goes on behind this step. It logs them again into the same row.
     """
-    numbers: dict[str, Any] = dict(trainer._logger_connector.metrics["log"])
+    numbers = numbers_to_log(trainer)
     if loggers is None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
     for file in loggers if numbers else []:

@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from simclr_pl.data.fingerprint import fingerprint
 from simclr_pl.errors import UserError
+from simclr_pl.lightning_internals import take_over_ranks
 from simclr_pl.run.parent import GRACE_S, LOOK_S, PARENT, is_started
 from simclr_pl.run.recipe import flat
 from simclr_pl.run.results import versions
@@ -146,12 +147,8 @@ class Ranks(L.Callback):
 
     def _watch(self, trainer: L.Trainer) -> None:
         """Watches over ranks that Lightning has started, or over the one that has started this."""
-        launcher: Any = trainer.strategy.launcher
-        started: list[subprocess.Popen[Any]] = getattr(launcher, "procs", [])
-        if started:
-            # Lightning's own watch kills without a word: it looks at the list that is left empty.
-            self._children, launcher.procs = list(started), list(started)
-            started.clear()
+        self._children = take_over_ranks(trainer)
+        if self._children:
             threading.Thread(target=self._look, daemon=True).start()
         elif getattr(trainer.strategy, "cluster_environment", None) and is_started():
             PARENT.look_for(os.getppid())  # where a script has started it, not the command line

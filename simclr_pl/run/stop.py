@@ -101,18 +101,3 @@ def restore(number: int, handler: Any) -> None:
         handler: what `signal.signal` or `signal.getsignal` has returned.
     """
     signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-def leave_signals_alone(trainer: L.Trainer) -> None:
-    """Takes Lightning's own answers to signals out of a training.
-
-    Its handler runs a collective wherever the rank is, which hangs, and its loop broadcasts and
-    reads back a flag before every step, for which an accelerator has to wait.
-    """
-    connector: Any = trainer._signal_connector
-    loop: Any = trainer.fit_loop.epoch_loop
-    connector.register_signal_handlers = loop._broadcast_sigterm_tensor = _nothing
-
-
-def _nothing() -> None:
-    pass

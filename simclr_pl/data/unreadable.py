@@ -28,9 +28,19 @@ class Unreadable:
         self.root = root
         self.images = 0
         """Of all splits together."""
-        self.file: Path | None = None
-        """Where they are written down, if there is a run."""
+        self._file: Path | None = None
         self._known: set[str] = set()
+
+    @property
+    def file(self) -> Path | None:
+        """Where they are written down, if there is a run; another run's has all names anew."""
+        return self._file
+
+    @file.setter
+    def file(self, path: Path | None) -> None:
+        if path != self._file:
+            self._known = set()
+        self._file = path
 
     def add(self, path: str | Path, why: str) -> None:
         """Notes a file that could not be read, unless it is known.

@@ -1,6 +1,9 @@
 """Is pretraining healthy? A monitor of `sphere`'s numbers, and warnings where it goes wrong."""
 
-from typing import Any
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -11,6 +14,9 @@ from simclr_pl.distributed import rank_and_world, sum_over_ranks
 from simclr_pl.errors import UserError
 from simclr_pl.evaluate.sphere import in_float64, rankme, step_health
 from simclr_pl.evaluate.trouble import WINDOW, Trouble, Window
+from simclr_pl.model.log import log_now
+
+T = TypeVar("T")
 
 
 class HealthMonitor(L.Callback):
@@ -21,7 +27,9 @@ class HealthMonitor(L.Callback):
     chance level (NT-Xent's is log(2N - 1)) `chance_loss` and `loss_over_chance`; with each
     validation `rankme`, of the split's clean images. Warns of collapse, a loss stuck at chance, and
     divergence, once each in a run, also over a resume. Works with any module whose steps return
-    `StepOutput` and `EvaluationOutput`. Between those steps the device is not waited for.
+    `StepOutput` and `EvaluationOutput`. Between those steps the device is not waited for. An error
+    in this arithmetic or in a warning is said once, and training goes on; one in a collective
+    operation of several ranks ends it, since others would wait.
 
     Args:
         every_n_steps: how often, in optimiser steps; 0 turns it off.
@@ -34,10 +42,20 @@ class HealthMonitor(L.Callback):
         if every_n_steps < 0:
             raise UserError(f"health.every_n_steps is {every_n_steps}, but must be 0 (off) or more")
         self.every_n_steps = every_n_steps
+        self._begin()
+
+    def _begin(self) -> None:
+        self._complained = False
         self._trouble = Trouble()
         self._loss: Tensor | None = None  # this rank's sum over the window
         self._steps = 0  # of the window
         self._gram: Tensor | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Another fit is another run, unless a checkpoint is restored behind this."""
+        self._gram = None  # of a validation that was broken off
+        if stage == "fit":
+            self._begin()
 
     # Training -------------------------------------------------------------------------------------
 
@@ -61,7 +79,10 @@ class HealthMonitor(L.Callback):
     def _look(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: StepOutput, views: int
     ) -> None:
-        health = step_health(outputs["features"], outputs["projections"], views)
+        given = outputs["features"], outputs["projections"], views
+        health = self._survived(trainer, step_health, *given, alone=trainer.world_size == 1)
+        if health is None:
+            return
         chance = outputs["chance"]
         assert self._loss is not None
         losses = sum_over_ranks(torch.stack([outputs["loss"].detach(), self._loss]))
@@ -70,7 +91,9 @@ class HealthMonitor(L.Callback):
         del numbers["images"], numbers["dimension"]
         if chance is not None:
             numbers |= {"loss_over_chance": loss - chance, "chance_loss": chance}
-        _log(trainer, pl_module, {f"health/{name}": value for name, value in numbers.items()})
+        for name, value in numbers.items():
+            pl_module.log(f"health/{name}", value, logger=False)  # for other callbacks
+        log_now(trainer, {f"health/{name}": value for name, value in numbers.items()})
         if self._steps < WINDOW:
             return
         window = Window(
@@ -83,9 +106,38 @@ class HealthMonitor(L.Callback):
             trainer.global_step,
         )
         self._loss, self._steps = None, 0
+        self._survived(trainer, self._warn, trainer, window)
+
+    def _warn(self, trainer: L.Trainer, window: Window) -> None:
         for sentence in self._trouble.look(window):
             if trainer.is_global_zero:
                 trainer.print(sentence)
+
+    def _survived(
+        self, trainer: L.Trainer, work: Callable[..., T], *args: Any, alone: bool = True
+    ) -> T | None:
+        """What some work returns; an error in it is said once, and ends no training.
+
+        Args:
+            trainer: says it.
+            work: may fail.
+            args: of `work`.
+            alone: whether no other rank waits for this one in it; else errors pass.
+        """
+        try:
+            return work(*args)
+        except Exception as error:  # whatever it is: no warning is worth a training
+            if not alone:
+                raise
+            first, self._complained = not self._complained, True
+            what = " ".join(str(error).split())[:300]
+            with suppress(Exception):  # it may be printing that fails
+                if first and trainer.is_global_zero:
+                    trainer.print(
+                        f"warning: health is not watched ({type(error).__name__}: {what}); "
+                        "training goes on"
+                    )
+            return None
 
     # Validation -----------------------------------------------------------------------------------
 
@@ -110,7 +162,8 @@ class HealthMonitor(L.Callback):
         if gram is not None:
             # The same number on all ranks, whose maximum has no rounding.
             many = rank_and_world()[1] > 1
-            value = rankme(sum_over_ranks(gram))
+            value = self._survived(trainer, rankme, sum_over_ranks(gram))
+            value = math.nan if value is None else value
             pl_module.log("health/rankme", value, sync_dist=many, reduce_fx="max")
 
     # Checkpoints ----------------------------------------------------------------------------------
@@ -129,13 +182,3 @@ class HealthMonitor(L.Callback):
         rank, world = rank_and_world()
         share = world if rank == 0 else 0
         self._loss = None if loss is None else torch.tensor(loss * share, dtype=torch.float64)
-
-
-def _log(trainer: L.Trainer, pl_module: L.LightningModule, numbers: dict[str, float]) -> None:
-    """Logs now: Lightning would only on steps that `log_every_n_steps` divides, and lose others."""
-    for name, value in numbers.items():
-        pl_module.log(name, value, logger=False)  # for other callbacks
-    for logger in trainer.loggers:
-        logger.log_metrics(
-            {**numbers, "epoch": trainer.current_epoch}, step=trainer.global_step - 1
-        )

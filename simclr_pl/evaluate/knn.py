@@ -109,7 +109,9 @@ class KNNMonitor(L.Callback):
         self._outputs: list[EvaluationOutput] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Looks at the data before anything is trained."""
+        """Looks at the data before training, and forgets a validation that was broken off."""
+        self._outputs = []
+        forget(trainer)
         if stage == "fit" and self.every_n_epochs:
             check_splits(trainer, "KNNMonitor")
 

@@ -50,7 +50,8 @@ class LinearEvaluation(L.Callback):
         self.every_n_epochs, self.epochs, self.test_at_end = every_n_epochs, epochs, test_at_end
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Looks at the data before anything is trained."""
+        """Looks at the data before training, and forgets a validation that was broken off."""
+        forget(trainer)
         if stage == "fit" and self.every_n_epochs:
             check_splits(trainer, "LinearEvaluation")
 

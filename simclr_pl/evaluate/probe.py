@@ -50,7 +50,10 @@ class OnlineProbe(L.Callback):
     # Building -------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Learns the number of classes."""
+        """Learns the number of classes; another fit has another head, unless one is restored."""
+        self._counts, self._beyond = {}, None  # of what was broken off
+        if stage == "fit":
+            self.head = self.optimizer = self._restored = None
         self.classes = int(getattr(trainer.datamodule, "num_classes", 0))  # type: ignore[attr-defined]
 
     # Lightning validates in inference mode, whose tensors could not be trained later on.

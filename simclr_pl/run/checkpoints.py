@@ -29,6 +29,7 @@ from simclr_pl.lightning_internals import (
 )
 from simclr_pl.model.checkpoint import check_whole
 from simclr_pl.model.ending import is_last, validate_at_the_end
+from simclr_pl.model.log import log_now
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.stop import StopRequest
 
@@ -80,6 +81,7 @@ class SaveCheckpoint(Checkpoint):
                 raise UserError(f"checkpoint.{name} is {value}, but must be at least 1")
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
         self.keep_every_n_epochs = keep_every_n_epochs
+        self._chose_path = False
         self.path: Path | None = None
         """Where `last.ckpt` goes: set by the command line, else below `default_root_dir`."""
         self.stop: StopRequest | None = None
@@ -88,7 +90,8 @@ class SaveCheckpoint(Checkpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Finds the place."""
-        if self.path is None:
+        if self.path is None or self._chose_path:  # another trainer has another place
+            self._chose_path = True
             self.path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
         if self.stop is not None:
             leave_signals_alone(trainer)
@@ -248,8 +251,7 @@ def _log_now(trainer: L.Trainer, loggers: list[Logger] | None = None) -> None:
     numbers = numbers_to_log(trainer)
     if loggers is None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
-    for file in loggers if numbers else []:
-        file.log_metrics(numbers | {"epoch": trainer.current_epoch}, trainer.global_step - 1)
+    log_now(trainer, numbers, loggers if numbers else [])
 
 
 REMEDY = (
@@ -272,6 +274,11 @@ class StopOnNaN(L.Callback):
     def __init__(self, remedy: str = REMEDY) -> None:
         self.remedy = remedy
         self._bad: Tensor | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Another fit has another loss."""
+        if stage == "fit":
+            self._bad = None
 
     def on_train_batch_end(
         self,

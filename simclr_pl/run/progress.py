@@ -49,7 +49,8 @@ class Progress(ProgressBar):
             tqdm.write(" ".join(str(arg) for arg in args))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Shows the bar."""
+        """Shows the bar; nothing is left of a fit before."""
+        self._last_line, self._said, self._start = 0.0, "", None
         if self._on and sys.stdout.isatty():
             self._bar = tqdm(
                 total=int(trainer.estimated_stepping_batches),

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 
+from simclr_pl.model.log import log_now
+
 
 class _Mark(NamedTuple):
     """A moment, and how long had been waited for data until then, in seconds."""
@@ -90,10 +92,7 @@ class Throughput(L.Callback):
         if device.type == "cuda":
             numbers["speed/gpu_memory_bytes"] = torch.cuda.max_memory_allocated(device)
         self._forget()
-        for logger in trainer.loggers:
-            logger.log_metrics(
-                {**numbers, "epoch": trainer.current_epoch}, step=trainer.global_step - 1
-            )
+        log_now(trainer, numbers)
 
 
 def _now(trainer: L.Trainer) -> _Mark:

@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.errors import UnfinishedError, UserError
 from simclr_pl.evaluate.knn import due
+from simclr_pl.model.log import log_now
 from simclr_pl.tools.snapshot import moment, snap
 
 MOST = (2_000, 500)
@@ -43,6 +44,11 @@ class Gallery(L.Callback):
             )
         self.every_n_epochs = every_n_epochs
         self._views_are_shown = self._complained = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Another fit shows and says all anew."""
+        if stage == "fit":
+            self._views_are_shown = self._complained = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws, on rank 0 alone: in eval mode a forward pass needs no other rank."""
@@ -77,8 +83,7 @@ class Gallery(L.Callback):
             apart.teardown()
         named = {f"pictures/{name}": picture for name, picture in pictures.items()}
         for logger in loggers if named else []:
-            # As Lightning counts the step that has just been taken.
-            _log(logger, named, trainer.current_epoch, trainer.global_step - 1)
+            _log(trainer, logger, named)
 
     def _draw(
         self, trainer: L.Trainer, module: L.LightningModule, data: ContrastiveDataModule
@@ -117,14 +122,15 @@ def _that_take_images(trainer: L.Trainer) -> list[Any]:
     ]
 
 
-def _log(logger: Any, pictures: dict[str, Any], epoch: int, step: int) -> None:
+def _log(trainer: L.Trainer, logger: Any, pictures: dict[str, Any]) -> None:
     """Hands pictures (PIL's) by name to a logger, in its own way."""
     if isinstance(logger, WandbLogger):  # in one row, which its own log_image gives no epoch
         import wandb
 
         row: dict[str, Any] = {name: [wandb.Image(image)] for name, image in pictures.items()}
-        logger.log_metrics({**row, "epoch": epoch}, step=step)
+        log_now(trainer, row, [logger])
         return
+    step = trainer.global_step - 1  # as Lightning counts the step that has just been taken
     for name, picture in pictures.items():
         if isinstance(logger, TensorBoardLogger):
             pixels = np.asarray(picture.convert("RGB"))

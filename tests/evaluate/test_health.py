@@ -418,3 +418,39 @@ def test_the_digits_recipe_is_left_in_peace(tmp_path: Path) -> None:
     last = next(row for row in reversed(rows(tmp_path / "run")) if row.keys() >= NAMES)
     assert float(last["health/loss_over_chance"]) < -1
     assert float(rows(tmp_path / "run")[-1]["knn/val_top1"]) > 0.85
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+class Closed(io.StringIO):
+    """A standard output whose reader has gone, but for what is no warning of trouble."""
+
+    def write(self, text: str) -> int:
+        if "collapsed" in text:
+            raise BrokenPipeError(32, "Broken pipe")
+        return super().write(text)
+
+
+def test_a_warning_that_cannot_be_printed_ends_no_training() -> None:
+    build, epochs, callbacks, _ = CASES["collapse"]
+    out, lightning = Closed(), trainer(HealthMonitor(10), *callbacks, max_epochs=epochs)
+    with contextlib.redirect_stdout(out):
+        lightning.fit(build(), digits())
+    assert lightning.current_epoch == epochs
+    sentence = "warning: health is not watched (BrokenPipeError: [Errno 32] Broken pipe)"
+    assert out.getvalue().count(sentence) == 1
+
+
+@pytest.mark.parametrize("name", ["step_health", "rankme"])
+def test_an_error_in_the_arithmetic_is_said_once_and_survived(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*args: Any) -> None:
+        raise ArithmeticError("no convergence")
+
+    monkeypatch.setattr(f"simclr_pl.evaluate.health.{name}", broken)
+    lightning = trainer(HealthMonitor(1), max_steps=3, limit_val_batches=1, val_check_interval=1)
+    lightning.fit(Other(), digits())
+    assert lightning.global_step == 3
+    assert capsys.readouterr().out.count("health is not watched (ArithmeticError: no conv") == 1

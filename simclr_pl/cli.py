@@ -114,7 +114,7 @@ class SimCLRCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and looks at a checkpoint before Lightning trips over it."""
         super().parse_arguments(parser, args)
-        check_values(self._parser(self.config.subcommand), self.config[self.config.subcommand])
+        check_values(parser_of(self, self.config.subcommand), self.config[self.config.subcommand])
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path:
             path = self.config[self.config.subcommand].ckpt_path = str(expanded(path))

@@ -221,6 +221,24 @@ def forget_broken_off_validation(trainer: "L.Trainer") -> None:
         total.ready = total.started = total.completed
 
 
+def save_best_if(callback: Any, due: "Callable[[L.Trainer], bool]") -> None:
+    """Has a ModelCheckpoint save by its number only where a function says so.
+
+    Its own hook raises where the number isn't there, which no option turns off.
+
+    Args:
+        callback: whose `monitor` is set.
+        due: whether to save now.
+    """
+    save = callback._save_topk_checkpoint
+
+    def save_if_due(trainer: "L.Trainer", candidates: Any) -> None:
+        if due(trainer):
+            save(trainer, candidates)
+
+    callback._save_topk_checkpoint = save_if_due
+
+
 # Lightning: numbers ---------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from monitored import Other, digits, trainer
@@ -101,6 +102,7 @@ def test_lightning_still_has_every_private_class_and_method_that_is_used() -> No
     assert "self.procs" in inspect.getsource(_SubprocessScriptLauncher.__init__)
     assert hasattr(model_helpers, "_restricted_classmethod")
     assert hasattr(LightningCLI, "_parser")
+    assert hasattr(ModelCheckpoint, "_save_topk_checkpoint")
 
 
 def test_torch_still_has_every_private_name_of_a_loader_that_is_used() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from simclr_pl.lightning_internals import save_best_if
+
 
 def keep_in(trainer: L.Trainer, folder: Path) -> None:
     """Has each ModelCheckpoint write into a run's folder, and wait for the number it monitors.
@@ -27,18 +29,17 @@ def keep_in(trainer: L.Trainer, folder: Path) -> None:
                 _wait_for_number(callback)
 
 
-def _wait_for_number(callback: Any) -> None:
-    save = callback._save_topk_checkpoint
+def _wait_for_number(callback: ModelCheckpoint) -> None:
     seen: list[Any] = [None]
 
-    def save_if_new(trainer: L.Trainer, candidates: Any) -> None:
-        number = trainer.callback_metrics.get(callback.monitor)
+    def is_new(trainer: L.Trainer) -> bool:
+        number = trainer.callback_metrics.get(str(callback.monitor))
         if number is None or number is seen[0]:
-            return
+            return False
         seen[0] = number
-        save(trainer, candidates)
+        return True
 
-    callback._save_topk_checkpoint = save_if_new
+    save_best_if(callback, is_new)
 
 
 def say_unseen(trainer: L.Trainer) -> None:

@@ -30,6 +30,12 @@ def refused(tmp_path: Path, *args: object) -> str:
     return outcome.sentence
 
 
+def test_a_key_is_never_taken_for_one_of_another_meaning(tmp_path: Path) -> None:
+    """`model.loss` and `model.stem` have most of their letters in common: those of their group."""
+    sentence = refused(tmp_path, "--model.loss", "mine.Loss")
+    assert sentence == "error: unknown key 'model.loss'"
+
+
 # Values -------------------------------------------------------------------------------------------
 
 VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -216,8 +216,20 @@ def _plain(message: str, known: list[str]) -> str:
         r"(?:[Uu]nrecogni[sz]ed arguments: --|[Kk]ey '?|key \"|option ')([\w.]+)", text
     )
     if misspelt and any(w in text for w in unknown):
-        near = difflib.get_close_matches(misspelt[1], known, 1, 0.5)
-        tail = [key for key in known if key.split(".")[-1] == misspelt[1].split(".")[-1]]
-        guess = next(iter(near or tail), None)
+        guess = _nearest(misspelt[1], known)
         text = f"unknown key '{misspelt[1]}'" + (f": did you mean '{guess}'?" if guess else "")
     return text
+
+
+def _nearest(key: str, known: list[str]) -> str | None:
+    """The key that somebody meant: misspelt in its group, in another one, or with its group.
+
+    What two keys have in common is their own words, never the group before them: `model.loss` is
+    not `model.stem`.
+    """
+    group, _, own = key.rpartition(".")
+    words = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == group}
+    for near in difflib.get_close_matches(own, words, 1):
+        return words[near]
+    elsewhere = [each for each in known if each.rpartition(".")[2] == own]
+    return next(iter(elsewhere or difflib.get_close_matches(key, known, 1, 0.8)), None)

@@ -23,7 +23,7 @@ from simclr_pl.data.unreadable import Unreadable
 from simclr_pl.data.views import SimCLRViews
 from simclr_pl.errors import UserError
 from simclr_pl.files import expanded
-from simclr_pl.lookup import name_of
+from simclr_pl.lookup import Door, name_of
 from simclr_pl.randomness import run_seed
 
 Split = Literal["train", "val", "test"]
@@ -72,7 +72,7 @@ class ContrastiveDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        dataset: str | dict[str, Any] = "digits",
+        dataset: Door = "digits",
         root: str = "data",
         batch_size: int = 256,
         image_size: int | None = None,
@@ -91,7 +91,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         predict_split: Split = "val",
         compiled: bool = False,
         seed: int | None = None,
-        views: str | dict[str, Any] | None = None,
+        views: Door | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 2:

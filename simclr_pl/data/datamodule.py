@@ -36,14 +36,12 @@ class ContrastiveDataModule(L.LightningDataModule):
     """Pairs of augmented views for pretraining, clean images (and pairs) for evaluation.
 
     Args:
-        dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, packed, or npz; or the
-            class path of your own (mine.Cells, or class_path and init_args): of a
-            torch.utils.data.Dataset of uint8 images, or a function that gives train, val, test.
+        dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, packed, npz; or the class
+            path of a torch.utils.data.Dataset of uint8 images, or of a function that gives splits.
         root: folder of the data; for `folder` the images' own, for `packed` what `pack` has
             written, for `npz` the file.
         batch_size: images a step, global: over all devices together.
-        image_size: side of a view in pixels (default: the data's own; 224 for photographs: of
-            `folder` and `packed`).
+        image_size: side of a view in pixels (default: the data's own; 224 for photographs).
         scale: bounds of a crop's area, as a share of the image's.
         flip: probability of mirroring left and right.
         jitter: colour jitter, the paper's strength s (1 for ImageNet, 0.5 for CIFAR-10, 0: none).
@@ -51,9 +49,8 @@ class ContrastiveDataModule(L.LightningDataModule):
         blur: probability of Gaussian blur (the paper has 0.5 for ImageNet, 0 for CIFAR-10).
         mean: of each channel, from 0 to 1 (default: counted; ImageNet's for photographs).
         std: of each channel, likewise.
-        views: simclr, or the class path of your own (mine.Views, or class_path and init_args): of
-            uint8 images [B, C, H, W], index [B] and epoch it makes two or more float tensors
-            [B, C, S, S]; of image_size to std, and seed, it gets what its constructor names.
+        views: simclr, or the class path of your own: of (images [B, C, H, W], index, epoch) it
+            makes two or more float tensors [B, C, S, S].
         num_workers: processes that decode image files, a device; other sets need none.
         split_seed: of the validation holdout; keep it, so that runs are comparable.
         labels: given, or none: all images are unlabelled (where folders are cameras, no classes).

@@ -80,7 +80,7 @@ class HealthMonitor(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: StepOutput, views: int
     ) -> None:
         given = outputs["features"], outputs["projections"], views
-        health = self._survived(trainer, step_health, *given, alone=trainer.world_size == 1)
+        health = self._survived(trainer, step_health, *given, alone=rank_and_world()[1] == 1)
         if health is None:
             return
         chance = outputs["chance"]

@@ -724,7 +724,7 @@ def test_a_value_that_cannot_be_is_a_sentence(
 def test_what_lightning_refuses_leaves_nothing_behind(
     args: tuple[str, ...], word: str, finished: Path
 ) -> None:
-    assert word in refused(finished, *args, code=1)
+    assert word in refused(finished, *args)
 
 
 def test_the_fraction_and_a_checkpoint_are_required(finished: Path) -> None:

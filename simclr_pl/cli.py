@@ -101,9 +101,8 @@ class SimCLRCLI(LightningCLI):
         """Of Lightning's four and `bench` the one that is asked for: each takes time to parse."""
         table = {**LightningCLI.subcommands(), "bench": set()}
         table["fit"] |= {"ckpt_path"}  # it resumes by --resume alone
-        for (
-            options
-        ) in table.values():  # fixed: nothing in a file is executed, and results are files
+        for options in table.values():
+            # Fixed: nothing in a file is executed, and results are files.
             options |= {"weights_only", "verbose", "return_predictions"}
         return {cls.command: table[cls.command]}
 

@@ -72,15 +72,16 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        rank, start = rank_and_world()[0], sum(ctx.counts[: rank_and_world()[0]])
+        rank, _ = rank_and_world()
+        start = sum(ctx.counts[:rank])
         return sum_over_ranks(grads[0].clone())[start : start + ctx.counts[rank]], None
 
 
 def gather_with_gradient(x: Tensor, images: Sequence[int] | None = None) -> Tensor:
     """All ranks' rows, one rank after the other; gradients go back to the rank they came from.
 
-    What is worked out from them on every rank alike, as the loss of the global batch, has in each
-    of them the gradient that DDP averages to that loss's gradient.
+    If every rank computes the loss of the global batch from them, the gradient that DDP averages is
+    that loss's gradient.
 
     Args:
         x: this rank's rows, as many for each of its images.
@@ -89,10 +90,12 @@ def gather_with_gradient(x: Tensor, images: Sequence[int] | None = None) -> Tens
     Returns:
         `[rows of all ranks, ...]`, the same on every rank.
     """
-    rank, _ = rank_and_world()
-    counts = row_counts(len(x), x.device) if images is None else list(images)
-    each = len(x) // counts[rank]
-    gathered: Tensor = _Gather.apply(x, [each * count for count in counts])
+    if images is None:
+        counts = row_counts(len(x), x.device)
+    else:
+        each = len(x) // images[rank_and_world()[0]]
+        counts = [each * count for count in images]
+    gathered: Tensor = _Gather.apply(x, counts)
     return gathered
 
 

@@ -62,8 +62,8 @@ def lookup(given: Door, table: Mapping[str, str], option: str) -> Choice:
     if not name.replace(":", ".").strip(".").count("."):
         known = f"there are {', '.join(table)}" if table else "there are no names"
         raise UserError(
-            f"{option}: unknown name '{name}'{_near(name, table)}; {known}, or give the path of "
-            "your own class (module.Class)"
+            f"{option}: unknown name '{name}': {known}, or give the path of your own class "
+            f"(module.Class){_near(name, table)}"
         )
     return Choice(name, _import(name, option), args)
 
@@ -101,8 +101,8 @@ def construct(choice: Choice, option: str, **offered: Any) -> Any:
     for key in arguments if parameters and not anything else ():
         if key not in names:
             raise UserError(
-                f"{option}: {choice.name} takes no argument '{key}'{_near(key, names)}; "
-                f"its arguments are {', '.join(names)}"
+                f"{option}: {choice.name} takes no argument '{key}', but {', '.join(names)}"
+                f"{_near(key, names)}"
             )
     missing = [
         p.name
@@ -159,12 +159,18 @@ def is_class_path(given: Door) -> bool:
     if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*([.:][^\W\d]\w*)+", name):
         return False
     _look_in_this_folder()
-    return importlib.util.find_spec(re.split("[.:]", name)[0]) is not None
+    module = re.split("[.:]", name)[0]
+    # (A script's own module, `__main__`, has no specification to find.)
+    return module in sys.modules or importlib.util.find_spec(module) is not None
 
 
-def written(given: Door) -> str | dict[str, Any]:
-    """What a recipe holds of a door: an object is known by the path of its class."""
-    name, args = spelt_out(given, "")
+def written(given: Door, option: str) -> str | dict[str, Any]:
+    """What a recipe holds of a door: an object is known by the path of its class.
+
+    Raises:
+        UserError: as `spelt_out`.
+    """
+    name, args = spelt_out(given, option)
     path = name if isinstance(name, str) else _path_of(name)
     return {"class_path": path, "init_args": args} if args else path
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from simclr_pl.distributed import (
     GlobalBatchNorm,
     gather_rows,
+    gather_with_gradient,
     globalise_batch_norm,
     rank_and_world,
     row_counts,
@@ -292,3 +293,31 @@ def test_on_cuda_a_second_conversion_changes_nothing() -> None:
     again = globalise_batch_norm(once, torch.device("cuda"))
     assert [type(module) for module in again.modules()] == kinds
     assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in again.modules())
+
+
+# Gathering with gradients -------------------------------------------------------------------------
+
+
+def _gradient(images: list[int], counts: list[int] | None) -> Tensor:
+    """Of the squares of all pairwise products, a loss in which each row meets all others."""
+    rank = dist.get_rank() if dist.is_initialized() else None
+    rows = torch.randn(2 * sum(images), 3, generator=torch.Generator().manual_seed(0)).double()
+    first, second = rows.unflatten(0, (2, -1))
+    mine = [part if rank is None else part.split(images)[rank] for part in (first, second)]
+    own = torch.cat(mine).requires_grad_()
+    z = torch.cat([gather_with_gradient(view, counts) for view in own.chunk(2)])
+    (z @ z.T).square().mean().backward()
+    assert own.grad is not None
+    return own.grad
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("images", [[2, 5], [3, 0, 4]])
+def test_gathered_rows_have_the_gradient_of_the_loss_of_all_ranks(images: list[int]) -> None:
+    """Ranks work out the same loss, whose gradient DDP divides by their number."""
+    want = _gradient(images, None)
+    for counts in (None, images) if 0 not in images else (None,):
+        told = ranks(len(images), _gradient, images, counts)
+        views = zip(*(part.chunk(2) for part in told), strict=True)
+        got = torch.cat([torch.cat(view) for view in views]) / len(images)
+        assert torch.allclose(got, want, rtol=1e-12, atol=0)

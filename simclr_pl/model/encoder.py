@@ -167,8 +167,9 @@ def _create(spec: EncoderSpec) -> tuple[nn.Module, str]:
 def _refuse_name(name: str, known: list[str]) -> NoReturn:
     if is_class_path(name):
         raise UserError(
-            f"the encoder is of the class {name}, which is imported for nobody but its owner: hand "
-            "it over, as in load_encoder(path, encoder=Net)"
+            f"the encoder is of the class {name}, which is imported for nobody but its owner: give "
+            "--config FILE whose model.encoder names it, or in Python load_encoder(path, "
+            "encoder=Net)"
         )
     near = difflib.get_close_matches(name, known, 3) or ["resnet18", "resnet50"]
     raise UserError(

@@ -90,7 +90,7 @@ class NTXent(nn.Module):
     def forward(
         self, features: Tensor, projections: Tensor, batch: Views | MicroBatches
     ) -> Outcome:
-        """The loss, and what its blocks know of each anchor.
+        """The loss, and in training what its blocks know of each anchor.
 
         Raises:
             UserError: a batch of more than two views.
@@ -101,6 +101,8 @@ class NTXent(nn.Module):
                 f"{batch.per_image}: give an objective of your own"
             )
         first, second = projections.chunk(2)
+        if not self.training:
+            return Outcome(self.loss(first, second))
         counts: Sequence[int] = batch.counts or row_counts(len(first), first.device)
         loss, anchors = self.loss.with_statistics(first, second, counts)
         return Outcome(loss, anchors.positive_rank, math.log(2 * sum(counts) - 1))

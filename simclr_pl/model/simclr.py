@@ -120,7 +120,9 @@ class SimCLR(L.LightningModule):
             "optimizer": optimizer, "schedule": schedule,
         }  # fmt: skip
         self.save_hyperparameters(ignore=list(doors))
-        self.hparams.update({name: written(given) for name, given in doors.items()})
+        self.hparams.update(
+            {name: written(given, f"model.{name}") for name, given in doors.items()}
+        )
         self._encoder = _choose("encoder", encoder)
         self._schedule = _choose("schedule", schedule, SCHEDULES)
         self.schedule_interval = schedule_interval

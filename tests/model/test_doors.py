@@ -100,6 +100,17 @@ def test_no_class_that_a_file_names_is_imported(tmp_path: Path) -> None:
     assert torch.equal(model.objective.mix.weight, checkpoint_of(path)["objective.mix.weight"])
 
 
+def test_a_class_of_a_script_is_its_owners_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever defines a network in the script that trains it has it in `__main__`."""
+    monkeypatch.setattr(Net, "__module__", "__main__")
+    fitted(tmp_path, encoder=Net)
+    with pytest.raises(UserError, match=r"the class __main__.Net, which is imported for nobody"):
+        load_encoder(tmp_path / "own.ckpt")
+    assert isinstance(load_encoder(tmp_path / "own.ckpt", encoder=Net), Net)
+
+
 def test_an_optimizer_in_a_file_is_wanted_when_it_is_to_train(tmp_path: Path) -> None:
     fitted(tmp_path, optimizer="torch.optim.Adam")
     model = SimCLR.load_from_checkpoint(tmp_path / "own.ckpt", encoder=Net)
@@ -180,6 +191,7 @@ def test_a_subclass_with_its_own_optimizers_trains_and_resumes(tmp_path: Path) -
     ("options", "words"),
     [
         ({"encoder": "absent.Net"}, "unknown encoder 'absent.Net'"),
+        ({"encoder": None}, "model.encoder is None, but must be a name"),
         ({"encoder": f"{PLACE}.Nett"}, "has no 'Nett'; did you mean 'Net'?"),
         ({"encoder": {"class_path": f"{PLACE}.Net", "init_args": {"depth": 3}}}, "no argument 'de"),
         ({"encoder": nn.Conv2d(1, 4, 3)}, "does not map images [B, 1, 8, 8] to features [B, D]"),

@@ -7,6 +7,9 @@ from commands import QUICK, REPOSITORY, checkpoint, finish, rows, run, same_weig
 from distances import far
 from stopping import kill_when
 
+from simclr_pl.tools.curves import draw_curves
+from simclr_pl.tools.runs import read_runs
+
 EXAMPLES = sorted(path.stem for path in (REPOSITORY / "examples").glob("*.yaml"))
 
 KEPT = QUICK[: QUICK.index("--model.encoder")], QUICK[QUICK.index("--wandb") :]
@@ -37,6 +40,16 @@ def test_an_example_has_at_most_20_lines_and_trains(name: str, tmp_path: Path) -
     assert (done.code, done.err) == (0, ""), done
     assert checkpoint(tmp_path / "run")["global_step"] == 4
     assert run("linear", "--run_dir", tmp_path / "run", "--split", "val", "--epochs", 1).code == 0
+
+
+def test_nothing_of_nt_xent_is_said_of_another_objective(tmp_path: Path) -> None:
+    """Its chance level and its negatives follow from the batch; others state theirs, or nothing."""
+    done = run("fit", *options("decoupled"), "--run_dir", tmp_path / "run")
+    assert "objective      examples.decoupled.Decoupled" in done.out
+    assert "negatives" not in done.out
+    figure = draw_curves(*read_runs([str(tmp_path / "run")]))
+    (panel,) = (axis for axis in figure.axes if axis.get_title() == "loss")
+    assert not [text for text in panel.get_legend_handles_labels()[1] if "chance" in text]
 
 
 @pytest.mark.timeout(400)

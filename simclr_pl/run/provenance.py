@@ -11,6 +11,7 @@ import lightning as L
 import simclr_pl
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.data.fingerprint import fingerprint
+from simclr_pl.model.objective import NTXent
 from simclr_pl.model.simclr import SimCLR
 from simclr_pl.run.results import versions
 from simclr_pl.run.table import derived
@@ -21,8 +22,8 @@ def provenance(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
 
     Args:
         trainer: with everything set up.
-        module: what is trained; of a pretraining its negatives, the loss at chance and the table of
-            what was derived come along.
+        module: what is trained; of a pretraining the table of what was derived comes along, and of
+            NT-Xent the negatives and the loss at chance.
     """
     found: dict[str, Any] = {
         "git_commit": git_commit(),
@@ -33,8 +34,9 @@ def provenance(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
     if isinstance(data, ContrastiveDataModule):
         found["data_fingerprint"] = fingerprint(data.splits)
         if isinstance(module, SimCLR):
-            found["negatives_per_anchor"] = 2 * data.batch_size - 2
-            found["chance_loss"] = math.log(2 * data.batch_size - 1)
+            if isinstance(module.objective, NTXent):
+                found["negatives_per_anchor"] = 2 * data.batch_size - 2
+                found["chance_loss"] = math.log(2 * data.batch_size - 1)
             found["derived"] = derived(trainer, module, data)
     return found
 

@@ -8,6 +8,7 @@ import lightning as L
 from simclr_pl.data.datamodule import ContrastiveDataModule
 from simclr_pl.data.packed import PackedImages
 from simclr_pl.data.sources import ArrayImages
+from simclr_pl.model.objective import NTXent
 from simclr_pl.model.optim import WarmupCosine
 from simclr_pl.model.simclr import SimCLR
 
@@ -60,6 +61,8 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
     total = int(trainer.estimated_stepping_batches)
     out = len(data.splits.train) % batch  # (limit_train_batches may leave out more)
     sits_out = f"; {out} images sit out each epoch, others each time" if out else ""
+    compares = isinstance(model.objective, NTXent)
+    negatives = f", {2 * batch - 2} negatives an anchor" if compares else ""
     parameters = sum(p.numel() for p in model.parameters())
     return {
         "device": f"{world} x {device.type}, precision {trainer.precision}",
@@ -69,8 +72,7 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
         f"mean {list(data.mean or ())}, std {list(data.std or ())}" + _empty(data),
         "encoder": f"{model.spec.name}, stem {model.stem_built}, {parameters / 1e6:.2f} M "
         "parameters with the projector" + (", compiled" if model.hparams["compiled"] else ""),
-        "global batch": f"{batch} images ({per_device} a device), "
-        f"{2 * batch - 2} negatives an anchor",
+        "global batch": f"{batch} images ({per_device} a device){negatives}",
         **micro,
         "objective": model.objective_name,
         "batch norm": norm,

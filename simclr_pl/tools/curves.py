@@ -37,10 +37,10 @@ TOP1 = {
 }
 
 TOPICS: dict[str, dict[str, str]] = {
-    "NT-Xent loss": {"train/loss": "train (views)", "val/loss": "val (views, eval mode)"},
+    "loss": {"train/loss": "train (views)", "val/loss": "val (views, eval mode)"},
     "cross-entropy of fine-tuning": {"finetune/loss": "train (crops and flips)"},
     **TOP1,
-    "loss less its chance level": {"health/loss_over_chance": "train/loss - log(2N - 1)"},
+    "loss less its chance level": {"health/loss_over_chance": "train/loss - health/chance_loss"},
     "effective rank of features (RankMe)": {"health/rankme": "up to the features' width"},
     "alignment (0: views agree)": {"health/alignment": "mean squared distance of positives"},
     "uniformity (lower: more even)": {"health/uniformity": "log of the mean Gaussian potential"},
@@ -65,7 +65,7 @@ SHARES = (*TOP1, "share of time waiting for data")
 FROM_ZERO = ("standard deviation (0: collapse)", "images a second", "GPU memory, bytes")
 """Here it matters how far from nothing a line is, and small changes don't."""
 
-CHANCE = "NT-Xent loss"
+CHANCE = "loss"
 ZERO_IS_CHANCE = "loss less its chance level"
 
 
@@ -85,9 +85,12 @@ def draw_curves(run: Run) -> Figure:
         for place, (name, label) in enumerate(lines.items()):
             _line(axis, run.points(name), place, label)
         batch = run.of("data", "batch_size")
-        if title == CHANCE and isinstance(batch, int):
+        stated = run.points("health/chance_loss")
+        if title == CHANCE and isinstance(batch, int) and run.compares_views:
             chance = math.log(2 * batch - 1)
             _level(axis, chance, f"chance of train, log(2 x {batch} - 1) = {chance:.2f}")
+        elif title == CHANCE and stated:
+            _level(axis, stated[-1][1], f"chance of train, {stated[-1][1]:.2f}")
         if title == ZERO_IS_CHANCE:
             _level(axis, 0, "chance")
         axis.set_title(title, fontsize=11)

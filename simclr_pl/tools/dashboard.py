@@ -17,7 +17,7 @@ STEP = "trainer/global_step"
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Is it learning?": (
-        "NT-Xent loss",
+        "loss",
         "loss less its chance level",
         "contrastive top-1",
     ),
@@ -43,7 +43,7 @@ OPEN = 3
 """Sections that are open from the start."""
 
 MORE = {
-    "NT-Xent loss": {"health/chance_loss": "chance of train"},
+    "loss": {"health/chance_loss": "chance of train"},
     "kNN, top-1 on val": {"knn/val_top1": "k = 20", "knn200/val_top1": "k = 200"},
 }
 """Of topics for which the report looks at the run."""
@@ -59,8 +59,9 @@ PICTURES = {
 
 NOTE = (
     "Accuracies are fractions of `val`, from 0 to 1, of the step they stand at. Chance of "
-    "`train/loss` is `health/chance_loss`, log(2 x batch - 1); `health/loss_over_chance` is the "
-    "loss less that, so that 0 is its chance line for any batch. It begins far above 0 where the "
+    "`train/loss` is `health/chance_loss` (NT-Xent's is log(2 x batch - 1)); "
+    "`health/loss_over_chance` is the loss less that, so that 0 is its chance line for any batch. "
+    "With NT-Xent it begins far above 0 where the "
     "temperature is small, and should be below 0 soon."
 )
 

@@ -18,7 +18,7 @@ RECIPE = {
         "dataset", "batch_size", "image_size", "scale", "flip", "jitter", "grayscale", "blur",
     ),
     "model": (
-        "encoder", "encoder_args", "projector_layers", "projection_dim", "temperature",
+        "encoder", "encoder_args", "projector_layers", "projection_dim", "objective", "temperature",
         "optimizer", "learning_rate", "lr_scaling", "weight_decay", "warmup_epochs",
     ),
     "trainer": ("max_epochs", "precision"),

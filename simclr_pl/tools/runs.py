@@ -65,6 +65,11 @@ class Run:
         """A value of the recipe, `None` where there is none."""
         return (self.config.get(group) or {}).get(key)
 
+    @property
+    def compares_views(self) -> bool:
+        """Whether the loss is NT-Xent, whose chance level follows from the batch."""
+        return self.of("model", "objective") in (None, "nt_xent")
+
     def points(self, name: str) -> list[tuple[float, float]]:
         """Optimiser steps, and the values logged at them."""
         return [(row["step"], row[name]) for row in self.rows if name in row]

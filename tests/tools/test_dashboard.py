@@ -95,7 +95,7 @@ def test_the_definition_is_read_back_by_the_library_as_it_was_made(tmp_path: Pat
     top1 = next(plot for plot in plots if plot.title == "online probe, top-1")
     assert top1.range_y == (0, 1)
     note = next(p for p in back.sections[0].panels if type(p).__name__ == "MarkdownPanel")
-    assert "`health/chance_loss`, log(2 x batch - 1)" in note.markdown
+    assert "`health/chance_loss` (NT-Xent's is log(2 x batch - 1))" in note.markdown
     again = back._to_model().spec.model_dump(by_alias=True, exclude_none=True)
     assert again == view.spec.model_dump(by_alias=True, exclude_none=True)
 

@@ -162,7 +162,7 @@ def test_curves_have_a_panel_for_each_topic_that_was_logged(finished: Path) -> N
     figure = draw_curves(run_)
     titles = [axis.get_title() for axis in figure.axes if axis.lines]
     assert titles == [
-        "NT-Xent loss", "contrastive top-1", "online probe, top-1", "kNN, top-1 on val",
+        "loss", "contrastive top-1", "online probe, top-1", "kNN, top-1 on val",
         "linear evaluation, top-1", "loss less its chance level",
         "effective rank of features (RankMe)", "alignment (0: views agree)",
         "uniformity (lower: more even)", "cosine similarity", "standard deviation (0: collapse)",

@@ -15,7 +15,7 @@ from simclr_pl.files import write_text
 from simclr_pl.model.ending import is_last
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import sha256
-from simclr_pl.run.wandb import PATIENCE, WandbChoice, first_line, kept, run_id, say
+from simclr_pl.run.wandb import PATIENCE, WandbChoice, first_line, kept, run_id, say, silent
 
 
 class LogCheckpoints(Checkpoint):
@@ -149,10 +149,11 @@ def delete_old(name: str, keep: int) -> None:
     """
     import wandb
 
-    versions = list(wandb.Api(timeout=math.ceil(PATIENCE)).artifacts("model", name))
-    versions.sort(key=lambda artifact: int(artifact.version.removeprefix("v")))
-    for old in versions[:-keep]:
-        old.delete(delete_aliases=True)
+    with silent():
+        versions = list(wandb.Api(timeout=math.ceil(PATIENCE)).artifacts("model", name))
+        versions.sort(key=lambda artifact: int(artifact.version.removeprefix("v")))
+        for old in versions[:-keep]:
+            old.delete(delete_aliases=True)
 
 
 def artifact_of(run: RunDirectory, checkpoint: Path) -> str | None:

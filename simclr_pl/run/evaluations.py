@@ -18,6 +18,7 @@ from simclr_pl.run.wandb import (
     kept,
     run_id,
     say,
+    silent,
     start,
 )
 from simclr_pl.run.wandb_mode import Mode, logged_in, resolve_mode
@@ -133,9 +134,10 @@ def _append_online(run: RunDirectory, project: str, numbers: dict[str, float]) -
     import wandb
 
     try:
-        there = wandb.Api(timeout=math.ceil(PATIENCE)).run(f"{project}/{run_id(run)}")
-        summary: Any = there.summary
-        summary.update(numbers)
+        with silent():
+            there = wandb.Api(timeout=math.ceil(PATIENCE)).run(f"{project}/{run_id(run)}")
+            summary: Any = there.summary
+            summary.update(numbers)
     except failures() as error:
         say(f"not online ({first_line(error)})")
         return False

@@ -161,7 +161,7 @@ def start(
     def begin(how: Literal["online", "offline"]) -> Any:
         # The setting of the first name comes too late for the login; of the second's words W&B
         # takes fewer than we do.
-        with _environment(WANDB_SILENT="true", WANDB_MODE=how), _printable_arguments():
+        with silent(), _environment(WANDB_MODE=how):
             return wandb.init(dir=run.path, mode=how, settings=wandb.Settings(**known), **about)
 
     if mode == "online":
@@ -188,8 +188,11 @@ def start(
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """A context in which W&B says nothing: we say in one line what it says in ten."""
-    with _environment(WANDB_SILENT="true"):
+    """A context in which W&B says nothing: we say in one line what it says in ten.
+
+    W&B sends this process's arguments to its own one, which takes UTF-8 alone: others are escaped.
+    """
+    with _environment(WANDB_SILENT="true"), _printable_arguments():
         yield
 
 
@@ -210,7 +213,7 @@ def _environment(**variables: str) -> Iterator[None]:
 
 @contextmanager
 def _printable_arguments() -> Iterator[None]:
-    """A context in which this process's arguments are UTF-8: W&B takes no others."""
+    """A context in which this process's arguments are UTF-8."""
     before = sys.argv
     sys.argv = [printable(each) for each in before]
     try:

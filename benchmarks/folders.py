@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 
 from simclr_pl import ContrastiveDataModule
-from simclr_pl.tools.pack import pack
+from simclr_pl.commands.pack.pack import pack
 
 FILES, CLASSES, QUALITY = 2048, 8, 90
 """JPEGs in the folder, folders they lie in, and PIL's number for their quality."""

@@ -16,9 +16,9 @@ import torch
 from measuring import in_turns, machine, table, write
 
 from simclr_pl import HealthMonitor, NTXentLoss
-from simclr_pl.batch import EvaluationOutput, StepOutput
-from simclr_pl.model.encoder import EncoderSpec, build_encoder
-from simclr_pl.model.projector import build_projector
+from simclr_pl.core.batch import EvaluationOutput, StepOutput
+from simclr_pl.core.model.encoder import EncoderSpec, build_encoder
+from simclr_pl.core.model.projector import build_projector
 
 BATCH, EVERY, VALIDATION = 512, 50, 5000
 

@@ -13,11 +13,11 @@ import time
 import torch
 from measuring import MIB, machine, table, write
 
-from simclr_pl.evaluate.features import accelerator
-from simclr_pl.evaluate.linear import Recipe, evaluate_linear
-from simclr_pl.evaluate.scoring import Rows
-from simclr_pl.run.memory import PeakMemory
-from simclr_pl.tools.limits import synchronise
+from simclr_pl.cluster.memory import PeakMemory
+from simclr_pl.commands.bench.ceilings import synchronise
+from simclr_pl.protocols.features import accelerator
+from simclr_pl.protocols.linear import Recipe, evaluate_linear
+from simclr_pl.protocols.scoring import Rows
 
 TRAIN, SCORED = 50_000, 10_000
 

@@ -17,7 +17,7 @@ from measuring import MIB, in_a_fresh_process, in_turns, machine, table, write
 from torch import Tensor
 
 from simclr_pl import NTXentLoss
-from simclr_pl.run.memory import PeakMemory
+from simclr_pl.cluster.memory import PeakMemory
 
 WIDTH, TEMPERATURE = 128, 0.5
 TIMED = {256: 60, 1024: 30, 4096: 9}

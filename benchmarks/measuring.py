@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from simclr_pl.tools.limits import synchronise
+from simclr_pl.commands.bench.ceilings import synchronise
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MIB = 2**20

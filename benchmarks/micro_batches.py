@@ -23,8 +23,8 @@ import torch
 from measuring import MIB, in_a_fresh_process, machine, table, write
 
 from simclr_pl import ContrastiveDataModule, SimCLR
-from simclr_pl.run.memory import PeakMemory
-from simclr_pl.tools.limits import synchronise
+from simclr_pl.cluster.memory import PeakMemory
+from simclr_pl.commands.bench.ceilings import synchronise
 
 MICRO = 128
 WHOLE = (128, 256, 512, 1024)

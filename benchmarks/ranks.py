@@ -27,9 +27,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simclr_pl import NTXentLoss
-from simclr_pl.distributed import globalise_batch_norm, rank_and_world, shard
-from simclr_pl.model.encoder import EncoderSpec, build_encoder
-from simclr_pl.model.projector import build_projector
+from simclr_pl.core.distributed import globalise_batch_norm, rank_and_world, shard
+from simclr_pl.core.model.encoder import EncoderSpec, build_encoder
+from simclr_pl.core.model.projector import build_projector
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "fashion_mnist.yaml"
 CPU, CORES = torch.device("cpu"), len(os.sched_getaffinity(0))

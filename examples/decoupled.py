@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from simclr_pl.distributed import gather_with_gradient
+from simclr_pl.core.distributed import gather_with_gradient
 
 
 class Decoupled(nn.Module):

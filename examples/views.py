@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from simclr_pl.randomness import uniform
+from simclr_pl.core.randomness import uniform
 
 
 class Dropped:

@@ -47,7 +47,7 @@ for number in $count $jobs; do
 done
 [ -z "$jobs" ] || command -v sbatch >/dev/null || fail "there is no sbatch here: --slurm is for Slurm"
 [ -f "$config" ] || fail "there is no sweep at $config: give a YAML file as --config"
-python -c 'import sys; from simclr_pl.run.wandb_mode import logged_in; sys.exit(not logged_in())' ||
+python -c 'import sys; from simclr_pl.tracking.wandb_mode import logged_in; sys.exit(not logged_in())' ||
     fail "nobody is logged in to W&B: wandb login, or sweep without it (--local 8)"
 
 if [ -z "$sweep" ]; then

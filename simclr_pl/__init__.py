@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from simclr_pl.data.datamodule import ContrastiveDataModule
-    from simclr_pl.data.views import SimCLRViews
-    from simclr_pl.errors import UserError
-    from simclr_pl.evaluate.health import HealthMonitor
-    from simclr_pl.evaluate.knn import KNNMonitor
-    from simclr_pl.evaluate.linear_callback import LinearEvaluation
-    from simclr_pl.evaluate.probe import OnlineProbe
-    from simclr_pl.model.checkpoint import load_encoder
-    from simclr_pl.model.loss import NTXentLoss
-    from simclr_pl.model.simclr import SimCLR
+    from simclr_pl.core.data.datamodule import ContrastiveDataModule
+    from simclr_pl.core.errors import UserError
+    from simclr_pl.core.model.checkpoint import load_encoder
+    from simclr_pl.core.model.ntxent import NTXentLoss
+    from simclr_pl.core.model.simclr import SimCLR
+    from simclr_pl.core.views.simclr import SimCLRViews
+    from simclr_pl.monitors.health import HealthMonitor
+    from simclr_pl.monitors.knn import KNNMonitor
+    from simclr_pl.monitors.linear import LinearEvaluation
+    from simclr_pl.monitors.probe import OnlineProbe
 
 _HOMES = {
-    "ContrastiveDataModule": "data.datamodule",
-    "HealthMonitor": "evaluate.health",
-    "KNNMonitor": "evaluate.knn",
-    "LinearEvaluation": "evaluate.linear_callback",
-    "NTXentLoss": "model.loss",
-    "OnlineProbe": "evaluate.probe",
-    "SimCLR": "model.simclr",
-    "SimCLRViews": "data.views",
-    "UserError": "errors",
-    "load_encoder": "model.checkpoint",
+    "ContrastiveDataModule": "core.data.datamodule",
+    "HealthMonitor": "monitors.health",
+    "KNNMonitor": "monitors.knn",
+    "LinearEvaluation": "monitors.linear",
+    "NTXentLoss": "core.model.ntxent",
+    "OnlineProbe": "monitors.probe",
+    "SimCLR": "core.model.simclr",
+    "SimCLRViews": "core.views.simclr",
+    "UserError": "core.errors",
+    "load_encoder": "core.model.checkpoint",
 }
 
 __all__ = [

@@ -13,45 +13,55 @@ from pathlib import Path
 from typing import NoReturn
 
 from simclr_pl import __version__
-from simclr_pl.errors import UnfinishedError, UserError
-from simclr_pl.files import of_full_disk
-from simclr_pl.output import keep_going
-from simclr_pl.run.parent import PARENT
+from simclr_pl.cluster.parent import PARENT
+from simclr_pl.commandline.output import keep_going
+from simclr_pl.core.errors import UnfinishedError, UserError
+from simclr_pl.core.files import of_full_disk
 
 COMMANDS = {
-    "fit": ("simclr_pl.cli", "pretrain: fit --config configs/cifar.yaml"),
-    "validate": ("simclr_pl.cli", "loss and probe accuracy on the validation split of a run"),
-    "test": ("simclr_pl.cli", "loss and probe accuracy on the test split of a run"),
-    "predict": ("simclr_pl.cli", "write features, labels and indices of a split to one file"),
+    "fit": ("fit", "pretrain: fit --config configs/cifar.yaml"),
+    "validate": (
+        "fit",
+        "loss and probe accuracy on the validation split of a run",
+    ),
+    "test": ("fit", "loss and probe accuracy on the test split of a run"),
+    "predict": (
+        "fit",
+        "write features, labels and indices of a split to one file",
+    ),
     "linear": (
-        "simclr_pl.tools.linear",
+        "linear",
         "linear evaluation: a linear classifier on frozen features",
     ),
-    "knn": ("simclr_pl.tools.knn", "nearest-neighbour evaluation of frozen features"),
+    "knn": ("knn", "nearest-neighbour evaluation of frozen features"),
     "finetune": (
-        "simclr_pl.tools.finetune",
+        "finetune",
         "train the network on with a share of the labels, or from scratch",
     ),
     "compare": (
-        "simclr_pl.tools.compare",
+        "compare",
         "is pretraining worth it? raw pixels, untrained and pretrained encoder, one protocol",
     ),
-    "pack": ("simclr_pl.tools.pack", "write a folder of images once, to train without decoding"),
+    "pack": (
+        "pack.pack",
+        "write a folder of images once, to train without decoding",
+    ),
     "sweep": (
-        "simclr_pl.tools.sweep",
+        "sweep.sweep",
         "try values of a sweep's YAML, run after run, and compare them in a table",
     ),
-    "views": ("simclr_pl.tools.views", "a picture of what the augmentation does"),
+    "views": ("views", "a picture of what the augmentation does"),
     "bench": (
-        "simclr_pl.cli",
+        "fit",
         "how fast a config trains on this machine, what it waits for, and what to change",
     ),
     "report": (
-        "simclr_pl.tools.report",
+        "report",
         "curves and pictures of a run on one page, also while it runs; or runs compared",
     ),
-    "dashboard": ("simclr_pl.tools.dashboard", "a W&B workspace with panels for all of it"),
+    "dashboard": ("dashboard", "a W&B workspace with panels for all of it"),
 }
+"""Of each command: its file in the room `commands`, and what `--help` says."""
 
 
 HEADINGS = {
@@ -122,7 +132,7 @@ def _run(args: list[str], *, debug: bool) -> int:
     _speak_utf8()
     PARENT.watch()  # before imports, which take seconds
     try:
-        importlib.import_module(COMMANDS[args[0]][0]).run_cli(args)
+        importlib.import_module(f"simclr_pl.commands.{COMMANDS[args[0]][0]}").run_cli(args)
     except KeyboardInterrupt as error:
         if debug:
             raise

@@ -9,7 +9,7 @@ import pytest
 import torch
 from commands import fit
 
-from simclr_pl.data.readers import FASHION_DEBIAN
+from simclr_pl.images.builtin import FASHION_DEBIAN
 
 # LightningCLI calls jsonargparse by names of its last major version.
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"

@@ -9,11 +9,11 @@ import yaml
 from commands import REPOSITORY, checkpoint, rows, run
 
 from simclr_pl import ContrastiveDataModule, SimCLR
-from simclr_pl.cli import SimCLRCLI
-from simclr_pl.data.datasets import DATASETS
-from simclr_pl.evaluate.linear_callback import LinearEvaluation
-from simclr_pl.model.encoder import EncoderSpec, build_encoder
-from simclr_pl.options import Parser
+from simclr_pl.commandline.options import Parser
+from simclr_pl.commands.fit import SimCLRCLI
+from simclr_pl.core.model.encoder import EncoderSpec, build_encoder
+from simclr_pl.images.datasets import DATASETS
+from simclr_pl.monitors.linear import LinearEvaluation
 
 CONFIGS = REPOSITORY / "configs"
 RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name != "sweep.yaml")

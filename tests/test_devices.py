@@ -17,21 +17,21 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError, FakeTensorMode
 
 from simclr_pl import ContrastiveDataModule, SimCLR
-from simclr_pl.batch import Batch, LabelledImages, MicroBatches
-from simclr_pl.constants import constant
-from simclr_pl.evaluate import finetune
-from simclr_pl.evaluate.crops import encode_crops
-from simclr_pl.evaluate.features import encode
-from simclr_pl.evaluate.finetune import FineTuning
-from simclr_pl.evaluate.knn import neighbours, vote
-from simclr_pl.evaluate.linear import Recipe, judge, train_heads
-from simclr_pl.evaluate.scoring import Rows
-from simclr_pl.model import simclr
-from simclr_pl.model.checkpoint import KEY, description, load_backbone
-from simclr_pl.model.geometry import geometry_of
-from simclr_pl.model.optim import OptimizerName, OptimizerRecipe, build_optimizer
-from simclr_pl.tools import snapshot
-from simclr_pl.tools.steps import BareStep
+from simclr_pl.commands.bench.step_timing import BareStep
+from simclr_pl.core.batch import Batch, LabelledImages, MicroBatches
+from simclr_pl.core.model import simclr
+from simclr_pl.core.model.checkpoint import KEY, description, load_backbone
+from simclr_pl.core.model.geometry import geometry_of
+from simclr_pl.core.model.optim import OptimizerName, OptimizerRecipe, build_optimizer
+from simclr_pl.core.speed.constants import constant
+from simclr_pl.pictures import encoded_sample as snapshot
+from simclr_pl.protocols import finetune
+from simclr_pl.protocols.crops import encode_crops
+from simclr_pl.protocols.features import encode
+from simclr_pl.protocols.finetune import FineTuning
+from simclr_pl.protocols.knn import neighbours, vote
+from simclr_pl.protocols.linear import Recipe, judge, train_heads
+from simclr_pl.protocols.scoring import Rows
 
 CUDA, META = torch.device("cuda:0"), torch.device("meta")
 

@@ -7,8 +7,8 @@ from commands import QUICK, REPOSITORY, checkpoint, finish, rows, run, same_weig
 from distances import far
 from stopping import kill_when
 
-from simclr_pl.tools.curves import draw_curves
-from simclr_pl.tools.runs import read_runs
+from simclr_pl.pictures.curves import draw_curves
+from simclr_pl.pictures.read_runs import read_runs
 
 EXAMPLES = sorted(path.stem for path in (REPOSITORY / "examples").glob("*.yaml"))
 

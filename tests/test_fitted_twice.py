@@ -9,11 +9,11 @@ import torch
 from monitored import Attraction, Other, digits, trainer
 
 from simclr_pl import HealthMonitor, KNNMonitor, OnlineProbe, UserError
-from simclr_pl.data.unreadable import Unreadable
-from simclr_pl.evaluate.linear_callback import LinearEvaluation
+from simclr_pl.commandline.progress import Progress
+from simclr_pl.images.unreadable import Unreadable
+from simclr_pl.monitors.linear import LinearEvaluation
+from simclr_pl.pictures import gallery
 from simclr_pl.run.checkpoints import SaveCheckpoint, StopOnNaN
-from simclr_pl.run.progress import Progress
-from simclr_pl.tools import gallery
 
 
 class Wide(Other):

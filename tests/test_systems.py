@@ -10,8 +10,8 @@ import pytest
 from commands import QUICK, REPOSITORY, environment, files, finish, start
 from photographs import fill
 
-from simclr_pl.run.stop import StopRequest
-from simclr_pl.tools.pack import _interruptible
+from simclr_pl.cluster.signals import StopRequest
+from simclr_pl.commands.pack.pack import _interruptible
 
 PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 """The locale of a batch job's shell: ASCII alone."""

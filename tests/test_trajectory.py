@@ -34,7 +34,7 @@ from ranks import ranks
 from recording import InterruptionError, Pass, passes
 from sklearn.datasets import load_digits
 
-from simclr_pl.tools.pack import pack
+from simclr_pl.commands.pack.pack import pack
 
 pytestmark = [pytest.mark.ddp, pytest.mark.timeout(400)]
 
@@ -70,7 +70,7 @@ def train(directory: Path, devices: int, *args: object) -> Path:
 def launch(directory: Path, devices: int, *args: object, **options: Any) -> Outcome:
     """Trains as a user does: one command, which starts the other ranks itself."""
     # The callbacks are found where the tests are.
-    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "helpers")])
     command = ("fit", *RECIPE, "--trainer.devices", devices, "--run_dir", directory, *args)
     process = start(*command, bufsize=-1, env=environment(PYTHONPATH=path), **options)
     return finish(process, timeout=180)

@@ -1,1 +1,1 @@
-"""A run and its directory: what is written where, and when."""
+"""A run directory: config, checkpoints, metrics, results."""

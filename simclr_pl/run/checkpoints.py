@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -12,10 +12,10 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from simclr_pl.batch import StepOutput
-from simclr_pl.errors import UnfinishedError, UserError
-from simclr_pl.files import beside, make_folder, whole
-from simclr_pl.lightning_internals import (
+from simclr_pl.core.batch import StepOutput
+from simclr_pl.core.errors import UnfinishedError, UserError
+from simclr_pl.core.files import beside, make_folder, whole
+from simclr_pl.core.lightning_internals import (
     a_batch_back,
     forget_broken_off_validation,
     is_epoch_whole,
@@ -27,14 +27,35 @@ from simclr_pl.lightning_internals import (
     validation_as_not_begun,
     within_epoch,
 )
-from simclr_pl.model.checkpoint import check_whole
-from simclr_pl.model.ending import is_last, validate_at_the_end
-from simclr_pl.model.log import log_now
+from simclr_pl.core.model.checkpoint import check_whole
+from simclr_pl.core.model.ending import is_last, validate_at_the_end
+from simclr_pl.core.model.log import log_now
 from simclr_pl.run.metrics import MetricsFile
-from simclr_pl.run.stop import StopRequest
 
 UNTOUCHED = "the checkpoint before is whole, and --resume goes on from it"
 """What to know where a new one cannot be written."""
+
+
+class Stop(Protocol):
+    """What tells a training to save and end, as `cluster.signals.StopRequest` does.
+
+    Attributes:
+        signal: the one that came to this process, if one did.
+        agreed: whether all ranks know that they are to stop.
+    """
+
+    signal: int | None
+    agreed: bool
+
+    @property
+    def name(self) -> str:
+        """Of the signal."""
+
+    def begin(self, trainer: L.Trainer) -> None:
+        """From now on a signal waits for a step's end."""
+
+    def ask(self) -> bool:
+        """Whether to stop; asked by all ranks equally often."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -84,7 +105,7 @@ class SaveCheckpoint(Checkpoint):
         self._chose_path = False
         self.path: Path | None = None
         """Where `last.ckpt` goes: set by the command line, else below `default_root_dir`."""
-        self.stop: StopRequest | None = None
+        self.stop: Stop | None = None
         """What tells whether to save and end: set by the command line."""
         self._forget()
 

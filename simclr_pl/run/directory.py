@@ -7,9 +7,9 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from simclr_pl.data.unreadable import LEFT_OUT
-from simclr_pl.errors import UserError
-from simclr_pl.files import expanded, sweep
+from simclr_pl.core.errors import UserError
+from simclr_pl.core.files import expanded, sweep
+from simclr_pl.images.unreadable import LEFT_OUT
 from simclr_pl.run.lock import RunLock
 
 _HANDED_ON = "SIMCLR_PL_RUN_DIR"

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import lightning as L
 import numpy as np
 
-from simclr_pl.data.datamodule import ContrastiveDataModule
-from simclr_pl.data.fingerprint import Contents, changes, check_same_kind, shortened
-from simclr_pl.data.heldout import OLDER, HeldOut
-from simclr_pl.data.own import is_own
-from simclr_pl.data.readers import load_arrays
-from simclr_pl.errors import UserError
-from simclr_pl.files import expanded, make_folder, whole
-from simclr_pl.model.checkpoint import read_checkpoint
+from simclr_pl.core.data.datamodule import ContrastiveDataModule
+from simclr_pl.core.errors import UserError
+from simclr_pl.core.files import expanded, make_folder, whole
+from simclr_pl.core.model.checkpoint import read_checkpoint
+from simclr_pl.images.builtin import load_arrays
+from simclr_pl.images.fingerprint import Contents, changes, check_same_kind, shortened
+from simclr_pl.images.heldout import OLDER, HeldOut
+from simclr_pl.images.own_dataset import is_own
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.yaml_file import read_config
 

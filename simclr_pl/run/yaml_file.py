@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
-from simclr_pl.errors import UserError
-from simclr_pl.files import expanded
+from simclr_pl.core.errors import UserError
+from simclr_pl.core.files import expanded
 
 LARGEST_BYTES = 2**20
 """Of a file; a recipe has some thousands."""

@@ -21,7 +21,7 @@ from commands import (
     same_weights,
 )
 
-from simclr_pl.errors import UserError
+from simclr_pl.core.errors import UserError
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint
 
 

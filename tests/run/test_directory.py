@@ -10,7 +10,7 @@ import yaml
 from commands import QUICK, RUN_FILES, checkpoint, files, fit, rows, run
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from simclr_pl.errors import UserError
+from simclr_pl.core.errors import UserError
 from simclr_pl.run.directory import RunDirectory, choose_directory
 
 # The rules, by themselves

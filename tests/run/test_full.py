@@ -73,7 +73,7 @@ def test_a_training_goes_on_though_nobody_reads_its_output(tmp_path: Path) -> No
 
 SPEAK = """
 import os, sys
-from simclr_pl.output import keep_going
+from simclr_pl.commandline.output import keep_going
 keep_going()
 sys.stdout.write("a")
 sys.stdout.flush()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from commands import QUICK, files, finish, fit, rows, run, signal_when, start
 
-from simclr_pl.errors import UserError
+from simclr_pl.core.errors import UserError
 from simclr_pl.run import lock
 from simclr_pl.run.directory import RunDirectory
 

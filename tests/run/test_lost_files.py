@@ -8,7 +8,7 @@ import pytest
 from commands import QUICK, Outcome, checkpoint, files, fit, rows, run
 
 from simclr_pl.run.directory import RunDirectory
-from simclr_pl.run.wandb import WandbChoice, build_logger, run_id
+from simclr_pl.tracking.wandb import WandbChoice, build_logger, run_id
 
 LONGER = ("--resume", "--trainer.max_epochs", "3")
 

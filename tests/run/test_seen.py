@@ -12,15 +12,15 @@ from commands import QUICK, Outcome, checkpoint, files, run
 from PIL import Image
 
 from simclr_pl import ContrastiveDataModule, UserError
-from simclr_pl.batch import UNLABELLED
-from simclr_pl.data import datamodule
-from simclr_pl.data.datasets import load
-from simclr_pl.data.fingerprint import Contents, changes, check_same_kind
-from simclr_pl.data.heldout import OLDER, HeldOut
-from simclr_pl.data.splits import Splits
+from simclr_pl.commandline.target import DataChoice, find_pretrained
+from simclr_pl.core.batch import UNLABELLED
+from simclr_pl.core.data import datamodule
+from simclr_pl.core.data.splits import Splits
+from simclr_pl.images.datasets import load
+from simclr_pl.images.fingerprint import Contents, changes, check_same_kind
+from simclr_pl.images.heldout import OLDER, HeldOut
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.seen import MARK, kept_by, read_seen, save_seen, sees_own_data
-from simclr_pl.tools.pretrained import DataChoice, find_pretrained
 
 
 def noise(path: Path, seed: int) -> None:

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from commands import QUICK, fit, run
 
-from simclr_pl.run.arguments import data_of
+from simclr_pl.commandline.call import data_of
+from simclr_pl.commands.sweep.space import read_search
 from simclr_pl.run.yaml_file import dump_yaml, load_yaml, read_config
-from simclr_pl.tools.search import read_search
 
 SWEEP = """
 method: random

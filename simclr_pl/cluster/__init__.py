@@ -1,0 +1,1 @@
+"""Signals, requeueing, ranks, memory."""

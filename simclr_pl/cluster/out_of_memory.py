@@ -1,0 +1,197 @@
+"""The largest batch that fits into memory, and what is said where one doesn't."""
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+
+from simclr_pl.cluster.memory import (
+    PRIMITIVE,
+    PeakMemory,
+    collect,
+    free_memory,
+    of_process,
+    ran_out,
+)
+from simclr_pl.core.errors import UserError
+from simclr_pl.core.model.simclr import SimCLR
+
+MARGIN = 0.9
+"""Of what was found to fit: views, the loss and the memory's fragments want some too."""
+
+
+def try_step(trainer: L.Trainer, model: L.LightningModule, images: int) -> None:
+    """Forward and backward of made-up images, in eval mode: ranks don't wait for each other.
+
+    Args:
+        trainer: with the data module that knows the images' size, and the precision.
+        model: on its device; as it was afterwards.
+        images: how many; SimCLR sees two views of each.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    rows = 2 * images if isinstance(model, SimCLR) else images
+    training = model.training
+    model.eval()
+    try:
+        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+            with trainer.precision_plugin.forward_context():
+                made_up = torch.rand(rows, data.channels, data.image_size, data.image_size)
+                numbers = model(made_up.to(model.device))
+                if isinstance(model, SimCLR):
+                    numbers = model.projector(numbers)
+            numbers.float().sum().backward()
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(training)
+
+
+def fits(trainer: L.Trainer, model: L.LightningModule, images: int) -> bool:
+    """Whether memory is enough for `try_step`."""
+    collect(model.device)
+    try:
+        try_step(trainer, model, images)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        return False
+    return True
+
+
+def largest_batch(fits: Callable[[int], bool], too_many: int) -> int:
+    """The most images that fit, to an eighth; 0 where not even one does.
+
+    Args:
+        fits: tries a number of images.
+        too_many: a number that doesn't fit.
+    """
+    size = too_many // 2
+    while size and not fits(size):
+        too_many, size = size, size // 2
+    if size:
+        for _ in range(3):
+            middle = (size + too_many) // 2
+            size, too_many = (middle, too_many) if fits(middle) else (size, middle)
+    return size
+
+
+def continued(
+    trainer: L.Trainer, model: L.LightningModule, images: int, free: int | None
+) -> int | None:
+    """The most images that fit on a CPU, by continuing the peaks of two batches that do.
+
+    Without memory a CPU's libraries crash, and the system kills: its end is no place for trials.
+
+    Args:
+        trainer: as `try_step` takes it.
+        model: on the CPU.
+        images: the larger of the two, above 1.
+        free: bytes that there are.
+
+    Returns:
+        A number, however large; `None` where nobody knows how much memory there is or was taken.
+    """
+    half, peaks = images // 2, []
+    for size in (half, images):
+        with PeakMemory(model.device) as peak:
+            try_step(trainer, model, size)
+        if free is None or peak.bytes is None:
+            return None
+        peaks.append(peak.bytes)
+    assert free is not None
+    each = max(1.0, (peaks[1] - peaks[0]) / (images - half))
+    return max(0, int(images + (free - peaks[1]) / each))
+
+
+class OutOfMemory(L.Callback):
+    """Where memory runs out, finds the largest batch that would have fitted."""
+
+    def __init__(self) -> None:
+        self.sentence = ""
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Tries smaller batches, on the device as it is."""
+        if not ran_out(exception) or not trainer.training:
+            return
+        # What was on its way is held by the frames in which it was.
+        traceback.clear_frames(exception.__traceback__)
+        pl_module.zero_grad(set_to_none=True)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        world = trainer.world_size
+        each = -(-data.batch_size // world)
+        if pl_module.device.type == "cpu":
+            found = self._continued(trainer, pl_module, each)
+            if found is None and PRIMITIVE in str(exception):
+                return  # who knows whether it was for memory
+        else:
+            found = largest_batch(lambda images: fits(trainer, pl_module, images), each)
+        most = None if found is None else int(MARGIN * min(found, each - 1)) * world
+        self.sentence = advise(trainer.global_step, data.batch_size, most, pl_module)
+
+    def _continued(self, trainer: L.Trainer, model: L.LightningModule, too_many: int) -> int | None:
+        """By two small batches, and by what the process had when it was refused more."""
+        free = free_memory(model.device)
+        if free is not None:
+            reached = of_process("VmHWM")
+            collect(model.device)
+            # Ranks share what is free; what this process has had it was given.
+            free = max(free // trainer.num_devices, reached - of_process("VmRSS"))
+        try:
+            found = continued(trainer, model, max(2, too_many // 16), free)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            return None
+        # Where a process's memory is limited its gaps count, and those grow with the batch.
+        return None if found is None else found // 2
+
+
+def advise(step: int, batch: int, most: int | None, model: L.LightningModule) -> str:
+    """What is said when memory has run out.
+
+    Args:
+        step: in which it did.
+        batch: images of a step.
+        most: of them would have fitted, about; `None` where nobody knows.
+        model: whose options are named.
+    """
+    began = f"out of memory at step {step}, with batches of {batch} images"
+    if most is None:
+        return f"{began}; take a smaller one, a smaller encoder, or smaller images"
+    if most < 2:
+        return f"{began}: not even two of them fit; take a smaller encoder, or smaller images"
+    began += f": about {most} fit. Give "
+    if not isinstance(model, SimCLR):
+        return f"{began}--batch_size {most}"
+    if model.micro_batch_size == 1:
+        return f"{began.split(':')[0]}, one at a time; take a smaller encoder, or smaller images"
+    if model.micro_batch_size:
+        return (
+            f"{began}--model.micro_batch_size {min(most, model.micro_batch_size // 2)}, which is "
+            f"{model.micro_batch_size} now"
+        )
+    return (
+        f"{began}--model.micro_batch_size {most} to train on batches of {batch} in that memory "
+        f"(one more forward pass), or --data.batch_size {most}"
+    )
+
+
+@contextmanager
+def explained(trainer: L.Trainer) -> Iterator[None]:
+    """Turns an out-of-memory error of training into what `OutOfMemory` has found.
+
+    Raises:
+        UserError: with the largest batch that fits, and the option to give.
+    """
+    try:
+        yield
+    except Exception as error:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, OutOfMemory) and callback.sentence:
+                raise UserError(callback.sentence) from error
+        raise

@@ -1,0 +1,103 @@
+"""SIGTERM, SIGUSR1, SIGHUP: a training stops at a step's end, on all ranks, with a checkpoint."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+
+from simclr_pl.cluster.slurm import Restarts
+
+CLUSTERS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""What a cluster sends before it takes a machine away (Windows has the first alone)."""
+
+SIGNALS = (*CLUSTERS, signal.SIGHUP) if hasattr(signal, "SIGHUP") else CLUSTERS
+"""These, and what a terminal sends that is closed."""
+
+
+class StopRequest:
+    """Remembers that a signal came, and lets all ranks learn of it at the same step.
+
+    The handler only sets a flag: whatever it did more would come in the middle of anything, on each
+    rank elsewhere. At each step's end the ranks begin to add up their flags, on the CPU and beside
+    the training, and look at the sum at the next one: nobody waits, and all stop at one step.
+
+    Before training there is nothing to save: there a signal is an interrupt, as Ctrl-C is.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.agreed = False
+        """Whether all ranks know that they are to stop."""
+        self.how_to_go_on = ""
+        """Options to add to the command that was stopped; none where it has them."""
+        self.restarts: Restarts | None = None
+        """Of the Slurm job, once it is known where the run goes on from."""
+        self.training = False
+        self._group: Any = None
+        self._sum: tuple[Any, torch.Tensor] | None = None  # on its way, and where it arrives
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes the signals, and gives them back as they were."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals are the main thread's
+            return
+        before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT)}
+        for number, handler in before.items():
+            # (`nohup` ignores SIGHUP, and a script's `&` SIGINT: so it is to stay.)
+            if handler is not signal.SIG_IGN or number in CLUSTERS:
+                signal.signal(number, self._handle)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                restore(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self.signal is None:
+                raise KeyboardInterrupt
+            return  # it is on its way out already, and says so
+        first, self.signal = self.signal is None, number
+        if first and not self.training:
+            raise KeyboardInterrupt
+
+    @property
+    def name(self) -> str:
+        """Of the signal."""
+        return signal.Signals(self.signal).name if self.signal else "a signal to another rank"
+
+    def begin(self, trainer: L.Trainer) -> None:
+        """From now on a signal waits for a step's end."""
+        if trainer.world_size > 1 and self._group is None:
+            self._group = dist.new_group(backend="gloo")
+        self.training = True
+
+    def ask(self) -> bool:
+        """Whether to stop; asked by all ranks equally often."""
+        if self.agreed or self._group is None:
+            self.agreed = self.agreed or self.signal is not None
+            return self.agreed
+        if self._sum is not None:
+            arriving, total = self._sum
+            arriving.wait()
+            self.agreed = bool(total)
+        total = torch.tensor(int(self.signal is not None))
+        self._sum = dist.all_reduce(total, group=self._group, async_op=True), total
+        return self.agreed
+
+
+def restore(number: int, handler: Any) -> None:
+    """Gives a signal back to what had it; Python knows nothing of what a C library has put there.
+
+    Args:
+        number: of the signal.
+        handler: what `signal.signal` or `signal.getsignal` has returned.
+    """
+    signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,154 @@
+"""What the command line takes beyond Lightning's own options, and which of those it refuses."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from simclr_pl.commandline.call import OneSentence, explain_wandb
+from simclr_pl.commandline.help import help_of
+from simclr_pl.commandline.shorthand import (
+    add_door_argument,
+    with_wandb_mode,
+    without_door_arguments,
+)
+from simclr_pl.core.errors import UserError
+from simclr_pl.core.lookup import name_of
+from simclr_pl.monitors.health import HealthMonitor
+from simclr_pl.monitors.knn import KNNMonitor
+from simclr_pl.monitors.linear import LinearEvaluation
+from simclr_pl.monitors.probe import OnlineProbe
+from simclr_pl.pictures.gallery import Gallery
+from simclr_pl.run.checkpoints import SaveCheckpoint
+from simclr_pl.run.yaml_file import no_mapping
+from simclr_pl.tracking.wandb import WandbChoice
+
+
+class Parser(OneSentence, LightningArgumentParser):
+    """Lightning's parser, whose errors are sentences and whose `wandb` may be its mode alone."""
+
+    only: str | None = None
+    """The group of options that `--help` is asked for."""
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """A line or two for each option."""
+        return help_of(self, self.only)
+
+    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
+        """Parses, with `--wandb off` as `--wandb.mode off`, and arguments of doors.
+
+        `--model.optimizer torch.optim.Adam --model.optimizer.lr 0.001` is that class with an `lr`
+        among its `init_args`; a class that a file names may be given one more in the same way.
+        """
+        given = sys.argv[1:] if args is None else args
+        rest, found = without_door_arguments(with_wandb_mode(given))
+        config = super().parse_args(rest, *more, **options)
+        for door, name, value in found:
+            add_door_argument(config[config.subcommand], door, name, value)
+        return config
+
+
+def add_options(parser: LightningArgumentParser) -> None:
+    """Adds what belongs to a run: the callbacks' groups, its directory, its loggers."""
+    parser.add_lightning_class_args(OnlineProbe, "probe")
+    parser.add_lightning_class_args(KNNMonitor, "knn")
+    parser.add_lightning_class_args(HealthMonitor, "health")
+    parser.add_lightning_class_args(LinearEvaluation, "linear")
+    parser.add_lightning_class_args(Gallery, "pictures")
+    parser.add_lightning_class_args(SaveCheckpoint, "checkpoint")
+    parser.add_argument(
+        "--run_dir",
+        type=str | None,
+        default=None,
+        help="folder for everything of this run (default: runs/<config name>/<time>)",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --run_dir, or start it where there is none yet",
+    )
+    parser.add_argument(
+        "--init_from",
+        type=str | None,
+        default=None,
+        help="checkpoint whose weights a new run starts from",
+    )
+    parser.add_argument("--wandb", type=WandbChoice, default=WandbChoice())
+    explain_wandb(parser)
+    parser.add_argument(
+        "--tensorboard",
+        type=bool,
+        default=False,
+        help="whether numbers and pictures go into RUN/tensorboard too",
+    )
+    parser.set_defaults(
+        {
+            "trainer.max_epochs": 100,
+            "trainer.num_sanity_val_steps": 0,
+            "trainer.use_distributed_sampler": False,
+            "trainer.enable_model_summary": False,
+        }
+    )
+
+
+def check_values(parser: LightningArgumentParser, config: Any) -> None:
+    """Looks at values that the parser has let through.
+
+    Args:
+        parser: of the command.
+        config: what it has read.
+
+    Raises:
+        UserError: a list or a word where keys belong; a seed out of range; no name at all.
+    """
+    for name, default in vars(parser.get_defaults()).items():
+        value = config.get(name)
+        if isinstance(default, Namespace) and not isinstance(value, Namespace):
+            raise UserError(no_mapping(name, value))
+    seed = config.seed_everything
+    if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
+        raise UserError(f"seed_everything is {seed}, but must be from 0 to {2**32 - 1}")
+    for group in ("model", "data"):
+        own = config[group].seed
+        if own is not None and not -(2**63) <= own < 2**63:
+            raise UserError(f"{group}.seed is {own}, but must be a number of 64 bits")
+    if config.run_dir is not None and not config.run_dir.strip():
+        raise UserError("run_dir is empty: give a folder, or leave it out")
+
+
+def refuse(trainer: Any) -> None:
+    """Looks at options that no Trainer can be made of; `check_trainer` looks at the Trainer.
+
+    Args:
+        trainer: the configuration's part of that name.
+
+    Raises:
+        UserError: one that has no meaning for a run in its directory.
+    """
+    if trainer.devices in (0, "0"):
+        raise UserError("trainer.devices is 0, but must be at least 1")
+    if trainer.barebones:
+        raise UserError(
+            "trainer.barebones would leave a run without numbers and checkpoints: leave it out "
+            "(bench measures how fast a recipe trains)"
+        )
+    if trainer.enable_checkpointing is False:
+        raise UserError(
+            "trainer.enable_checkpointing false would lose the run: leave it out; "
+            "checkpoint.every_n_epochs says how often last.ckpt is written"
+        )
+
+
+def config_name(config: Any) -> str:
+    """What a run is called after: its first configuration file, or its data set."""
+    files = as_list(config.get("config"))
+    return Path(str(files[0])).stem if files else name_of(config.data.dataset)
+
+
+def as_list(value: Any) -> list[Any]:
+    """Of what Lightning takes as one or as several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,1 @@
+"""`bench`: how fast a recipe trains here."""

@@ -1,0 +1,113 @@
+"""`compare`: raw pixels, the untrained encoder and the pretrained one, under one protocol."""
+
+import sys
+from typing import Literal
+
+from simclr_pl.commandline.call import call
+from simclr_pl.commandline.over_seeds import Baseline, choose_encoder
+from simclr_pl.commandline.scores import tell_wandb
+from simclr_pl.commandline.target import DataChoice, find_pretrained
+from simclr_pl.core.errors import UserError
+from simclr_pl.protocols.features import encode
+from simclr_pl.protocols.few_labels import Score, margin_in_standard_errors, score
+from simclr_pl.run.results import write_result
+from simclr_pl.tracking.wandb_mode import Mode
+
+COLUMNS: dict[str, Baseline | None] = {
+    "raw pixels": "pixels",
+    "untrained": "random",
+    "pretrained": None,
+}
+
+
+def compare(
+    *,
+    run_dir: str,
+    split: Literal["val", "test"] = "val",
+    labels_per_class: int = 5,
+    draws: int = 5,
+    require: float | None = None,
+    wandb: Mode = "auto",
+) -> dict[str, Score]:
+    """Is pretraining worth it? Top-1 of raw pixels, the untrained and the pretrained encoder.
+
+    Logistic regression on frozen, standardised features (C = 1, nothing tuned), with all labels of
+    the training split and with a few of each class. Accuracies are fractions from 0 to 1.
+
+    Args:
+        run_dir: directory of the run.
+        split: what to score on; keep test for the end.
+        labels_per_class: images of each class in a few-label draw.
+        draws: few-label draws, the same for every column.
+        require: fail unless the pretrained encoder beats the untrained one by so many standard
+            errors at few labels.
+        wandb: Weights & Biases; auto is online when logged in, else offline.
+
+    Returns:
+        The scores by column.
+
+    Raises:
+        UserError: no run there, no labels, too few of them; or the margin that was required is
+            missed.
+    """
+    if labels_per_class < 1 or draws < 2:
+        raise UserError("compare needs at least 1 label a class and 2 draws")
+    pretrained = find_pretrained(None, run_dir, None, DataChoice())
+    data = pretrained.data()
+    scores = {}
+    for column, baseline in COLUMNS.items():
+        encoder = choose_encoder(pretrained, baseline)
+        train, scored = (encode(encoder, data, s, labelled_only=True) for s in ("train", split))
+        scores[column] = score(train, scored, labels_per_class, draws)
+    margin = margin_in_standard_errors(scores["pretrained"], scores["untrained"])
+    labels = int((data.splits.train.labels >= 0).sum())
+    sys.stdout.write(_table(scores, margin, f"the {split} split of {data.dataset}", labels) + "\n")
+    path = write_result(
+        pretrained.folder("results"),
+        protocol="logistic",
+        split=split,
+        seed=pretrained.seed,
+        top1=scores["pretrained"].all_labels,
+        top5=None,
+        epoch=pretrained.epoch,
+        dataset=data.dataset,
+        labels=labels,
+        labels_per_class=labels_per_class,
+        columns={name: s._asdict() for name, s in scores.items()},
+        checkpoint=pretrained.checkpoint,
+    )
+    sys.stdout.write(f"written to {path}\n")
+    numbers = {f"logistic/{split}_top1": scores["pretrained"].all_labels}
+    about = {"split": split, "labels": labels, "epoch": pretrained.epoch}
+    tell_wandb(pretrained, "logistic", numbers, about, wandb)
+    if require is not None and margin < require:
+        raise UserError(
+            f"pretraining is {margin:.1f} standard errors better than no training with "
+            f"{labels_per_class} labels a class, which is less than the {require:g} required: "
+            "train longer, or look at the curves"
+        )
+    return scores
+
+
+def _table(scores: dict[str, Score], margin: float, where: str, labels: int) -> str:
+    few = f"{scores['pretrained'].labels_per_class} labels a class"
+    rows = {
+        f"all {labels} labels": [f"{s.all_labels:.3f}" for s in scores.values()],
+        few: [f"{s.mean:.3f} ± {s.spread:.3f}" for s in scores.values()],
+    }
+    width = max(map(len, rows))
+    gain = scores["pretrained"].mean - scores["untrained"].mean
+    return "\n".join(
+        [
+            f"top-1 on {where}: logistic regression on frozen features",
+            f"({few}: mean ± standard deviation of {len(scores['pretrained'].draws)} draws)",
+            f"  {'':<{width}}" + "".join(f"  {name:>13}" for name in scores),
+            *(f"  {n:<{width}}" + "".join(f"  {c:>13}" for c in row) for n, row in rows.items()),
+            f"with {few}, pretrained minus untrained is {gain:+.3f}: {margin:.1f} standard errors",
+        ]
+    )
+
+
+def run_cli(args: list[str]) -> None:
+    """The command."""
+    call(compare, args)

@@ -1,0 +1,1 @@
+"""`pack`: a folder of images, written once."""

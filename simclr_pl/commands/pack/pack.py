@@ -1,0 +1,222 @@
+"""`pack`: a folder of images decoded once, for training that decodes nothing."""
+
+import errno
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
+from tqdm import tqdm
+
+from simclr_pl.cluster.signals import restore
+from simclr_pl.commandline.call import call
+from simclr_pl.commands.pack.check import check_images
+from simclr_pl.core.data.sources import ImageFiles
+from simclr_pl.core.errors import UserError
+from simclr_pl.core.files import expanded
+from simclr_pl.images.decode import (
+    MAX_PIXELS,
+    MIN_SIDE,
+    BadImageError,
+    EncodedImage,
+    without_pils_limit,
+)
+from simclr_pl.images.download import alone
+from simclr_pl.images.folders import read_folder
+from simclr_pl.images.packing import PIXELS, SPLITS, save_index, save_pixels
+from simclr_pl.images.worker_processes import batches_of, begin, end_workers, sent
+
+LONGEST = 2
+"""Sides of an image that is kept whole: a longer one is cut to so many times its shorter side."""
+
+CHUNK = 16
+"""Images that a worker hands over at a time."""
+
+
+class Limits(NamedTuple):
+    """What images may be.
+
+    Attributes:
+        short_side: longest that an image's shorter side stays, in pixels.
+        max_pixels: of an image; larger ones are refused.
+    """
+
+    short_side: int
+    max_pixels: int
+
+
+def pack(
+    folder: str,
+    out: str,
+    *,
+    short_side: int = 256,
+    num_workers: int = 2,
+    max_pixels: int = MAX_PIXELS,
+) -> Path:
+    """Writes a folder of images once as one file of pixels, to be trained on as `packed`.
+
+    Images whose shorter side is longer than `short_side` are made smaller, bilinear with
+    antialiasing; of panoramas longer than 2:1 the middle is kept. Classes and splits are those of
+    data set `folder`. `pack FOLDER --check` writes nothing, and lists all files that are bad.
+
+    Args:
+        folder: of images: a folder a class, or none, or such below train/, val/ and test/.
+        out: directory to write, which must not exist.
+        short_side: longest that an image's shorter side stays, in pixels.
+        num_workers: processes that decode; 0 decodes in this one.
+        max_pixels: of an image; larger ones are refused.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: nothing to pack, an image that cannot be decoded, `out` exists or cannot be
+            written, or numbers out of range. Nothing is left behind.
+    """
+    if short_side < MIN_SIDE:
+        raise UserError(f"short_side is {short_side}, but must be at least {MIN_SIDE} pixels")
+    if num_workers < 0:
+        raise UserError(f"num_workers is {num_workers}, but must be 0 or more")
+    source, target = expanded(folder), expanded(out)
+    if not source.is_dir():
+        raise UserError(f"there is no folder {source}: give the images' folder first")
+    if target.exists() or target.is_symlink():
+        raise UserError(f"{target} exists: give another directory, or remove it first")
+    if not target.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {target.parent} to write {target.name} into: make it")
+    raw = read_folder(source)
+    found = {name: getattr(raw, name) for name in SPLITS}
+    splits = {name: files for name, files in found.items() if files is not None}
+    try:
+        with alone(target.with_name(f".{target.name}.lock"), f"to write {target}") as lock:
+            try:
+                if target.exists():
+                    raise UserError(f"{target} was written by another pack meanwhile: it is whole")
+                _write(target, splits, raw.classes, Limits(short_side, max_pixels), num_workers)
+            finally:
+                lock.unlink(missing_ok=True)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "free some space, or give a smaller short_side" if full else "give another place"
+        raise UserError(f"{target} cannot be written ({error.strerror}): {hint}") from error
+    images, size = sum(map(len, splits.values())), (target / PIXELS).stat().st_size
+    sys.stdout.write(
+        f"{images} images packed into {target} ({size / 1e9:.3g} GB): train on them with "
+        f"--data.dataset packed --data.root {target}\n"
+    )
+    return target
+
+
+def _write(
+    target: Path,
+    splits: dict[str, ImageFiles],
+    classes: tuple[str, ...],
+    limits: Limits,
+    workers: int,
+) -> None:
+    """Writes beside the target, so that renaming is one step: what has its name is whole."""
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of one that was killed
+    try:
+        unfinished.mkdir()
+        sizes = _write_pixels(unfinished / PIXELS, splits, limits, workers)
+        labels = torch.cat([split.labels for split in splits.values()])
+        counts = {name: len(split) for name, split in splits.items()}
+        names = [name for split in splits.values() for name in split.names or ()]
+        save_index(unfinished, sizes, labels, counts, classes, names)
+        unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_pixels(
+    path: Path, splits: dict[str, ImageFiles], limits: Limits, workers: int
+) -> Tensor:
+    """Writes all splits' images; returns `int64 [N, 2]`, the height and width that each has now."""
+    paths = [path for split in splits.values() for path in split.paths]
+    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        _Smaller(paths, limits),
+        batch_sampler=[list(part) for part in _parts(len(paths))],
+        num_workers=workers,
+        collate_fn=sent,
+        worker_init_fn=begin,
+        persistent_workers=workers > 0,
+    )
+    sizes: list[Tensor] = []
+
+    def images() -> Iterator[Tensor]:
+        with tqdm(desc="packing", total=len(paths), unit=" images", disable=None) as bar:
+            for pixels, of_part in batches_of(loader):
+                sizes.append(of_part)
+                yield pixels
+                bar.update(len(of_part))
+
+    try:
+        with path.open("wb") as file:
+            save_pixels(file, images())
+    finally:
+        end_workers(loader)
+    return torch.cat(sizes)
+
+
+def _parts(count: int) -> Iterator[range]:
+    return (range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+
+
+class _Smaller(Dataset[tuple[Tensor, Tensor]]):
+    """Runs in the workers: planes of some files one after the other, and their sizes."""
+
+    def __init__(self, paths: list[Path], limits: Limits) -> None:
+        self.paths, self.limits = paths, limits
+
+    def __getitems__(self, places: list[int]) -> tuple[Tensor, Tensor]:
+        short_side, most = self.limits
+        try:
+            images = [smaller(EncodedImage(self.paths[i], most).rgb(), short_side) for i in places]
+        except BadImageError as error:  # out of a worker comes what the command line knows
+            raise UserError(str(error)) from None
+        pixels = torch.cat([pil_to_tensor(image).flatten() for image in images])
+        return pixels, torch.tensor([(image.height, image.width) for image in images])
+
+
+def smaller(image: Image.Image, short_side: int) -> Image.Image:
+    """The middle of a panorama, then no shorter side above `short_side` pixels."""
+    short = min(image.size)
+    width, height = (min(side, LONGEST * short) for side in image.size)
+    if (width, height) != image.size:
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        with without_pils_limit():
+            image = image.crop((left, top, left + width, top + height))
+    if short <= short_side:
+        return image
+    width, height = (max(short_side, round(side * short_side / short)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def run_cli(args: list[str]) -> None:
+    """The command."""
+    with _interruptible():
+        if "--check" in args:
+            call(check_images, [arg for arg in args if arg != "--check"], positional=True)
+        else:
+            call(pack, args, positional=True)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """A context that SIGTERM and SIGHUP leave as Ctrl-C does: what was begun is removed."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            restore(number, handler)

@@ -1,0 +1,1 @@
+"""`sweep`: values tried, run after run."""

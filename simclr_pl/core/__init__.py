@@ -1,0 +1,1 @@
+"""SimCLR itself: what it is, to be read in an afternoon."""

@@ -1,0 +1,187 @@
+"""What rooms hand to each other: the contracts between data, model and evaluation.
+
+Letters, everywhere in this package: `B` images on this rank, `N` images over all ranks, `V` views
+of each (2 unless asked), `C` channels, `S` image side in pixels, `D` feature width, `P` projection
+width, `W` ranks. Whatever has `VB` rows holds the first views of all images, then the second, ...
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+from simclr_pl.core.errors import UserError
+
+UNLABELLED = -1
+"""The label of an image whose class is unknown, or must not be seen (the validation holdout)."""
+
+Cut = Literal["views", "clean", "both"]
+"""What a batch is for: views, the clean image, or both."""
+
+
+class Batch(NamedTuple):
+    """A rank's slice of a global batch, as a loader yields it.
+
+    Attributes:
+        images: `uint8 [B, C, H, W]`, whole images; or `uint8 [B, K, C, S, S]` where a worker
+            process has already cut K crops from each decoded file: both views (K = 2, training),
+            the clean centre (K = 1, features), or both views and the clean centre (K = 3,
+            evaluation).
+        labels: `int64 [B]`, `UNLABELLED` where unknown.
+        index: `int64 [B]`, the place of each image in its split: what its randomness hangs on.
+        epoch: the epoch these images were drawn in.
+        sizes: `int64 [B, 2]`, height and width in pixels of whole images of different sizes, which
+            lie in the top left corner of `images`, with padding behind; `None` where they fill it.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple has a method of that name
+    epoch: int
+    sizes: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device, all of it: views are drawn where `index` and `sizes` lie."""
+        images, labels, index = (part.to(device) for part in self[:3])
+        sizes = None if self.sizes is None else self.sizes.to(device)
+        return Batch(images, labels, index, self.epoch, sizes)
+
+    def split(self, counts: Sequence[int]) -> list["Batch"]:
+        """Consecutive parts of so many images."""
+        columns = (self.images.split(counts), self.labels.split(counts), self.index.split(counts))
+        parts = [Batch(*part, self.epoch) for part in zip(*columns, strict=True)]
+        if self.sizes is None:
+            return parts
+        return [
+            part._replace(sizes=sizes)
+            for part, sizes in zip(parts, self.sizes.split(counts), strict=True)
+        ]
+
+
+class Views(NamedTuple):
+    """Views of each image, normalised, on the device.
+
+    Attributes:
+        views: `float [VB, C, S, S]`, the first views of all images, then the second, ...
+        labels: `int64 [VB]`, of each view's image; `UNLABELLED` where unknown.
+        index: `int64 [VB]`, the place of each view's image in its split.
+        epoch: the epoch these images were drawn in.
+        counts: images of each rank in this step, where that is known without asking them.
+        per_image: V, views of each image.
+    """
+
+    views: Tensor
+    labels: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple has a method of that name
+    epoch: int
+    counts: Sequence[int] | None = None
+    per_image: int = 2
+
+
+class MicroBatches(NamedTuple):
+    """A training batch in parts, whose views are made when they are needed.
+
+    An objective reads it as it reads `Views`, but for the pixels.
+
+    Attributes:
+        parts: this rank's images, in parts that go through the network one after the other.
+        make_views: views of a part's images; the same bits each time.
+        counts: images of each rank in this step, where that is known without asking them.
+        per_image: V, views of each image.
+    """
+
+    parts: Sequence[Batch]
+    make_views: Callable[[Batch], Views]
+    counts: Sequence[int] | None = None
+    per_image: int = 2
+
+    @property
+    def labels(self) -> Tensor:
+        """`int64 [VB]`, of each view's image; `UNLABELLED` where unknown."""
+        return torch.cat([part.labels for part in self.parts]).repeat(self.per_image)
+
+    @property
+    def index(self) -> Tensor:  # type: ignore[override]  # a tuple has a method of that name
+        """`int64 [VB]`, the place of each view's image in its split."""
+        return torch.cat([part.index for part in self.parts]).repeat(self.per_image)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch these images were drawn in."""
+        return self.parts[0].epoch
+
+    @property
+    def views(self) -> Tensor:
+        """Not there: no more than a part's views exist at a time.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "an objective that reads pixels cannot be used with model.micro_batch_size: leave "
+            "that option out, or give an objective that reads features and projections alone"
+        )
+
+
+class EvaluationBatch(NamedTuple):
+    """Clean images for evaluation, with views where a contrastive loss is wanted as well.
+
+    Attributes:
+        clean: `float [B, C, S, S]`, the image without augmentation, normalised.
+        views: of each image, or `None` in prediction.
+        labels: `int64 [B]`, `UNLABELLED` where unknown.
+        index: `int64 [B]`, the place of each image in its split.
+    """
+
+    clean: Tensor
+    views: Views | None
+    labels: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple has a method of that name
+
+
+class LabelledImages(NamedTuple):
+    """Images for supervised training, normalised, on the device.
+
+    Attributes:
+        images: `float [B, C, S, S]`, cropped and flipped in training, else clean.
+        labels: `int64 [B]`, `UNLABELLED` where unknown.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+class StepOutput(TypedDict):
+    """What a training step shows to callbacks. Everything but the loss is detached.
+
+    Attributes:
+        loss: scalar; its mean over ranks is the global loss.
+        features: `[VB, D]`, the encoder's output for the first views, then for the second, ...
+        projections: `[VB, P]`, the projector's output in the same order, not normalised.
+        labels: `int64 [VB]`, of each view's image; `UNLABELLED` where unknown.
+        positive_rank: `int64 [2B]`, how many negatives (of all ranks) are as near to the anchor as
+            its positive, or nearer; 0 is a contrastive hit. `None` where the objective has none.
+        chance: the loss of projections that say nothing; `None` where the objective states none.
+    """
+
+    loss: Tensor
+    features: Tensor
+    projections: Tensor
+    labels: Tensor
+    positive_rank: Tensor | None
+    chance: float | None
+
+
+class EvaluationOutput(TypedDict):
+    """What a validation or test step shows to callbacks.
+
+    Attributes:
+        features: `[B, D]`, the encoder's output for the clean images.
+        labels: `int64 [B]`, `UNLABELLED` where unknown.
+        index: `int64 [B]`, the place of each image in its split.
+    """
+
+    features: Tensor
+    labels: Tensor
+    index: Tensor

@@ -1,0 +1,1 @@
+"""Splits, loaders, images in memory, and the data module."""

@@ -1,0 +1,372 @@
+"""The LightningDataModule: a data set, its loaders, and views made on the device."""
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+
+from simclr_pl.core.batch import UNLABELLED, Batch, Cut, EvaluationBatch, MicroBatches, Views
+from simclr_pl.core.data.loaders import EvaluationLoader, TrainLoader
+from simclr_pl.core.data.sources import AnySource, WorkerImages
+from simclr_pl.core.data.splits import Splits
+from simclr_pl.core.errors import UserError
+from simclr_pl.core.files import expanded
+from simclr_pl.core.lookup import Door, name_of
+from simclr_pl.core.randomness import run_seed
+from simclr_pl.core.speed.compiler import has_compiler
+from simclr_pl.core.views.own import build_views, check_source, count_of, views_of
+from simclr_pl.core.views.simclr import SimCLRViews
+from simclr_pl.images.datasets import Labels, load, prepare, statistics
+from simclr_pl.images.decode import MAX_PIXELS
+from simclr_pl.images.heldout import HeldOut
+from simclr_pl.images.packed import PackedImages
+from simclr_pl.images.unreadable import Unreadable
+from simclr_pl.images.worker_crops import OnBadImage, Reading
+
+Split = Literal["train", "val", "test"]
+
+RESIDENT_SHARE = 0.25
+"""Sets up to this share of a GPU's free memory are kept on it, those of image files aside."""
+
+
+class ContrastiveDataModule(L.LightningDataModule):
+    """Pairs of augmented views for pretraining, clean images (and pairs) for evaluation.
+
+    Args:
+        dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, packed, npz; or the class
+            path of a torch.utils.data.Dataset of uint8 images, or of a function that gives splits.
+        root: folder of the data; for `folder` the images' own, for `packed` what `pack` has
+            written, for `npz` the file.
+        batch_size: images a step, global: over all devices together.
+        image_size: side of a view in pixels (default: the data's own; 224 for photographs).
+        scale: bounds of a crop's area, as a share of the image's.
+        flip: probability of mirroring left and right.
+        jitter: colour jitter, the paper's strength s (1 for ImageNet, 0.5 for CIFAR-10, 0: none).
+        grayscale: probability of dropping colour.
+        blur: probability of Gaussian blur (the paper has 0.5 for ImageNet, 0 for CIFAR-10).
+        mean: of each channel, from 0 to 1 (default: counted; ImageNet's for photographs).
+        std: of each channel, likewise.
+        views: simclr, or the class path of your own: of (images [B, C, H, W], index, epoch) it
+            makes two or more float tensors [B, C, S, S].
+        num_workers: processes that decode image files, a device; other sets need none.
+        split_seed: of the validation holdout; keep it, so that runs are comparable.
+        labels: given, or none: all images are unlabelled (where folders are cameras, no classes).
+        on_bad_image: error, or skip: an image file that cannot be read ends the run, or is left out
+            and named in RUN/left_out.csv (more than 1 % of them end the run all the same).
+        max_pixels: of an image file; larger ones are bad.
+        predict_split: what `predict` encodes: train, val or test.
+        compiled: compile what makes the views: the same to rounding, and faster; `fit` needs a C++
+            compiler, which the first steps wait for.
+        seed: of order and views (default: what `seed_everything` was given, or 0).
+
+    Raises:
+        UserError: a value out of its range; from `prepare_data` and `setup`, whatever is wrong
+            with the data.
+    """
+
+    def __init__(
+        self,
+        dataset: Door = "digits",
+        root: str = "data",
+        batch_size: int = 256,
+        image_size: int | None = None,
+        scale: tuple[float, float] = (0.08, 1.0),
+        flip: float = 0.5,
+        jitter: float = 1.0,
+        grayscale: float = 0.2,
+        blur: float = 0.5,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        num_workers: int = 2,
+        split_seed: int = 0,
+        labels: Labels = "given",
+        on_bad_image: OnBadImage = "error",
+        max_pixels: int = MAX_PIXELS,
+        predict_split: Split = "val",
+        compiled: bool = False,
+        seed: int | None = None,
+        views: Door | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 2:
+            raise UserError(
+                f"data.batch_size is {batch_size}, but a contrastive batch needs at least 2 images"
+            )
+        if max_pixels < 1:
+            raise UserError(f"data.max_pixels is {max_pixels}, but must be at least 1")
+        if num_workers < 0:
+            raise UserError(f"data.num_workers is {num_workers}, but must be 0 or more")
+        self.given_dataset, self.dataset = dataset, name_of(dataset)
+        self.root, self.batch_size = str(expanded(root)), batch_size
+        self.num_workers, self.split_seed, self.seed = num_workers, split_seed, run_seed(seed)
+        self.predict_split: Split = predict_split
+        self._labels: Labels = labels
+        self.reading = Reading(on_bad_image, max_pixels)
+        self.unreadable = Unreadable(Path(root))
+        self._image_size, self._mean, self._std = image_size, mean, std
+        self._augmentation: dict[str, Any] = {
+            "scale": scale, "flip": flip, "jitter": jitter, "grayscale": grayscale, "blur": blur,
+        }  # fmt: skip
+        self.compiled, self.given_views = compiled, views
+        # Values out of range are said now, not after a download.
+        side = 32 if image_size is None else image_size
+        SimCLRViews(side, **self._augmentation)
+        self._loader: TrainLoader | None = None
+        self._loaded: dict[str, Any] | None = None
+        self.kept: HeldOut | None = None
+        """The validation images of the run that these data are for, where it has begun."""
+        self.whole: Splits
+        """As they were read; of `splits` some images may have been left out."""
+        self.splits: Splits
+        self.views: SimCLRViews
+        """The paper's: of crops for evaluation, and of clean images."""
+        self.makes_views: Any
+        """What makes views for training: `views`, or the user's own."""
+        self.image_size: int | None = None
+        self.channels: int | None = None
+        self.mean: tuple[float, ...] | None = None
+        self.std: tuple[float, ...] | None = None
+        self.empty_channels: tuple[int, ...] = ()
+
+    # Lightning's hooks --------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Downloads what is missing: Lightning calls this once a machine."""
+        prepare(self.given_dataset, self.root)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the data and derives channels, image size, classes and statistics."""
+        if self.channels is not None:
+            return
+        splits = load(
+            self.given_dataset, self.root, self.split_seed, self.kept, labels=self._labels
+        )
+        channels = splits.train.channels
+        if channels not in (1, 3) and any(self._augmentation[k] for k in ("jitter", "grayscale")):
+            raise UserError(
+                f"{self.dataset} has images of {channels} channels, and colours are changed "
+                "only of 1 or 3: give --data.jitter 0 --data.grayscale 0"
+            )
+        mean, std, self.empty_channels = statistics(splits.train)
+        self.mean = self._per_channel("mean", self._mean or mean, channels)
+        self.std = self._per_channel("std", self._std or std, channels)
+        self.image_size = self._image_size or splits.train.side or 224
+        self.views = SimCLRViews(
+            self.image_size, **self._augmentation, mean=self.mean, std=self.std, seed=self.seed,
+            # What was trained with a compiler is evaluated without one, too.
+            compiled=self.compiled and (stage == "fit" or has_compiler()),
+        )  # fmt: skip
+        self.makes_views = build_views(self.given_views, self.views)
+        if self.makes_views is not self.views:
+            for source in splits[:3]:
+                if isinstance(source, WorkerImages | PackedImages):
+                    check_source(self.makes_views, source)
+            if isinstance(self.makes_views, SimCLRViews):
+                self.views = self.makes_views
+        own = splits[:3] if splits.held is None else (splits.train, splits.test)
+        self.unreadable.images = sum(len(split) for split in own if split is not None)
+        self.whole, self.splits = splits, self._wired(splits)
+        self.channels = channels
+
+    def train_dataloader(self) -> TrainLoader:
+        """Batches for pretraining, in each epoch's order."""
+        train = self.splits.train
+        if self.batch_size > len(train):
+            raise UserError(
+                f"data.batch_size is {self.batch_size}, but {self.dataset} has {len(train)} images "
+                f"to train on: give at most {len(train)}"
+            )
+        rank, world = self._ranks()
+        self._check_ranks(self.batch_size, world)
+        trainer = self.trainer
+        assert trainer is not None
+        self._loader = TrainLoader(
+            self._place(train),
+            self.batch_size,
+            rank,
+            world,
+            self.seed,
+            lambda: trainer.current_epoch,
+            micro_batches=self._micro_batches(world),
+            same_every_epoch=trainer.overfit_batches > 0,  # type: ignore[attr-defined]
+        )
+        if self._loaded is not None:
+            self._loader.load_state_dict(self._loaded)
+            self._loaded = None
+        return self._loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """The training loader's place.
+
+        It is kept here as well because Lightning restores a loader's own state only where no loader
+        has been asked for before, which the schedule does: it wants to know the number of steps.
+        """
+        return {} if self._loader is None else {"train": self._loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the place for the training loader to come."""
+        self._loaded = state_dict.get("train")
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """The validation split: clean images, and views for the loss."""
+        return self.evaluation_loader("val", "both")
+
+    def test_dataloader(self) -> EvaluationLoader:
+        """The test split: clean images, and views for the loss."""
+        return self.evaluation_loader("test", "both")
+
+    def predict_dataloader(self) -> EvaluationLoader:
+        """Clean images of `predict_split`."""
+        return self.evaluation_loader(self.predict_split, "clean")
+
+    def on_after_batch_transfer(
+        self, batch: Batch, dataloader_idx: int
+    ) -> Views | MicroBatches | EvaluationBatch:
+        """Makes views (in training), or clean images (and views) of a batch, on its device.
+
+        With micro-batches, views are left to be made by the model, one micro-batch at a time.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        if trainer.training:
+            if self._loader is None:  # somebody has brought their own
+                return self.make_views(batch)
+            parts, counts = self._loader.parts, self._loader.counts
+            if len(parts) > 1:
+                return MicroBatches(
+                    batch.split(parts), self.make_views, counts, count_of(self.makes_views)
+                )
+            return self.make_views(batch)._replace(counts=counts)
+        return self.make_clean(batch, views=trainer.state.fn != TrainerFn.PREDICTING)
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Ends worker processes."""
+        for source in self.splits[:3] if self.channels is not None else ():
+            if isinstance(source, WorkerImages):
+                source.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Ends worker processes: Lightning doesn't tear down what has failed."""
+        self.teardown()
+
+    # What those are made of, for tools without a trainer --------------------------------------
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 where nothing is labelled."""
+        return len(self.splits.classes)
+
+    def evaluation_loader(
+        self, split: Split, cut: Cut, *, labelled_only: bool = False
+    ) -> EvaluationLoader:
+        """Each image of a split once, over all ranks.
+
+        Args:
+            split: train, val or test.
+            cut: whether clean images, views or both are wanted.
+            labelled_only: leave out unlabelled images, if there are labelled ones for all ranks.
+
+        Raises:
+            UserError: no such split in the data set, or fewer than 2 images a rank in it, or in a
+                batch of views.
+        """
+        source = getattr(self.splits, split)
+        if source is None:
+            raise UserError(
+                f"{self.dataset} at {self.root} has no {split} split: give the data set one "
+                "(for a folder: train/, val/ and test/), or score another split"
+            )
+        rank, world = self._ranks()
+        if len(source) < 2 * world:
+            raise UserError(
+                f"the {split} split has {len(source)} images, too few for {world} "
+                f"device{'s' if world > 1 else ''}, which need 2 each: "
+                "give more images, or use fewer devices"
+            )
+        rows = (source.labels != UNLABELLED).nonzero()[:, 0]
+        if not labelled_only or len(rows) < 2 * world:
+            rows = torch.arange(len(source))
+        size = self.batch_size
+        if cut == "clean":  # of which nothing depends on the others in its batch
+            size = max(size, 2 * world)
+        self._check_ranks(size, world)
+        return EvaluationLoader(self._place(source), size, rank, world, cut, rows)
+
+    def apart(self) -> "ContrastiveDataModule":
+        """The same data without a trainer, and with worker processes of its own.
+
+        What is asked of it disturbs no loader of this one; `teardown` ends its workers alone.
+        """
+        twin = copy.copy(self)
+        twin.trainer = None
+        twin.splits = self._wired(self.splits)
+        return twin
+
+    def make_views(self, batch: Batch) -> Views:
+        """Views of each image of a batch."""
+        made = views_of(self.makes_views, batch)
+        count = len(made)
+        labels, index = batch.labels.repeat(count), batch.index.repeat(count)
+        return Views(torch.cat(made), labels, index, batch.epoch, per_image=count)
+
+    @torch.no_grad()
+    def make_clean(self, batch: Batch, *, views: bool) -> EvaluationBatch:
+        """The clean images of a batch, and with `views` those of each as well."""
+        # Worker-cut batches hold the clean crop last, already square and of the right size.
+        whole = batch.images if batch.images.dim() == 4 else batch.images[:, -1]
+        made = self.make_views(batch) if views else None
+        clean = getattr(self.makes_views, "clean", self.views.clean)
+        sizes = {} if batch.sizes is None else {"sizes": batch.sizes}
+        return EvaluationBatch(clean(whole, **sizes), made, batch.labels, batch.index)
+
+    def _wired(self, splits: Splits) -> Splits:
+        train, val, test = (self._wire(source) for source in splits[:3])
+        return splits._replace(train=train, val=val, test=test)
+
+    def _wire(self, source: AnySource | None) -> Any:
+        if isinstance(source, WorkerImages):
+            return source.with_views(self.views, self.num_workers, self.reading, self.unreadable)
+        return source
+
+    def _place(self, source: AnySource) -> AnySource:
+        """Keeps a set on the GPU where it fits."""
+        if self.trainer is None or isinstance(source, WorkerImages):
+            return source
+        device = self.trainer.strategy.root_device
+        if device.type != "cuda":
+            return source
+        free, _ = torch.cuda.mem_get_info(device)
+        return source.to(device) if source.bytes_to(device) <= RESIDENT_SHARE * free else source
+
+    def _micro_batches(self, world: int) -> int:
+        """How many of them make a batch: the model knows what goes through it at a time."""
+        model = getattr(self.trainer, "lightning_module", None)
+        size = getattr(model, "micro_batch_size", None) or self.batch_size
+        count = -(-self.batch_size // size)
+        if self.batch_size // count < world:
+            raise UserError(
+                f"model.micro_batch_size is {size} over {world} devices, which need an image each: "
+                f"give at least {2 * world}"
+            )
+        return count
+
+    def _check_ranks(self, batch_size: int, world: int) -> None:
+        if batch_size < 2 * world:
+            raise UserError(
+                f"data.batch_size is {batch_size} over {world} devices: give each at least 2"
+            )
+
+    def _ranks(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _per_channel(self, name: str, given: tuple[float, ...], channels: int) -> tuple[float, ...]:
+        if len(given) != channels:
+            raise UserError(
+                f"data.{name} has {len(given)} numbers, but the images have {channels} channels"
+            )
+        return tuple(given)

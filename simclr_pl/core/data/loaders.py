@@ -1,0 +1,148 @@
+"""Which images come when, and on which rank: plans of batches, and the loaders that follow them.
+
+A plan is worked out for the global batch and then cut into ranks, so that what is trained on
+does not depend on how many there are.
+"""
+
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simclr_pl.core.batch import Batch, Cut
+from simclr_pl.core.data.sources import AnySource, WorkerImages
+from simclr_pl.core.distributed import shard
+from simclr_pl.core.randomness import epoch_order
+
+
+class TrainLoader:
+    """Global batches of an epoch in its order, this rank's slice of each.
+
+    A short last batch is dropped.
+
+    Its state is the number of batches handed out, for a resume in mid-epoch. The epoch is asked for
+    when the first batch is: Lightning makes iterators before it has restored its own counters.
+
+    With micro-batches, each of them is a run of the global batch's order, shared by the ranks: what
+    goes through the network together does not depend on how many ranks there are.
+
+    Args:
+        source: the images.
+        batch_size: global images a step.
+        rank: this process.
+        world: number of processes.
+        seed: of the order.
+        epoch: tells the current epoch.
+        micro_batches: parts of equal size (but for one image) that a global batch is cut into.
+        same_every_epoch: the order and views of epoch 0 in all of them, for overfitting on purpose.
+    """
+
+    def __init__(
+        self,
+        source: AnySource,
+        batch_size: int,
+        rank: int,
+        world: int,
+        seed: int,
+        epoch: Callable[[], int],
+        *,
+        micro_batches: int = 1,
+        same_every_epoch: bool = False,
+    ) -> None:
+        self.source, self.batch_size, self.seed, self.epoch = source, batch_size, seed, epoch
+        micros = torch.arange(batch_size).tensor_split(micro_batches)
+        shares = [micro[shard(len(micro), rank, world)] for micro in micros]
+        self.rows = torch.cat(shares)
+        self.parts = [len(share) for share in shares]
+        """How many of this rank's images belong to each micro-batch, in the order of `rows`."""
+        self.counts = [
+            sum(len(micro[shard(len(micro), each, world)]) for micro in micros)
+            for each in range(world)
+        ]
+        """How many images of a batch each rank has."""
+        self.same_every_epoch = same_every_epoch
+        self.waited = 0.0
+        """Seconds that this process has waited for its source, in all passes together."""
+        self._place = {"epoch": 0, "batches": 0}
+        self._loaded: dict[str, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.source) // self.batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self.epoch()
+        # A loaded place serves one pass, and only its own epoch: every other pass is a whole one.
+        place, self._loaded = self._loaded, None
+        start = place["batches"] if place and place["epoch"] == epoch else 0
+        drawn = 0 if self.same_every_epoch else epoch
+        order = epoch_order(self.seed, drawn, len(self.source))
+        plan = [batch[self.rows] for batch in order.split(self.batch_size)[start : len(self)]]
+        batches = self._timed(self._batches(plan, drawn))
+        for done, batch in enumerate(batches, start + 1):
+            self._place = {"epoch": epoch, "batches": done}
+            yield batch
+
+    def _batches(self, plan: list[Tensor], drawn: int) -> Iterator[Batch]:
+        if isinstance(self.source, WorkerImages):
+            return self.source.batches(plan, drawn, "views", training=True)
+        return self.source.batches(plan, drawn, "views")
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, with the time they take added to `waited`."""
+        while True:
+            asked = perf_counter()
+            batch = next(batches, None)
+            self.waited += perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch, and batches of it that were handed out."""
+        return dict(self._place)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues behind the batches that were handed out."""
+        self._place, self._loaded = dict(state), dict(state)
+
+
+class EvaluationLoader:
+    """Each image of a split once, or of a part of it, in global batches that differ by one at most.
+
+    The batches are those of one process whatever the number of ranks, which share each of them
+    without padding: an evaluation on any hardware sees each image once, with the same negatives.
+
+    Args:
+        source: the images.
+        batch_size: global images a batch, at most (one more where an image would be left
+            alone, without negatives).
+        rank: this process.
+        world: number of processes.
+        cut: whether clean images, views or both are wanted.
+        rows: `int64 [N]`, places of the images that are wanted (default: all).
+    """
+
+    def __init__(
+        self,
+        source: AnySource,
+        batch_size: int,
+        rank: int,
+        world: int,
+        cut: Cut,
+        rows: Tensor | None = None,
+    ) -> None:
+        self.source, self.cut = source, cut
+        rows = torch.arange(len(source)) if rows is None else rows
+        count = -(-len(rows) // batch_size)
+        if batch_size > 1:
+            count = max(1, min(count, len(rows) // 2))
+        batches = rows.tensor_split(count)
+        self.plan: list[Tensor] = [batch[shard(len(batch), rank, world)] for batch in batches]
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.source.batches(self.plan, 0, self.cut)

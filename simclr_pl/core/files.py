@@ -1,0 +1,140 @@
+"""Files that are there whole or not at all, and what is said where one cannot be written."""
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from simclr_pl.core.errors import UserError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the system says of a disk, or of a share of it, that has no room left."""
+
+
+def expanded(path: str | Path) -> Path:
+    """A path as a person writes it, where `~` is the home directory.
+
+    A shell expands `--out ~/x`, but neither `--out=~/x` nor what a YAML or Python says.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - `~x` of no user stays as it is
+
+
+@contextmanager
+def whole(path: Path, option: str = "", then: str = "") -> Iterator[BinaryIO]:
+    """Writes a file beside the old one, syncs, renames: a kill leaves the old file or the new one.
+
+    The unfinished file has a name that no other process uses, and goes where writing fails.
+
+    Args:
+        path: the file; its folder is there.
+        option: what gives another place, as in `--out`, for the error.
+        then: what is to be done, or to be known, after that; for the error too.
+
+    Yields:
+        The unfinished file, open for writing.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    unfinished = beside(path)
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+        _sync(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        failure = _failure(error)
+        # (An error that names another file is somebody else's: of what was to be read, say.)
+        if failure is None or failure.filename not in (None, str(unfinished)):
+            raise
+        raise cannot_write(path, failure, option, then) from error
+
+
+def write_text(path: Path, text: str, option: str = "") -> None:
+    """Writes a text in UTF-8, whole or not at all; see `whole`.
+
+    What is no UTF-8 of a path in it is escaped.
+    """
+    with whole(path, option) as file:
+        file.write(text.encode(errors="backslashreplace"))
+
+
+def make_folder(path: Path, option: str = "") -> None:
+    """Makes a folder and those above it, as far as they are not there.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error, option) from error
+
+
+def beside(path: Path) -> Path:
+    """A hidden name in the same folder, which no other process has; `sweep` knows it again."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Removes what killed processes have left unfinished.
+
+    Args:
+        folder: where they wrote.
+        name: of the file, that nobody may be writing now; a pattern.
+    """
+    for path in folder.glob(f".{name}.*.tmp"):
+        with suppress(OSError):
+            path.unlink()
+
+
+def cannot_write(path: Path, error: OSError, option: str = "", then: str = "") -> UserError:
+    """The sentence about a file that could not be written.
+
+    Args:
+        path: the file.
+        error: what the system says.
+        option: what gives another place.
+        then: what is to be done, or to be known, after that.
+    """
+    what, remedies = error.strerror, [f"give another {option}"] if option else []
+    if error.errno in FULL:
+        remedies.insert(0, "free some space on that disk")
+    elif error.errno == errno.ENOENT:
+        what = f"there is no folder {path.parent}"
+    remedy = ", or ".join(remedies) or "see to it that it can be"
+    return UserError(f"{path} cannot be written ({what}): {remedy}{then and '; ' + then}")
+
+
+def of_full_disk(error: BaseException) -> UserError | None:
+    """The sentence about an error that came of a full disk; of another one `None`."""
+    failure = _failure(error)
+    if failure is None or failure.errno not in FULL:
+        return None
+    return cannot_write(Path(failure.filename or "a file (--debug shows where)"), failure)
+
+
+def _failure(error: BaseException | None) -> OSError | None:
+    """What the system has said; `torch.save` hides it behind an error of its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = None if isinstance(error, UserError) else error.__context__
+    return error if error is not None and error.errno else None
+
+
+def _sync(folder: Path) -> None:
+    """Sees to it that the disk knows the new name, where folders can be opened (not on Windows)."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    with suppress(OSError):  # some network file systems sync no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

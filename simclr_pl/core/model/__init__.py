@@ -1,0 +1,1 @@
+"""Encoder, projector, objective, optimisation, checkpoint, and the LightningModule."""

@@ -1,0 +1,64 @@
+"""What every training logs of a step, and on which steps."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import nn
+
+from simclr_pl.core.lightning_internals import batches_done
+
+
+def is_logged(trainer: L.Trainer) -> bool:
+    """Whether somebody looks at this step's numbers: loggers, callbacks, or a person.
+
+    Loggers do every `log_every_n_steps`; callbacks such as EarlyStopping where an epoch ends or a
+    validation begins; a person at the first step and the last. On other steps nobody would see
+    them: they aren't worked out, nor summed over ranks, and `callback_metrics` keeps the last ones.
+    """
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    dry_run = trainer.fast_dev_run  # type: ignore[attr-defined]
+    step = trainer.global_step
+    shown = step == 0 or step + 1 == trainer.estimated_stepping_batches or trainer.is_last_batch
+    to_loggers = every and (step + 1) % every == 0
+    return bool(shown or dry_run or to_loggers or _is_validated(trainer))
+
+
+def _is_validated(trainer: L.Trainer) -> bool:
+    """Whether a validation in mid-epoch follows this step."""
+    every = trainer.val_check_batch
+    # (In batches over all epochs where `check_val_every_n_epoch` is None.)
+    done = batches_done(trainer, in_all=trainer.check_val_every_n_epoch is None)
+    return every not in (None, 0) and (done + 1) % every == 0
+
+
+def log_now(
+    trainer: L.Trainer, numbers: Mapping[str, Any], loggers: Iterable[Logger] | None = None
+) -> None:
+    """Logs values of the step just taken at once, with the epoch.
+
+    Lightning's `log` would hand them on behind all hooks, on steps that `log_every_n_steps` divides
+    alone, and again on later steps that have no new value.
+
+    Args:
+        trainer: whose step it is.
+        numbers: by name.
+        loggers: which of its loggers (default: all).
+    """
+    for logger in trainer.loggers if loggers is None else loggers:
+        row = {**numbers, "epoch": trainer.current_epoch}
+        logger.log_metrics(row, step=trainer.global_step - 1)
+
+
+def log_learning_rate(module: L.LightningModule) -> None:
+    """Logs `train/lr`. As a tensor: Lightning would copy a number to the device, and wait."""
+    optimizer: Any = module.optimizers()
+    module.log("train/lr", torch.tensor(optimizer.param_groups[0]["lr"], device="cpu"))
+
+
+def log_gradient_norm(module: L.LightningModule) -> None:
+    """Logs `train/grad_norm`, of all gradients together."""
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    module.log("train/grad_norm", nn.utils.get_total_norm(grads))

@@ -1,0 +1,456 @@
+"""SimCLR as a LightningModule: encoder, projector, loss and optimisation put together."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Self
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from simclr_pl.core.batch import EvaluationBatch, EvaluationOutput, MicroBatches, StepOutput, Views
+from simclr_pl.core.distributed import globalise_batch_norm, rank_and_world, sum_over_ranks
+from simclr_pl.core.errors import UserError
+from simclr_pl.core.lightning_internals import find_training_batches, restricted_classmethod
+from simclr_pl.core.lookup import Choice, Door, is_class_path, lookup, written
+from simclr_pl.core.model import checkpoint as checkpoints
+from simclr_pl.core.model.encoder import EncoderSpec, Stem, build_encoder, chosen_encoder
+from simclr_pl.core.model.geometry import Geometry, check_channels, geometry_in, geometry_of
+from simclr_pl.core.model.log import is_logged, log_gradient_norm, log_learning_rate
+from simclr_pl.core.model.objective import OBJECTIVES, Outcome, Sizes, build_objective, outcome_of
+from simclr_pl.core.model.optim import (
+    OPTIMIZERS,
+    SCHEDULES,
+    Interval,
+    OptimizerRecipe,
+    Scaling,
+    WarmupCosine,
+    build_optimizer,
+    build_schedule,
+    may_fuse,
+    peak_learning_rate,
+)
+from simclr_pl.core.model.projector import build_projector
+from simclr_pl.core.model.refused import check_accumulation, check_trainer
+from simclr_pl.core.randomness import run_seed, step_seed
+from simclr_pl.core.speed.compiler import check_compiler
+from simclr_pl.core.speed.micro_batches import encode_in_parts
+
+_FROM_FILE: ContextVar[frozenset[str] | None] = ContextVar("_FROM_FILE", default=None)
+"""While a model is made of a file's recipe: the arguments that the caller gives beside it."""
+
+
+class SimCLR(L.LightningModule):
+    """SimCLR (Chen et al. 2020; with three projector layers, v2).
+
+    The network is built when its data is known: for the channels, image size and statistics of the
+    trainer's data module, or for those in a checkpoint. Its initial weights depend on `seed` alone.
+    A model may be fitted again on other data with as many channels: checkpoints name the size and
+    the statistics of the images that it was last trained on, and the stem that it was built with.
+
+    `encoder`, `objective`, `optimizer` and `schedule` are doors: each takes a name, a class path
+    (`mine.Net`), `{class_path: mine.Net, init_args: {...}}`, and from Python a class or an object.
+
+    Args:
+        encoder: a torchvision ResNet's name (resnet18, ...), any timm model's, mlp, or one's own
+            module, `[B, C, S, S]` to `[B, D]`, which gets `channels` and `image_size` if it names
+            them.
+        encoder_args: further keyword arguments of the encoder's constructor.
+        stem: `small` is a 3x3 convolution of stride 1 without max-pool, `medium` the same with
+            stride 2, `imagenet` the library's own, `auto` chooses small for ResNets up to 64 px
+            (the paper's appendix B.9).
+        projector_layers: linear layers of the projection head (v1: 2, v2: 3).
+        projector_hidden: width of its hidden layers (default: the encoder's feature width).
+        projection_dim: width P of its output.
+        objective: nt_xent, or one's own (`simclr_pl.core.model.objective.Objective`), which gets
+            `temperature` if it names it.
+        temperature: of NT-Xent, above 0.
+        loss_block_size: side of the loss's similarity blocks, in rows; no effect on results.
+        optimizer: sgd, adamw, lars, or a class as torch.optim.Adam, whose own `lr` isn't scaled.
+        schedule: cosine (with `warmup_epochs`), or a class of torch.optim.lr_scheduler.
+        schedule_interval: when such a class steps: epoch or step.
+        learning_rate: the peak for a global batch of 256 images.
+        lr_scaling: how the peak follows the global batch: linear, sqrt, or none.
+        weight_decay: on weights; biases, norms, tokens and tables of positions never decay.
+        momentum: of SGD and LARS; AdamW's first beta.
+        warmup_epochs: epochs of linear warm-up, before the cosine to zero.
+        global_batch_norm: batch norm over all devices' images, as one device would compute it.
+        micro_batch_size: images that go through the encoder at a time, global like `batch_size`
+            (default: all of a batch). The loss is still that of the whole batch, in less memory,
+            for one more forward pass; batch norm then sees a micro-batch at a time.
+        compiled: compile encoder and projector for training: the same to rounding; `fit` needs a
+            C++ compiler, which the first step and the first validation wait for.
+        seed: of the initial weights (default: what `seed_everything` was given, or 0).
+
+    Raises:
+        UserError: a value out of its range, or (once the data is known) an encoder that doesn't
+            fit.
+    """
+
+    def __init__(
+        self,
+        encoder: Door = "resnet18",
+        encoder_args: dict[str, Any] | None = None,
+        stem: Stem = "auto",
+        projector_layers: int = 2,
+        projector_hidden: int | None = None,
+        projection_dim: int = 128,
+        objective: Door = "nt_xent",
+        temperature: float = 0.5,
+        loss_block_size: int = 512,
+        optimizer: Door = "lars",
+        schedule: Door = "cosine",
+        schedule_interval: Interval = "epoch",
+        learning_rate: float = 0.3,
+        lr_scaling: Scaling = "linear",
+        weight_decay: float = 1e-6,
+        momentum: float = 0.9,
+        warmup_epochs: float = 10,
+        global_batch_norm: bool = True,
+        micro_batch_size: int | None = None,
+        compiled: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        doors = {
+            "encoder": encoder, "objective": objective,
+            "optimizer": optimizer, "schedule": schedule,
+        }  # fmt: skip
+        self.save_hyperparameters(ignore=list(doors))
+        self.hparams.update(
+            {name: written(given, f"model.{name}") for name, given in doors.items()}
+        )
+        self._encoder = _choose("encoder", encoder)
+        self._schedule = _choose("schedule", schedule, SCHEDULES)
+        self.schedule_interval = schedule_interval
+        own = _choose("optimizer", optimizer, OPTIMIZERS)
+        self.recipe = OptimizerRecipe(
+            own.name, learning_rate, lr_scaling, weight_decay, momentum, warmup_epochs,
+            own=own if own.args or own.name not in OPTIMIZERS else None,
+        )  # fmt: skip
+        self.recipe.check()
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise UserError(
+                f"model.micro_batch_size is {micro_batch_size}, but must be at least 1 image"
+            )
+        self.micro_batch_size = micro_batch_size
+        self.seed = run_seed(seed)
+        chosen = _choose("objective", objective, OBJECTIVES)
+        self.objective_name = chosen.name
+        with _initialising(self.seed):
+            self.objective = build_objective(
+                chosen, temperature=temperature, block_size=loss_block_size
+            )
+        self.geometry: Geometry | None = None
+        """Of the images that it was last trained on, or was built for; `None` until it is built."""
+        self.spec: EncoderSpec
+        """Of the encoder, as it was built."""
+        self.stem_built = ""
+        self.encoder: nn.Module
+        self.projector: nn.Module
+
+    # Building ---------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Lightning's first hook with a trainer: refuses one that would train something else."""
+        check_trainer(self.trainer)
+        return []
+
+    def configure_model(self) -> None:
+        """Lightning's hook after the data's `setup`: builds the network once."""
+        if not self._has_trainer():
+            return  # `load_from_checkpoint` asks, and `on_load_checkpoint` will build
+        given = geometry_of(getattr(self.trainer, "datamodule", None))
+        if self.geometry is None:
+            if given is None:
+                raise UserError(
+                    "SimCLR needs a data module to learn the images' size from: "
+                    "Trainer(...).fit(SimCLR(...), ContrastiveDataModule(...))"
+                )
+            self._build(given)
+        else:
+            check_channels(self.geometry, given)
+        if self.hparams["global_batch_norm"] and self.trainer.world_size > 1:
+            globalise_batch_norm(self, self.trainer.strategy.root_device)
+        if self.hparams["compiled"] and self.trainer.state.fn == TrainerFn.FITTING:
+            check_compiler("model.compiled")
+            # In place: names in checkpoints stay as they are.
+            self.encoder.compile()
+            self.projector.compile()
+
+    def _has_trainer(self) -> bool:
+        try:
+            return self.trainer is not None
+        except RuntimeError:
+            return False
+
+    def _build(self, geometry: Geometry, auto: Stem = "auto") -> None:
+        """Makes the network; a stem that the recipe leaves open is `auto`."""
+        hparams = self.hparams
+        stem = auto if hparams["stem"] == "auto" else hparams["stem"]
+        size, args = (geometry.channels, geometry.image_size), dict(hparams["encoder_args"] or {})
+        own = self._encoder
+        if hasattr(self, "encoder"):  # somebody's own, and as it is
+            own = chosen_encoder(self.encoder)
+        spec = EncoderSpec(own.name, *size, stem, {**own.args, **args})
+        dtype = torch.get_default_dtype()
+        with _initialising(self.seed):
+            encoder = build_encoder(spec, own)
+            if not hasattr(self, "projector"):
+                self.projector = build_projector(
+                    encoder.width,
+                    hparams["projector_layers"],
+                    hparams["projector_hidden"],
+                    hparams["projection_dim"],
+                )
+            build = getattr(self.objective, "build", None)
+            if build is not None:
+                build(Sizes(encoder.width, hparams["projection_dim"], *size))
+        # In the run's precision at once: Lightning loads a checkpoint before it converts modules,
+        # which would round float64 weights. Convolutions are up to 1.6 times faster in channels
+        # last, on CPU and GPU; the numbers are the same.
+        self.encoder = encoder.module.to(dtype).to(memory_format=torch.channels_last)
+        self.projector.to(dtype)
+        if isinstance(self.objective, nn.Module):
+            self.objective.to(dtype)
+        self.spec, self.stem_built, self.geometry = encoder.spec, encoder.stem, geometry
+
+    # Checkpoints ------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the format's version and what `load_encoder` needs."""
+        if self.geometry is not None:
+            about = checkpoints.description(self.spec, self.geometry, self.seed)
+            checkpoint[checkpoints.KEY] = about
+
+    @restricted_classmethod
+    def load_from_checkpoint(
+        cls,  # noqa: N805
+        checkpoint_path: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Self:
+        """As Lightning's, of a file whose checksums fit.
+
+        A class that the file names is not imported: whoever wants it hands it over, as in
+        `SimCLR.load_from_checkpoint(path, encoder=Net)`.
+        """
+        checkpoints.check_whole(checkpoint_path)
+        token = _FROM_FILE.set(frozenset(kwargs))
+        try:
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        finally:
+            _FROM_FILE.reset(token)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Builds the network a checkpoint was written for, if no data module has done so.
+
+        Raises:
+            UserError: a network has been built, and is another one.
+        """
+        if self._has_trainer():  # one from Python reads with Lightning's own function
+            checkpoints.check_whole(self.trainer.ckpt_path)
+        about = checkpoints.describe(checkpoint, "the checkpoint")
+        geometry = geometry_in(about)
+        if self.geometry is None:
+            self._build(geometry, checkpoints.stem_in(about))
+            return
+        checkpoints.check_stem(about, self.spec, "the checkpoint")
+        if self.strict_loading:
+            checkpoints.check_weights(self, checkpoint["state_dict"], "the checkpoint")
+        self.geometry = geometry
+
+    # Training ---------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of images: float `[B, C, S, S]`, normalised, to `[B, D]`."""
+        images = self._input(images)
+        rows = len(images)
+        if self.micro_batch_size and not self.training:
+            # In training, parts come one at a time; in eval mode they make no difference.
+            rows = 2 * -(-self.micro_batch_size // rank_and_world()[1])
+        return torch.cat([self.encoder(part) for part in images.split(rows)])
+
+    def _input(self, images: Tensor) -> Tensor:
+        return images.to(self.dtype, memory_format=torch.channels_last)
+
+    def on_train_start(self) -> None:
+        """From here on the network is one of these images, and a resume on its own cosine.
+
+        (That is, from the first step: it may have another end than before.)
+        """
+        self.geometry = geometry_of(self.trainer.datamodule) or self.geometry  # type: ignore[attr-defined]
+        if isinstance(schedule := self.lr_schedulers(), WarmupCosine):
+            schedule.catch_up()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Callbacks may have made a step one of several batches."""
+        check_accumulation(self.trainer)
+
+    def training_step(self, batch: Views | MicroBatches, batch_idx: int) -> StepOutput:
+        """The loss of both views of all images.
+
+        Layers that draw (dropout, stochastic depth) are seeded by step and rank: their masks are
+        the one thing that depends on the number of devices, but not on an interruption.
+        """
+        torch.manual_seed(step_seed(self.seed, self.trainer.global_step, self.trainer.global_rank))
+        features = self._features(batch)
+        projections = self.projector(features)
+        outcome = self._outcome(features, projections, batch)
+        output = StepOutput(
+            loss=outcome.loss,
+            features=features.detach(),
+            projections=projections.detach(),
+            labels=batch.labels,
+            positive_rank=outcome.positive_rank,
+            chance=outcome.chance,
+        )
+        if is_logged(self.trainer):
+            self._log_step(output, outcome.metrics)
+        return output
+
+    def _features(self, batch: Views | MicroBatches) -> Tensor:
+        """One pass over both views, concatenated as in the authors' code; or one a micro-batch.
+
+        Batch norm therefore sees both views of an image together, and moves once a step.
+        """
+        if isinstance(batch, MicroBatches):
+            return encode_in_parts(
+                self.encoder, batch.parts, lambda part: self._input(batch.make_views(part).views)
+            )
+        if self.micro_batch_size and len(batch.labels) // batch.per_image > self.micro_batch_size:
+            raise UserError(
+                "model.micro_batch_size needs a data module whose training batches are "
+                "simclr_pl.core.batch.MicroBatches, as ContrastiveDataModule's are"
+            )
+        features: Tensor = self(batch.views)
+        return features
+
+    def _outcome(self, features: Tensor, projections: Tensor, batch: Any) -> Outcome:
+        return outcome_of(self.objective(features, projections, batch), self.objective_name)
+
+    def _log_step(self, output: StepOutput, metrics: Mapping[str, Tensor]) -> None:
+        many = self.trainer.world_size > 1
+        self.log("train/loss", output["loss"].detach(), prog_bar=True, sync_dist=many)
+        for name, value in metrics.items():
+            self.log(f"train/{name}", value.detach(), sync_dist=many)
+        if output["positive_rank"] is not None:
+            hits = (output["positive_rank"] == 0).float()
+            # Of ranks with different numbers of rows: weighted, so that each anchor counts once.
+            values = torch.stack([hits.sum(), hits.new_full((), hits.numel())])
+            values = sum_over_ranks(values) if many else values
+            self.log("train/contrastive_top1", values[0] / values[1], prog_bar=True)
+        log_learning_rate(self)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs the global gradient's norm, before any clipping."""
+        if is_logged(self.trainer):
+            log_gradient_norm(self)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimiser and per-step schedule; steps and global batch come from the trainer."""
+        total = self.trainer.estimated_stepping_batches
+        cosine = self._schedule.name in SCHEDULES
+        if cosine and total == float("inf"):
+            raise UserError(
+                "the learning rate's cosine needs an end: give --trainer.max_epochs or max_steps"
+            )
+        # With max_steps alone Lightning knows the steps before it has counted an epoch's batches.
+        find_training_batches(self.trainer)
+        fused = may_fuse(self.trainer)
+        optimizer = build_optimizer(self, self.recipe, self.peak_learning_rate, fused=fused)
+        if cosine:
+            schedule: Any = WarmupCosine(optimizer, self.warmup_steps, int(total))
+        else:
+            schedule = build_schedule(self._schedule, optimizer)
+        interval = "step" if cosine else self.schedule_interval
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": interval},
+        }
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate after warm-up, for the data module's global batch."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return peak_learning_rate(self.recipe, data.batch_size)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimiser steps of warm-up."""
+        return round(self.recipe.warmup_epochs * int(self.trainer.num_training_batches))
+
+    # Evaluation -------------------------------------------------------------------------------
+
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> EvaluationOutput:
+        """Features of the clean images, and the loss of their views, in eval mode."""
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> EvaluationOutput:
+        """As `validation_step`, on the test split."""
+        return self._evaluate(batch, "test")
+
+    def predict_step(self, batch: EvaluationBatch, batch_idx: int) -> EvaluationOutput:
+        """Features of the clean images."""
+        return EvaluationOutput(features=self(batch.clean), labels=batch.labels, index=batch.index)
+
+    def _evaluate(self, batch: EvaluationBatch, split: str) -> EvaluationOutput:
+        assert batch.views is not None
+        features = self(batch.views.views)
+        projections = self.projector(features)
+        many = self.trainer.world_size > 1
+        # The loss is a mean over this global batch: weighted by its rows, each image counts once.
+        images = batch.labels.numel()
+        rows = int(sum_over_ranks(projections.new_full((), images, dtype=torch.float32)))
+        if rows < 2:  # the others could not be read, and one image has no negatives
+            return self.predict_step(batch, 0)
+        self.log(
+            f"{split}/loss",
+            self._outcome(features, projections, batch.views).loss,
+            on_epoch=True,
+            sync_dist=many,
+            batch_size=rows,
+            add_dataloader_idx=False,
+        )
+        return self.predict_step(batch, 0)
+
+
+def _choose(key: str, given: Door, table: Mapping[str, str] | None = None) -> Choice:
+    """What a door was given; a class that a file alone names is left where it is.
+
+    Raises:
+        UserError: as `lookup`.
+    """
+    handed = _FROM_FILE.get()
+    if handed is None or key in handed or not is_class_path(given):
+        return chosen_encoder(given) if table is None else lookup(given, table, f"model.{key}")
+    sentence = (
+        f"the checkpoint's {key} is {given}, a class that is imported for nobody but its owner: "
+        f"hand it over, as in load_from_checkpoint(path, {key}=...)"
+    )
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise UserError(sentence)
+
+    if key in ("encoder", "objective"):
+        refuse()
+    return Choice(str(given), refuse, {})
+
+
+@contextmanager
+def _initialising(seed: int) -> Iterator[None]:
+    """A context in which weights are float32 numbers of the CPU's generator, begun with a seed.
+
+    (Lightning builds with the accelerator and the run's precision as defaults.)
+    """
+    dtype = torch.get_default_dtype()
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        torch.set_default_dtype(torch.float32)
+        try:
+            torch.manual_seed(seed)
+            yield
+        finally:
+            torch.set_default_dtype(dtype)

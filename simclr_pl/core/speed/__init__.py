@@ -1,0 +1,1 @@
+"""What makes the core fast, and is no part of its story."""

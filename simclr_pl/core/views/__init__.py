@@ -1,0 +1,1 @@
+"""The paper's two views: crop, colour, blur, put together."""

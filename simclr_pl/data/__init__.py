@@ -1,1 +1,0 @@
-"""Data sets, loaders, views, and the data module that holds them."""

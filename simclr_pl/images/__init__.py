@@ -1,0 +1,1 @@
+"""Formats: folders, packed files, arrays, data sets that download."""

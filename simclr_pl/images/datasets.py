@@ -1,0 +1,235 @@
+"""The table of data sets: name -> splits, classes, and where the files are.
+
+Splits: `train` is what pretraining sees, with the labels a probe may learn from; `val` is held out
+from train's *labels* (10 %, class-balanced, the same for everybody with the same `split_seed`)
+unless the data set brings one; `test` is for the end. Files are held out by their names, so that
+those which come or go move at most one other of their class; a run keeps what it has held out.
+"""
+
+import difflib
+import socket
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from simclr_pl.core.batch import UNLABELLED
+from simclr_pl.core.data.sources import AnySource, ArrayImages
+from simclr_pl.core.data.splits import Splits
+from simclr_pl.core.errors import UserError, printable
+from simclr_pl.core.lookup import name_of
+from simclr_pl.images.builtin import (
+    FASHION_FILES,
+    Entry,
+    Raw,
+    fashion_is_there,
+    fetch_fashion,
+    first_line,
+    read_digits,
+    read_fashion,
+    read_npz,
+    torchvision_set,
+)
+from simclr_pl.images.download import fetch_once
+from simclr_pl.images.folders import read_folder, say_once
+from simclr_pl.images.heldout import HeldOut, hold_out
+from simclr_pl.images.own_dataset import is_own, read_own, some_pixels
+from simclr_pl.images.packing import read_packed
+
+Labels = Literal["given", "none"]
+"""Whether images keep the labels that a data set gives them."""
+
+MOST_COUNTED = 60_000
+"""Images whose pixels are counted for statistics, evenly spread over a set that has more."""
+
+LEAST_CONTRAST = 0.02
+"""A colour with less than this share of another's standard deviation is noise: jitter would mix the
+other into it, 50 standard deviations high."""
+
+
+def prepare(given: Any, root: str | Path) -> None:
+    """Downloads a data set if it is one that downloads and its files are not there.
+
+    Of several processes that ask for it, on any number of machines that see the folder, one
+    downloads and the others wait (`fetch_once`).
+
+    Raises:
+        UserError: an unknown name, or no internet: the sentence says which files to put where.
+    """
+    if is_own(given):
+        return
+    name, root = str(given), Path(root)
+    entry = _entry(name)
+    if entry.fetch is None:
+        return
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)
+    try:
+        fetch_once(name, root, entry.there, entry.fetch)
+    except (OSError, RuntimeError, HTTPException, EOFError) as error:
+        raise UserError(
+            f"{name} is not in {root} and could not be downloaded ({first_line(error)}): "
+            f"put {entry.files.format(root=root)}"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(patience)
+
+
+def load(
+    given: Any,
+    root: str | Path,
+    split_seed: int = 0,
+    kept: HeldOut | None = None,
+    *,
+    labels: Labels = "given",
+) -> Splits:
+    """Reads a data set whose files are there (see `prepare`).
+
+    Args:
+        given: a key of `DATASETS`, or a data set of the user's own (`read_own`).
+        root: folder of the data; for `folder` the images' own, for `packed` the
+            directory that `pack` has written, for `npz` the file.
+        split_seed: of the validation holdout, where the data set brings none.
+        kept: the validation images of a run that these data are for, where it has begun.
+        labels: those that the data set gives, or none.
+
+    Raises:
+        UserError: an unknown name; files that are missing, empty or broken; labels out of range;
+            a validation split that is not the run's.
+    """
+    name, raw = name_of(given), _read(given, Path(root), labels)
+    classes = tuple(printable(each) for each in raw.classes)
+    for split, source in (("train", raw.train), ("val", raw.val), ("test", raw.test)):
+        if source is None:
+            continue
+        _check_labels(source.labels, len(raw.classes), f"{name}'s {split} split")
+        if source.channels != raw.train.channels:
+            raise UserError(
+                f"{name}'s {split} split has images of {source.channels} channels, but train has "
+                f"{raw.train.channels}"
+            )
+    if kept is not None:
+        kept.check(own=raw.val is not None)
+    _say_unseen(name, raw._replace(classes=classes))
+    if raw.val is not None:
+        return Splits(raw.train, raw.val, raw.test, classes)
+    held = hold_out(raw.train, split_seed) if kept is None else kept.among(raw.train, split_seed)
+    shown = raw.train.labels.clone()
+    shown[held] = UNLABELLED
+    train, val = raw.train.relabel(shown), raw.train.select(held)
+    return Splits(train, val, raw.test, classes, held)
+
+
+def _read(given: Any, root: Path, labels: Labels) -> Raw:
+    if is_own(given):
+        raw = read_own(given, root)
+    elif given == "folder" and labels == "none":
+        # What is no class need not be one of train's either.
+        raw = read_folder(root, labelled=False)
+    else:
+        raw = _entry(given).read(root)
+    if labels == "given":
+        return raw
+    train, test, val = (
+        source and source.relabel(torch.full_like(source.labels, UNLABELLED))
+        for source in (raw.train, raw.test, raw.val)
+    )
+    assert train is not None
+    return Raw(train, test, (), val)
+
+
+class Statistics(NamedTuple):
+    """What images are normalised with.
+
+    Attributes:
+        mean: of each channel, on a scale of 0 to 1.
+        std: of each channel, likewise: what its pixels are divided by, above 0.
+        empty: the channels without contrast, from 0. Their `std` is not their own.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    empty: tuple[int, ...] = ()
+
+
+def statistics(source: AnySource) -> Statistics:
+    """Mean and standard deviation of each channel, on a scale of 0 to 1.
+
+    In-memory sets are counted, and a hundred images of what workers read in other channels than 3;
+    for photographs (image files, packed ones) the usual ImageNet values serve.
+    A channel without contrast is divided by what the channel with most contrast is divided by (1
+    where none has any): in a view, changed colours and contrasts give it pixels of that size.
+    """
+    if not isinstance(source, ArrayImages) and source.channels == 3:
+        return Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    if isinstance(source, ArrayImages):
+        planes = source.images[:: -(-len(source) // MOST_COUNTED)].unbind(1)
+    else:
+        planes = some_pixels(source)
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in planes:
+        counts = torch.bincount(channel.flatten(), minlength=256).double()
+        share = counts / counts.sum()
+        centre = (share * levels).sum()
+        mean.append(round(float(centre), 4))
+        std.append(round(float((share * (levels - centre) ** 2).sum().sqrt()), 4))
+    most = max(std)
+    # Colours are mixed in images of 3 channels alone: in others, the faintest has its own say.
+    least = LEAST_CONTRAST * most if len(std) == 3 else 0.0
+    empty = tuple(c for c, own in enumerate(std) if own <= least)
+    divisors = (most or 1.0 if c in empty else own for c, own in enumerate(std))
+    return Statistics(tuple(mean), tuple(divisors), empty)
+
+
+def _entry(name: str) -> Entry:
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"unknown data set '{name}': there are {', '.join(DATASETS)}{hint}")
+    return DATASETS[name]
+
+
+def _check_labels(labels: Tensor, classes: int, what: str) -> None:
+    if not len(labels):
+        raise UserError(f"{what} is empty")
+    low, high = int(labels.min()), int(labels.max())
+    if low < UNLABELLED or high >= classes:
+        raise UserError(
+            f"{what} has labels from {low} to {high}, but they must be from 0 to {classes - 1} "
+            f"(or {UNLABELLED} for unlabelled)"
+        )
+
+
+def _say_unseen(name: str, raw: Raw) -> None:
+    """Says which classes of val and test nothing can be learnt of, where train has classes."""
+    seen = set(raw.train.labels.unique().tolist()) - {UNLABELLED}
+    for split, source in (("val", raw.val), ("test", raw.test)):
+        if seen and source is not None:
+            unseen = sorted(set(source.labels.unique().tolist()) - {UNLABELLED} - seen)
+            named = ", ".join(raw.classes[label] for label in unseen[:5])
+            if unseen:
+                say_once(
+                    f"{name}: {len(unseen)} classes of {split} have no image in train, and count "
+                    f"as wrong: {named}{', ...' if len(unseen) > 5 else ''}"
+                )
+
+
+_TRAIN_TEST: list[dict[str, Any]] = [{"train": True}, {"train": False}]
+
+DATASETS: dict[str, Entry] = {
+    "digits": Entry(read_digits),
+    "fashion_mnist": Entry(read_fashion, fetch_fashion, fashion_is_there, FASHION_FILES),
+    "cifar10": torchvision_set("CIFAR10", _TRAIN_TEST, "cifar-10-python.tar.gz"),
+    "cifar100": torchvision_set("CIFAR100", _TRAIN_TEST, "cifar-100-python.tar.gz"),
+    "stl10": torchvision_set(
+        "STL10",
+        [{"split": split} for split in ("train", "test", "unlabeled")],
+        "stl10_binary.tar.gz",
+    ),
+    "folder": Entry(read_folder),
+    "packed": Entry(read_packed),
+    "npz": Entry(read_npz),
+}

@@ -1,0 +1,211 @@
+"""Which images a run saw: a hash that says whether two runs had the same data, and what differs."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simclr_pl.core.batch import UNLABELLED
+from simclr_pl.core.data.sources import AnySource, WorkerImages
+from simclr_pl.core.data.splits import Splits, hashes
+from simclr_pl.core.errors import UserError, printable
+from simclr_pl.images.heldout import HeldOut, keys_of
+from simclr_pl.images.packed import PackedImages
+
+SAMPLE = 100
+"""Images of a split whose pixels are looked at, evenly spread: a large set isn't read twice."""
+
+MOST_NAMED = 3
+"""Names that a sentence has room for."""
+
+
+def fingerprint(splits: Splits) -> str:
+    """Hexadecimal SHA-256 of a data set.
+
+    Of its class names; of train and test: the number of images, their names, the sizes of packed
+    ones, and a hundred images whole; and how many labels each class has. Which labels are held out
+    for validation doesn't count: all seeds have the same fingerprint.
+
+    Args:
+        splits: as `load` gives them.
+    """
+    digest = hashlib.sha256(repr(splits.classes).encode())
+    digest.update(_labels(splits.train, splits.val))
+    for split in (splits.train, splits.test):
+        if split is not None:
+            _add_images(digest, split)
+            digest.update(_labels(splits.test) if split is splits.test else b"")
+    return digest.hexdigest()
+
+
+class Contents(NamedTuple):
+    """What a data set holds, in short: enough to say how it differs from what it was.
+
+    Attributes:
+        fingerprint: of the whole.
+        channels: of its images.
+        classes: names in the order of labels.
+        counts: of each split, how many images each class has, and last how many have no label; of
+            train with those that are held out.
+        names: of each split whose images have names, a hash of all of them.
+        some: of up to `SAMPLE` validation images what to call them, and a hash of pixels and label;
+            by the hash that the run keeps of them.
+    """
+
+    fingerprint: str
+    channels: int
+    classes: list[str]
+    counts: dict[str, list[int]]
+    names: dict[str, str]
+    some: dict[str, list[str]]
+
+    @classmethod
+    def of(cls, splits: Splits, held_out: HeldOut) -> "Contents":
+        """Looks at a data set.
+
+        Args:
+            splits: as `load` gives them.
+            held_out: of them.
+        """
+        labels = splits.train.labels.clone()
+        if splits.held is not None:
+            labels[splits.held] = splits.val.labels
+        found = {"train": labels, "val": splits.val.labels}
+        found |= {} if splits.test is None else {"test": splits.test.labels}
+        counts = {
+            name: torch.bincount(of % (len(splits.classes) + 1), minlength=len(splits.classes) + 1)
+            for name, of in found.items()
+        }
+        named = {name: getattr(splits, name).names for name in found}
+        return cls(
+            fingerprint(splits),
+            splits.train.channels,
+            list(splits.classes),
+            {name: of.tolist() for name, of in counts.items()},
+            {k: _digest(np.sort(hashes(v, 0)).tobytes()) for k, v in named.items() if v},
+            _some_of_val(splits, held_out),
+        )
+
+
+REMEDY = "put it back as it was, or start a new run"
+
+
+def check_same_kind(before: Contents, now: Contents) -> None:
+    """Whether a data set has the classes and channels that it had.
+
+    Args:
+        before: when the run was last trained.
+        now: as it is.
+
+    Raises:
+        UserError: names what has changed; with that the run wouldn't be the same any more.
+    """
+    if before.classes != now.classes:
+        gone = [name for name in before.classes if name not in now.classes]
+        new = [name for name in now.classes if name not in before.classes]
+        parts = ((gone, "gone"), (new, "new"))
+        which = " and ".join(f"{shortened(names)} {verb}" for names, verb in parts if names)
+        raise UserError(
+            "the classes have changed since the run was last trained "
+            f"({which or 'their order is another'}): {REMEDY}"
+        )
+    if before.channels != now.channels:
+        raise UserError(
+            f"images have {now.channels} channels, and had {before.channels} when the run was last "
+            f"trained: {REMEDY}"
+        )
+
+
+def changes(before: Contents, now: Contents, *, own: bool) -> list[str]:
+    """How a data set of the same kind differs from what it was, a clause each.
+
+    Args:
+        before: when the run was last trained.
+        now: as it is.
+        own: whether the data set brings a validation split, which may have got more images.
+
+    Raises:
+        UserError: validation images, or their labels, are not what they were.
+    """
+    known = before.some.keys() & now.some
+    other = sorted(now.some[key][0] for key in known if before.some[key] != now.some[key])
+    if other or (before.counts["val"] != now.counts["val"] and not own):
+        which = f" ({shortened(other)})" if other else ""
+        raise UserError(
+            f"validation images{which}, or their labels, have changed since the run was last "
+            f"trained: {REMEDY}"
+        )
+    said = []
+    for name in dict.fromkeys([*before.counts, *now.counts]):
+        was, has = before.counts.get(name, []), now.counts.get(name, [])
+        if was != has:
+            what = _classes(before, now, name)
+            said.append(f"{name} has {sum(has)} images ({sum(was)} before){what}")
+        elif before.names.get(name) != now.names.get(name):
+            said.append(f"{name} has as many images as before, but other files")
+    if not said and before.fingerprint != now.fingerprint:
+        said.append("images of train or test are not the same as before")
+    return said
+
+
+def _classes(before: Contents, now: Contents, split: str) -> str:
+    """`: cat 99 (100), dog 12 (10)`, as far as there is room for it."""
+    names = [*before.classes, "without a label"]
+    was, has = before.counts.get(split), now.counts.get(split)
+    if was is None or has is None or len(names) < 2:
+        return ""
+    found = [f"{n} {b} ({a})" for n, a, b in zip(names, was, has, strict=True) if a != b]
+    return f": {shortened(found)}"
+
+
+def shortened(names: Sequence[str]) -> str:
+    """`a, b, c, ...`: as many names as a sentence has room for."""
+    return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+
+
+def _some_of_val(splits: Splits, held_out: HeldOut) -> dict[str, list[str]]:
+    keys = keys_of(splits)
+    hashed, found = hashes(keys, held_out.seed), {}
+    for place in np.argsort(hashed)[:SAMPLE].tolist():
+        label = b"%d" % int(splits.val.labels[place])
+        name = printable(os.fsdecode(keys[place]))
+        found[str(hashed[place])] = [name, _digest(_image(splits.val, place) + label)]
+    return found
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def _labels(*sources: AnySource | None) -> bytes:
+    """How many images each class has in these splits together."""
+    labels = torch.cat([source.labels for source in sources if source is not None])
+    return repr(torch.bincount(labels[labels != UNLABELLED]).tolist()).encode()
+
+
+def _add_images(digest: Any, source: AnySource) -> None:
+    digest.update(f"{len(source)} images of {source.channels} channels".encode())
+    if source.names is not None:
+        digest.update(b"\n".join(source.names))
+    if isinstance(source, PackedImages):
+        digest.update(source.sizes.numpy().tobytes())
+    for index in torch.linspace(0, len(source) - 1, min(SAMPLE, len(source))).long().tolist():
+        digest.update(_image(source, index))
+
+
+def _image(source: AnySource, index: int) -> bytes:
+    if isinstance(source, WorkerImages):
+        return source.items.content(index)
+    return _pixels(source, index).cpu().numpy().tobytes()
+
+
+def _pixels(source: Any, index: int) -> Tensor:
+    if not isinstance(source, PackedImages):
+        whole: Tensor = source.images[index]
+        return whole
+    start, (height, width) = int(source.starts[index]), source.sizes[index].tolist()
+    return source.pixels[start : start + 3 * height * width]

@@ -1,0 +1,125 @@
+"""Which of train's images are validation's: by the rule, or as a run has kept them."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simclr_pl.core.data.sources import AnySource
+from simclr_pl.core.data.splits import Splits, hashes, holdout, holdout_by_name
+from simclr_pl.core.errors import UserError
+
+Key = Literal["name", "place", "own"]
+"""What an image is known by: its name, or its place where it has none; or the data set says it."""
+
+
+class HeldOut(NamedTuple):
+    """The validation images of a run.
+
+    Attributes:
+        key: what they are known by; `own` where the data set brings a validation split.
+        seed: of the hashes.
+        hashes: `uint64 [n]` of their keys, rising; `None` of a run of an older version, which kept
+            none: they are drawn again, by places.
+    """
+
+    key: Key
+    seed: int
+    hashes: np.ndarray[Any, np.dtype[np.uint64]] | None
+
+    @classmethod
+    def of(cls, splits: Splits, seed: int) -> "HeldOut":
+        """What a run has to keep of its data.
+
+        Args:
+            splits: as `load` gives them.
+            seed: of the split.
+        """
+        held, names = splits.held, splits.val.names
+        key: Key = "own" if held is None else "place" if names is None else "name"
+        return cls(key, seed, np.sort(hashes(keys_of(splits), seed)))
+
+    def check(self, *, own: bool) -> None:
+        """Whether data have such a validation split.
+
+        Args:
+            own: whether the data set brings one.
+
+        Raises:
+            UserError: it did when the run began and doesn't now, or the other way round.
+        """
+        if self.hashes is not None and own != (self.key == "own"):
+            was, now = "had one of its own", "has none"
+            if own:
+                was, now = "had none of its own, so that a part of train was held out", "has one"
+            raise UserError(
+                f"the validation split has changed: when the run began, the data set {was}, and "
+                f"now it {now}: put the images back as they were, or start a new run"
+            )
+
+    def missing(self, splits: Splits) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        """Hashes of those images that are not in the validation split of these data."""
+        if self.hashes is None:
+            return np.empty(0, np.uint64)
+        keys = keys_of(splits)
+        if self.key == "place" and splits.held is not None:
+            keys = _places(splits.held.tolist())
+        return np.setdiff1d(self.hashes, hashes(keys, self.seed))
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal: whether two are about the same images."""
+        assert self.hashes is not None
+        return hashlib.blake2b(self.hashes.astype("<u8").tobytes(), digest_size=8).hexdigest()
+
+    def among(self, train: AnySource, split_seed: int) -> Tensor:
+        """Places of those images in train, in rising order; some may be gone.
+
+        Args:
+            train: with all of its labels.
+            split_seed: of the choice, where they are drawn again.
+
+        Raises:
+            UserError: none of them is there.
+        """
+        if self.hashes is None:
+            return holdout(train.labels, split_seed)
+        names = train.names if self.key == "name" else None
+        keys = names or _places(range(len(train)))
+        (places,) = np.isin(hashes(keys, self.seed), self.hashes).nonzero()
+        if not len(places):
+            raise UserError(
+                f"none of the run's {len(self.hashes)} validation images is in these data: give "
+                "the images that it was trained on, or start a new run"
+            )
+        return torch.from_numpy(places)
+
+
+def _places(numbers: Iterable[int]) -> list[bytes]:
+    """Keys of images without names."""
+    return [b"%d" % number for number in numbers]
+
+
+def keys_of(splits: Splits) -> Sequence[bytes]:
+    """What validation images are known by: names, or places in train or in a split of their own."""
+    val, held = splits.val, splits.held
+    return val.names or _places(range(len(val)) if held is None else held.tolist())
+
+
+OLDER = HeldOut("place", 0, None)
+"""Of a run of an older version."""
+
+
+def hold_out(train: AnySource, seed: int) -> Tensor:
+    """Places of the validation holdout in train, by the rule: by names where images have some.
+
+    Args:
+        train: with all of its labels.
+        seed: of the choice.
+    """
+    if train.names is None:
+        return holdout(train.labels, seed)
+    return holdout_by_name(train.labels, train.names, seed)

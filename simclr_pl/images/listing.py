@@ -1,0 +1,179 @@
+"""Files below a folder: the images, once each, in an order that is the same everywhere.
+
+Whatever is no image, or not taken as one, is counted with the reason, and said.
+"""
+
+import heapq
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from simclr_pl.core.errors import UserError
+from simclr_pl.images.formats import is_image, suffixes, unread
+
+OF_SYSTEMS = frozenset(
+    {
+        "__macosx", "__pycache__", "@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle",
+        "#snapshot", "$recycle.bin", "lost+found", "system volume information", "thumbs.db",
+        "desktop.ini", "ehthumbs.db",
+    }
+)  # fmt: skip
+"""What file managers, archives and storage put beside people's files, in small letters."""
+
+NAMED = 3
+"""Examples that are named of what was left out for one reason."""
+
+
+class LeftOut:
+    """What was left out, counted by reason."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.unread: list[tuple[Path, str]] = []
+        """Images of formats that are not read here, with the format and the remedy."""
+        self._examples: dict[str, list[str]] = {}
+
+    def add(self, reason: str, example: str = "") -> None:
+        """Counts one more; the first few different examples of a reason are kept."""
+        self.counts[reason] += 1
+        examples = self._examples.setdefault(reason, [])
+        if example and example not in examples and len(examples) < NAMED + 1:
+            examples.append(example)
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{count} {reason}{self._named(reason)}" for reason, count in self.counts.most_common()
+        )
+
+    def _named(self, reason: str) -> str:
+        examples = sorted(self._examples[reason][:NAMED])
+        more = ", ..." if len(self._examples[reason]) > NAMED else ""
+        return f" ({', '.join(examples)}{more})" if examples else ""
+
+
+class File(NamedTuple):
+    """An image file.
+
+    Attributes:
+        key: its path below the folder, as bytes, with a zero between the parts: files are in the
+            order of these, which is that of folders' and files' names.
+        path: the file.
+    """
+
+    key: bytes
+    path: str
+
+    @property
+    def first(self) -> bytes:
+        """The folder below the listed one that it lies in; empty for a file beside those."""
+        folder, zero, _ = self.key.partition(b"\0")
+        return folder if zero else b""
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or is a system's rather than a person's."""
+    return name.startswith(".") or name.lower() in OF_SYSTEMS
+
+
+def images_below(root: Path, left: LeftOut) -> list[File]:
+    """All image files below a folder, at any depth, in the order of their names.
+
+    Links to folders are followed, after all that is there without them. A folder is entered once
+    (by device and inode), by whatever names it can be reached, and none that holds `root`.
+
+    Args:
+        root: the folder.
+        left: is told what was left out, and why.
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
+    start = str(root)
+    files = [file for folder in _folders(start, left) for file in _images(folder, start, left)]
+    return sorted(files)
+
+
+def _folders(root: str, left: LeftOut) -> Iterator[list["os.DirEntry[str]"]]:
+    """What lies in each folder, hidden names aside."""
+    resolved = Path(root).resolve()
+    seen = {_identity(str(folder)) for folder in resolved.parents}
+    inside, links = [root], list[str]()
+    while inside or links:
+        folder = inside.pop() if inside else heapq.heappop(links)
+        identity = _identity(folder)
+        if identity in seen:
+            left.add("folders that were there already", _below(folder, root))
+            continue
+        seen.add(identity)
+        entries = []
+        for entry in entries_of(folder):
+            if is_hidden(entry.name):
+                left.add("hidden or of a system", entry.name)
+            elif entry.is_dir(follow_symlinks=False):
+                inside.append(entry.path)
+            elif entry.is_symlink() and is_a(entry.is_dir):
+                heapq.heappush(links, entry.path)
+            else:
+                entries.append(entry)
+        yield entries
+
+
+def _images(entries: list["os.DirEntry[str]"], root: str, left: LeftOut) -> Iterator[File]:
+    known = suffixes()
+    for entry in entries:
+        suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - of a million names
+        if not is_a(entry.is_file):
+            dead = entry.is_symlink()
+            left.add("links to nothing" if dead else "no regular files", _below(entry.path, root))
+        elif suffix in known or (not suffix and is_image(Path(entry.path))):
+            yield File(os.fsencode(_below(entry.path, root)).replace(_SEPARATOR, b"\0"), entry.path)
+        elif remedy := unread(suffix):
+            left.add(f"of a format that is not read here, {remedy}", suffix)
+            left.unread.append((Path(entry.path), remedy))
+        elif suffix:
+            left.add("of kinds that are not read", suffix)
+        else:
+            left.add("without suffix that are no images", entry.name)
+
+
+_SEPARATOR = os.fsencode(os.sep)
+
+
+def is_a(kind: Callable[[], bool]) -> bool:
+    """Whether an entry is of a kind; a link that leads round in a circle is of none."""
+    try:
+        return kind()
+    except OSError:
+        return False
+
+
+def _below(path: str, root: str) -> str:
+    return path[len(root) :].lstrip(os.sep)
+
+
+def entries_of(folder: str) -> list["os.DirEntry[str]"]:
+    """What lies in a folder, in no order.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be read ({error.strerror}): give yourself the right to, or move it "
+            "out of the images' folder"
+        ) from error
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    try:
+        found = os.stat(folder)  # noqa: PTH116 - of a string, for every folder
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be read ({error.strerror}): move it out of the images' folder"
+        ) from error
+    return found.st_dev, found.st_ino

@@ -1,0 +1,334 @@
+"""Data sets of the user's own: a class path or an object, to the splits that a table's name gives.
+
+What is read of them: a map-style `torch.utils.data.Dataset` of images, or of (image, label, ...);
+a pair of arrays; or a callable that returns several splits of either kind.
+"""
+
+import math
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+from tqdm import tqdm
+
+from simclr_pl.core.batch import UNLABELLED
+from simclr_pl.core.data.sources import AnySource, ArrayImages, WorkerImages
+from simclr_pl.core.data.splits import Splits
+from simclr_pl.core.errors import UserError
+from simclr_pl.core.lookup import Choice, accepted, construct, lookup, name_of
+from simclr_pl.images.builtin import Raw
+from simclr_pl.images.decode import MAX_PIXELS, BadImageError, Box, check_size, cut_box
+from simclr_pl.images.folders import say_once
+from simclr_pl.images.pixels import to_rgb
+
+OPTION = "data.dataset"
+
+MEMORY_BYTES = 2 * 2**30
+"""Images of one size are read once and kept up to this many bytes of pixels."""
+
+SPLITS = ("train", "val", "test")
+
+_WANTED = (
+    "an image must be a uint8 tensor [C, H, W] with pixels from 0 to 255, or a Pillow image "
+    "(leave out ToTensor and Normalize: views and statistics are made here)"
+)
+
+
+def is_own(given: Any) -> bool:
+    """Whether it is not a name of the table of data sets: those have no dot, and are strings."""
+    return not isinstance(given, str) or "." in given or ":" in given
+
+
+def read_own(given: Any, root: Path) -> Raw:
+    """Reads the splits of a user's own data set.
+
+    Args:
+        given: a class path, a mapping of `class_path` and `init_args`, or an object.
+        root: for a class or function whose signature names `root`.
+
+    Raises:
+        UserError: what is given, or an item of it, is no images.
+    """
+    made = _made(given, root)
+    name = name_of(given)
+    if isinstance(made, Splits | Raw):
+        made = {part: getattr(made, part) for part in (*SPLITS, "classes")}
+    if not isinstance(made, Mapping):
+        made = {"train": made}
+    unknown = [str(key) for key in made if key not in (*SPLITS, "classes")]
+    if unknown or made.get("train") is None:
+        found = f"has '{unknown[0]}'" if unknown else "has no 'train'"
+        raise UserError(
+            f"{OPTION}: {name} {found}: give a mapping of train, and if there are any val, test "
+            "and classes"
+        )
+    given_splits = {part: made[part] for part in SPLITS if made.get(part) is not None}
+    read = {part: _source(of, f"{name}'s {part} split") for part, of in given_splits.items()}
+    classes = made.get("classes")
+    if classes is None:
+        classes = getattr(given_splits["train"], "classes", None)
+    sources, names = _with_classes(read, classes)
+    return Raw(sources["train"], sources.get("test"), names, sources.get("val"))
+
+
+def _made(given: Any, root: Path) -> Any:
+    """The object that a door's choice leads to: called where it is a class or a function."""
+    if isinstance(given, str) or (isinstance(given, Mapping) and "class_path" in given):
+        choice = lookup(given, {}, OPTION)
+        if not callable(choice.target):
+            return choice.target
+    elif callable(given) and not isinstance(given, Dataset):
+        choice = Choice(name_of(given), given, {})
+    else:
+        return given
+    offered = accepted(choice.target, {"root": str(root)}, choice.args)
+    return construct(choice, OPTION, **offered)
+
+
+def _with_classes(
+    read: Mapping[str, AnySource], given: Any
+) -> tuple[dict[str, AnySource], tuple[str, ...]]:
+    """Sources whose labels are places in the class names: given ones, or the labels that occur."""
+    if isinstance(given, Sequence) and not isinstance(given, str) and len(given):
+        return dict(read), tuple(map(str, given))
+    found = torch.cat([source.labels for source in read.values()]).unique()
+    known = found[found != UNLABELLED]
+    if len(known) and int(known[0]) < 0:
+        return dict(read), ()  # refused where all labels are looked at
+    placed: dict[str, AnySource] = {}
+    for part, source in read.items():
+        places = torch.searchsorted(known, source.labels)
+        placed[part] = source.relabel(torch.where(source.labels < 0, source.labels, places))
+    return placed, tuple(map(str, known.tolist()))
+
+
+# One split ----------------------------------------------------------------------------------------
+
+
+def _source(given: Any, what: str) -> AnySource:
+    if isinstance(given, ArrayImages | WorkerImages):
+        return given
+    if isinstance(given, IterableDataset):
+        raise UserError(
+            f"{OPTION}: {what} is an IterableDataset, which has no images by number: epochs, "
+            "resumes and ranks need a map-style Dataset (__len__ and __getitem__)"
+        )
+    if isinstance(given, Tensor | np.ndarray):
+        return _arrays(given, None, what)
+    pair = isinstance(given, tuple | list) and len(given) == 2
+    if pair and isinstance(given[0], Tensor | np.ndarray) and given[0].ndim == 4:
+        return _arrays(given[0], given[1], what)
+    if not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
+        raise UserError(
+            f"{OPTION}: {what} is a {type(given).__name__}, but must be a torch.utils.data.Dataset "
+            "with __len__ and __getitem__, or a pair (images uint8 [N, C, H, W], labels)"
+        )
+    if not len(given):
+        raise UserError(f"{OPTION}: {what} is empty")
+    return _of_items(DatasetItems(given, what))
+
+
+def _arrays(images: Any, labels: Any, what: str) -> ArrayImages:
+    pixels = torch.as_tensor(images)
+    if pixels.dtype != torch.uint8 or pixels.dim() != 4:
+        raise UserError(
+            f"{OPTION}: images of {what} are {pixels.dtype} {[*pixels.shape]}, but must be uint8 "
+            "[N, C, H, W] with pixels from 0 to 255"
+        )
+    known = torch.full((len(pixels),), UNLABELLED) if labels is None else _labels(labels, what)
+    return ArrayImages(pixels.contiguous(), known)
+
+
+def _labels(given: Any, what: str) -> Tensor:
+    """`int64 [N]`."""
+    whole = torch.as_tensor(np.asarray(given))
+    if whole.dim() != 1 or whole.is_floating_point() or whole.is_complex():
+        raise UserError(
+            f"{OPTION}: labels of {what} are {whole.dtype} {[*whole.shape]}, but must be whole "
+            "numbers [N], one for each image"
+        )
+    return whole.long()
+
+
+class DatasetItems:
+    """Items of a map-style Dataset as images that workers read; a kind of `Items`.
+
+    Args:
+        dataset: of images, or of (image, label, ...).
+        what: how errors call it.
+        places: those of its items that are meant (default: all).
+        channels: of its images (default: those of the first one).
+    """
+
+    names: Sequence[bytes] | None = None
+    """Of no item: each has its place."""
+
+    def __init__(
+        self, dataset: Any, what: str, places: Tensor | None = None, channels: int | None = None
+    ) -> None:
+        self.dataset, self.what = dataset, what
+        self.places = torch.arange(len(dataset)) if places is None else places
+        self.channels: int = channels or len(self.item(0).pixels)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def select(self, index: Tensor) -> "DatasetItems":
+        """Those at `index`."""
+        return DatasetItems(self.dataset, self.what, self.places[index], self.channels)
+
+    def name(self, place: int) -> str:
+        """What to call an item in errors."""
+        return f"item {int(self.places[place])} of {self.what}"
+
+    def content(self, place: int) -> bytes:
+        """An item's pixels as bytes."""
+        return self.item(place).pixels.numpy().tobytes()
+
+    def open(self, place: int, max_pixels: int = MAX_PIXELS) -> "DecodedImage":
+        """Reads an item to be cut.
+
+        Raises:
+            BadImageError: it fails, is no image, or is one of another kind.
+        """
+        pixels = self.item(place).pixels
+        name = self.name(place)
+        if len(pixels) != self.channels:
+            why = f"{len(pixels)} channels, but the first item has {self.channels}"
+            raise BadImageError(f"{OPTION}: {name} has {why}: give all images as many", why)
+        check_size(name, pixels.shape[2], pixels.shape[1], max_pixels)
+        return DecodedImage(pixels)
+
+    def item(self, place: int) -> "Item":
+        """An item's pixels and label.
+
+        Raises:
+            BadImageError: it fails, or is no image.
+        """
+        name = self.name(place)
+        try:
+            item = self.dataset[int(self.places[place])]
+        except UserError:
+            raise
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            text = " ".join(str(error).split())
+            why = f"{type(error).__name__}: {text} at {last.filename}:{last.lineno}"
+            raise BadImageError(f"{OPTION}: {name} cannot be read ({why})", why) from error
+        several = isinstance(item, tuple | list)
+        if several and not len(item):
+            raise BadImageError(f"{OPTION}: {name} is empty, but {_WANTED}")
+        image = item[0] if several else item
+        label = item[1] if several and len(item) > 1 else None
+        return Item(_pixels(image, self.channels if "channels" in vars(self) else 0, name), label)
+
+
+class Item(NamedTuple):
+    """An item of a Dataset.
+
+    Attributes:
+        pixels: `uint8 [C, H, W]`.
+        label: as it was given; `None` without one.
+    """
+
+    pixels: Tensor
+    label: Any
+
+
+class DecodedImage:
+    """Pixels that are there, to be cut as a file is; see `EncodedImage`."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+        self.height, self.width = pixels.shape[1:]
+
+    def crops(self, groups: Sequence[Sequence[Box]], size: int, out: Tensor) -> None:
+        """Cuts boxes and resizes them: `uint8 [K, C, S, S]` for the K boxes of all groups."""
+        planes = [Image.fromarray(plane) for plane in self.pixels.numpy()]
+        for place, box in zip(out.numpy(), (box for boxes in groups for box in boxes), strict=True):
+            for channel, plane in zip(place, planes, strict=True):
+                channel[:] = np.asarray(cut_box(plane, box, 1, size, (0, 0)))
+
+
+def _pixels(image: Any, channels: int, name: str) -> Tensor:
+    """`uint8 [C, H, W]`; Pillow images are gray where they are, and as many channels are wanted."""
+    if isinstance(image, Image.Image):
+        try:
+            gray = image.mode in ("1", "L") and channels in (0, 1)
+            array = np.asarray(image.convert("L") if gray else to_rgb(image))
+        except (OSError, ValueError) as error:
+            raise BadImageError(f"{OPTION}: {name} cannot be read ({error})", str(error)) from error
+        return torch.from_numpy(array[None] if gray else array.transpose(2, 0, 1).copy())
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.dim() != 3:
+        kind = type(image).__name__
+        found = f"{image.dtype} {[*image.shape]}" if isinstance(image, Tensor) else f"a {kind}"
+        raise BadImageError(f"{OPTION}: {name} is {found}, but {_WANTED}", f"{found}, no image")
+    return image
+
+
+def _of_items(items: DatasetItems) -> AnySource:
+    """Kept in memory where all images have one size and there is room, else read by workers."""
+    count, dataset = len(items), items.dataset
+    shape = items.item(0).pixels.shape
+    labels = _declared(dataset, count, items.what)
+    fits = math.prod(shape) * count <= MEMORY_BYTES and min(shape[1:]) >= 4
+    kept = torch.empty(count, *shape, dtype=torch.uint8) if fits else None
+    found: list[int] = []
+    if kept is not None:
+        say_once(f"{items.what}: {count} images are read once and kept in memory")
+    for place in _shown(count, items.what) if kept is not None or labels is None else ():
+        item = items.item(place)
+        if kept is not None and item.pixels.shape == shape:
+            kept[place] = item.pixels
+        elif kept is not None:
+            say_once(f"{items.what}: images differ in size, workers read them in each epoch")
+            kept = None
+            if labels is not None:
+                break
+        if labels is None:
+            found.append(_label(item.label, items.name(place)))
+    labels = torch.tensor(found) if labels is None else labels
+    return WorkerImages(items, labels) if kept is None else ArrayImages(kept, labels)
+
+
+def some_pixels(source: AnySource) -> tuple[Tensor, ...]:
+    """Pixels of each channel, `uint8 [n]`, of up to 100 evenly spread images of a Dataset."""
+    assert isinstance(source, WorkerImages)
+    items = source.items
+    assert isinstance(items, DatasetItems)
+    places = torch.linspace(0, len(items) - 1, min(100, len(items))).long().tolist()
+    return torch.cat([items.item(place).pixels.flatten(1) for place in places], 1).unbind(0)
+
+
+def _shown(count: int, what: str) -> Any:
+    """Places from 0, with a bar where they take more than 2 seconds."""
+    quiet = None if sys.stderr.isatty() else True
+    return tqdm(range(count), f"reading {what}", leave=False, delay=2, disable=quiet)
+
+
+def _declared(dataset: Any, count: int, what: str) -> Tensor | None:
+    """The labels that a Dataset has as `targets` or `labels`, where there is one for each item."""
+    for attribute in ("targets", "labels"):
+        given = getattr(dataset, attribute, None)
+        if given is not None and hasattr(given, "__len__") and len(given) == count:
+            return _labels(given, what)
+    return None
+
+
+def _label(given: Any, name: str) -> int:
+    if given is None:
+        return UNLABELLED
+    number = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
+    if not isinstance(number, int | np.integer):
+        raise UserError(
+            f"{OPTION}: the label of {name} is {given!r}, but must be a whole number (None or "
+            f"{UNLABELLED} where it is unknown)"
+        )
+    return int(number)

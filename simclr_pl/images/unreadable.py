@@ -1,0 +1,92 @@
+"""Files that could not be read: each is said and written down once, and too many end the run."""
+
+import csv
+import sys
+from pathlib import Path
+
+from simclr_pl.core.errors import UserError
+from simclr_pl.images.download import alone
+
+MOST = 0.01
+"""Share of a set's images that may be bad."""
+
+NAMED = 3
+"""Files that are named on the screen; all of them are in the run's `left_out.csv`."""
+
+LEFT_OUT = "left_out.csv"
+"""Where a run directory names them: path, reason."""
+
+
+class Unreadable:
+    """The bad files of a data set, over all ranks and workers of a run, and its resumes.
+
+    Args:
+        root: of the data set, that all paths begin with.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.images = 0
+        """Of all splits together."""
+        self._file: Path | None = None
+        self._known: set[str] = set()
+
+    @property
+    def file(self) -> Path | None:
+        """Where they are written down, if there is a run; another run's has all names anew."""
+        return self._file
+
+    @file.setter
+    def file(self, path: Path | None) -> None:
+        if path != self._file:
+            self._known = set()
+        self._file = path
+
+    def add(self, path: str | Path, why: str) -> None:
+        """Notes a file that could not be read, unless it is known.
+
+        Raises:
+            UserError: more than `MOST` of the images are bad.
+        """
+        name = str(path)
+        if name in self._known:
+            return
+        self._known.add(name)
+        self._say(name, why)
+        bad = self._known | self._written(name, why)
+        if len(bad) > MOST * self.images:
+            raise UserError(
+                f"{len(bad)} of {self.images} images of {self.root} cannot be read, more than "
+                f"{MOST:.0%} (the last one: {name}, {why}): list all with python -m simclr_pl pack "
+                f"{self.root} --check, and remove them or save them again"
+            )
+
+    def _say(self, name: str, why: str) -> None:
+        count = len(self._known)
+        if count <= NAMED:
+            sys.stdout.write(f"{name} is left out ({why})\n")
+        elif count == NAMED + 1:
+            where = self.file or f"python -m simclr_pl pack {self.root} --check"
+            sys.stdout.write(f"more files are left out: {where} names them\n")
+
+    def _written(self, name: str, why: str) -> set[str]:
+        """Adds a name to the file, and returns all names of these data in it."""
+        if self.file is None:
+            return set()
+        try:
+            with alone(self.file.with_name(f".{self.file.name}.lock"), f"to write {self.file}"):
+                return self._merged(name, why)
+        except OSError as error:
+            sys.stdout.write(f"{self.file} cannot be written ({error.strerror})\n")
+            return set()
+
+    def _merged(self, name: str, why: str) -> set[str]:
+        assert self.file is not None
+        with self.file.open("a+", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            file.seek(0)
+            names = {row[0] for row in csv.reader(file) if row}
+            if name not in names:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerows([] if names else [("path", "reason")])
+                writer.writerow((name, why))
+        return {each for each in names if each.startswith(str(self.root))} | {name}

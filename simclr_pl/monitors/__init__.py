@@ -1,0 +1,1 @@
+"""Callbacks that watch a training: probe, kNN, linear evaluation, health, speed."""

@@ -1,0 +1,104 @@
+"""kNN classification of the validation split, while a network trains."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+
+from simclr_pl.core.batch import UNLABELLED, EvaluationOutput
+from simclr_pl.core.distributed import sum_over_ranks
+from simclr_pl.core.errors import UserError
+from simclr_pl.core.model.ending import is_last
+from simclr_pl.protocols.features import check_splits, encode_once, forget
+from simclr_pl.protocols.knn import knn_hits
+
+
+class KNNMonitor(L.Callback):
+    """kNN of the validation split's clean images against the training split's, while training.
+
+    Every so many epochs, and after the last, the training split is encoded anew by all ranks
+    (clean images, encoder in eval mode), and each rank classifies its share of the validation
+    images. Logs `knn/val_top1` for the first k, and `knn<k>/val_top1` for others. Works with any
+    module whose `forward` gives features and whose validation step returns `EvaluationOutput`;
+    without labels it does nothing.
+
+    Source: Wu et al. 2018, section 3.4 (k = 200, temperature 0.07).
+
+    Args:
+        every_n_epochs: how often, in epochs that are validated; 0 turns it off.
+        k: numbers of neighbours.
+        temperature: of the votes' weights.
+
+    Raises:
+        UserError: a value out of its range; at setup, data that are no `ContrastiveDataModule`.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 10,
+        k: tuple[int, ...] = (20, 200),
+        temperature: float = 0.07,
+    ) -> None:
+        if every_n_epochs < 0:
+            raise UserError(f"knn.every_n_epochs is {every_n_epochs}, but must be 0 (off) or more")
+        if not k or min(k) < 1:
+            raise UserError(f"knn.k is {list(k)}, but must be one or more numbers above 0")
+        if not temperature > 0:
+            raise UserError(f"knn.temperature is {temperature}, but must be above 0")
+        self.every_n_epochs, self.k, self.temperature = every_n_epochs, tuple(k), temperature
+        self._outputs: list[EvaluationOutput] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Looks at the data before training, and forgets a validation that was broken off."""
+        self._outputs = []
+        forget(trainer)
+        if stage == "fit" and self.every_n_epochs:
+            check_splits(trainer, "KNNMonitor")
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: EvaluationOutput,  # type: ignore[override]
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps this rank's features and labels."""
+        if due(trainer, self.every_n_epochs):
+            self._outputs.append(outputs)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Classifies them, and logs the accuracies over all ranks."""
+        outputs, self._outputs = self._outputs, []
+        if not outputs or not getattr(trainer.datamodule, "num_classes", 0):  # type: ignore[attr-defined]
+            return
+        train = encode_once(trainer, pl_module, "train")
+        hits = knn_hits(
+            torch.cat([output["features"] for output in outputs]),
+            torch.cat([output["labels"] for output in outputs]),
+            train.features,
+            train.labels,
+            self.k,
+            self.temperature,
+        )
+        *right, total = sum_over_ranks(hits).tolist()
+        if not total or not bool((train.labels != UNLABELLED).any()):
+            return
+        for number, k in enumerate(self.k):
+            name = f"knn{k}/val_top1" if number else "knn/val_top1"
+            # The same number on all ranks, whose maximum has no rounding.
+            many = trainer.world_size > 1
+            pl_module.log(name, right[number] / total, sync_dist=many, reduce_fx="max")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lets go of the training split's features."""
+        forget(trainer)
+
+
+def due(trainer: L.Trainer, every_n_epochs: int) -> bool:
+    """Whether a monitor's turn has come: each so many epochs of training, and at its end."""
+    if not every_n_epochs or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+        return False
+    return is_last(trainer) or (trainer.current_epoch + 1) % every_n_epochs == 0

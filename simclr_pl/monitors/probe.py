@@ -1,0 +1,239 @@
+"""The online probe: a linear classifier trained beside pretraining, on features left alone."""
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simclr_pl.core.batch import UNLABELLED, EvaluationOutput, StepOutput
+from simclr_pl.core.distributed import rank_and_world, sum_over_ranks
+from simclr_pl.core.errors import UserError
+from simclr_pl.core.model.optim import on_this_device
+from simclr_pl.protocols.scoring import count_right
+
+
+class OnlineProbe(L.Callback):
+    """A linear head on detached features, with its own optimiser (Adam), scored on clean images.
+
+    It learns from the training step's features (augmented views, encoder in train mode) and labels,
+    and is scored on the validation split's clean images with the encoder in eval mode. The numbers
+    say whether pretraining is getting somewhere; they are not the offline linear evaluation.
+
+    Gradients are summed over ranks and divided by the number of labelled rows of all ranks, so
+    that the head is the same on every rank, and the same for any number of them. Unlabelled rows
+    don't count. Works with any module whose steps return `StepOutput` and `EvaluationOutput`;
+    without labels it does nothing.
+
+    Args:
+        learning_rate: of Adam, constant.
+        weight_decay: decoupled (AdamW).
+
+    Raises:
+        UserError: a learning rate that is not above 0; labels beyond the data's classes.
+    """
+
+    def __init__(self, learning_rate: float = 1e-3, weight_decay: float = 0.0) -> None:
+        if not learning_rate > 0:
+            raise UserError(f"probe.learning_rate is {learning_rate}, but must be above 0")
+        if weight_decay < 0:
+            raise UserError(f"probe.weight_decay is {weight_decay}, but must be 0 or more")
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.head: nn.Linear | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.classes = 0
+        self._counts: dict[str, Tensor] = {}
+        self._beyond: Tensor | None = None
+        self._restored: dict[str, Any] | None = None
+
+    # Building -------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Learns the number of classes; another fit has another head, unless one is restored."""
+        self._counts, self._beyond = {}, None  # of what was broken off
+        if stage == "fit":
+            self.head = self.optimizer = self._restored = None
+        self.classes = int(getattr(trainer.datamodule, "num_classes", 0))  # type: ignore[attr-defined]
+
+    # Lightning validates in inference mode, whose tensors could not be trained later on.
+    @torch.inference_mode(mode=False)
+    def _build(self, features: Tensor) -> tuple[nn.Linear, torch.optim.Optimizer]:
+        """Makes the head at the first features: their width, device and dtype are now known."""
+        if self.head is None or self.optimizer is None:
+            self.head = nn.Linear(features.shape[1], self.classes)
+            # Zero weights are the same on every rank; a linear head needs no broken symmetry.
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+            wide = torch.promote_types(features.dtype, torch.float32)
+            self.head.to(device=features.device, dtype=wide)
+            optimizer = torch.optim.AdamW(
+                self.head.parameters(),
+                lr=self.learning_rate,
+                weight_decay=self.weight_decay,
+                fused=True,
+            )
+            self.optimizer = on_this_device(optimizer, fused=True)
+            if self._restored is not None:
+                if self._restored["head"]["weight"].shape != self.head.weight.shape:
+                    raise UserError(
+                        "the checkpoint's probe is of other classes or another encoder: "
+                        "use the data and model that it was trained with"
+                    )
+                self.head.load_state_dict(self._restored["head"])
+                self.optimizer.load_state_dict(self._restored["optimizer"])
+                counts = self._restored["counts"].to(features.device)  # of all ranks, so far
+                first = rank_and_world()[0] == 0
+                self._counts["train"] = counts if first else torch.zeros_like(counts)
+                self._restored = None
+        return self.head, self.optimizer
+
+    # Training -------------------------------------------------------------------------------------
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: StepOutput,  # type: ignore[override]
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """One step of the head on all views' features."""
+        if not self.classes:
+            return
+        features = outputs["features"].detach()
+        labels = self._check(outputs["labels"])
+        head, optimizer = self._build(features)
+        # Precision plugins wrap the module's steps alone: here the head's own precision rules.
+        with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
+            logits = head(features.to(head.weight.dtype))
+            loss = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
+            optimizer.zero_grad()
+            loss.backward()
+        total = _average_gradients(head, (labels != UNLABELLED).sum())
+        # Without labels no step: momentum and weight decay would move the head on their own. A
+        # fused optimiser looks at this itself, as under torch's GradScaler: nobody has to wait.
+        optimizer.found_inf = (total == 0).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        self._count("train", logits.detach(), labels)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the epoch's accuracy on augmented views."""
+        self._log(pl_module, "train", 1)
+
+    # Evaluation -----------------------------------------------------------------------------------
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: EvaluationOutput,  # type: ignore[override]
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Scores clean images of the validation split."""
+        self._score("val", outputs)
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: EvaluationOutput,  # type: ignore[override]
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Scores clean images of the test split."""
+        self._score("test", outputs)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the accuracies on the validation split."""
+        self._log(pl_module, "val", 1, 5)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the accuracies on the test split."""
+        self._log(pl_module, "test", 1, 5)
+
+    @torch.no_grad()
+    def _score(self, split: str, outputs: EvaluationOutput) -> None:
+        if not self.classes:
+            return
+        features, labels = outputs["features"], self._check(outputs["labels"])
+        head, _ = self._build(features)
+        self._count(split, head(features.to(head.weight.dtype)), labels)
+
+    def _count(self, split: str, logits: Tensor, labels: Tensor) -> None:
+        counts = count_right(logits, labels)
+        self._counts[split] = self._counts[split] + counts if split in self._counts else counts
+
+    def _check(self, labels: Tensor) -> Tensor:
+        """Labels, of which those beyond the classes are an error: on accelerators a later one."""
+        if not len(labels):
+            return labels
+        largest = labels.max()
+        if not labels.is_cpu:  # to look at it now would take until the device is there
+            self._beyond = largest if self._beyond is None else self._beyond.maximum(largest)
+            return labels.where(labels < self.classes, UNLABELLED)
+        self._refuse(largest)
+        return labels
+
+    def _refuse(self, largest: Tensor) -> None:
+        if largest >= self.classes:
+            raise UserError(
+                f"there is a label {int(largest)}, but the data has {self.classes} classes: "
+                "labels go from 0 to the number of classes less one, and -1 means unlabelled"
+            )
+
+    def _log(self, pl_module: L.LightningModule, split: str, *ks: int) -> None:
+        if self._beyond is not None:
+            self._refuse(self._beyond)
+        if split not in self._counts:
+            return
+        counts = sum_over_ranks(self._counts.pop(split))
+        for k in ks:
+            if counts[0]:
+                # Values, since Lightning cannot keep a callback's metrics. They are over all ranks
+                # already; their mean over ranks, which Lightning insists on, is the same.
+                value = counts[1 if k == 1 else 2] / counts[0]
+                many = rank_and_world()[1] > 1
+                pl_module.log(f"probe/{split}_top{k}", value, sync_dist=many)
+
+    # Checkpoints ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The head and its optimiser."""
+        if self.head is None or self.optimizer is None:
+            return {} if self._restored is None else self._restored
+        return {
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            # The epoch's, over all ranks: a resume goes on from there.
+            "counts": sum_over_ranks(self._train_counts().clone()).cpu(),
+        }
+
+    def _train_counts(self) -> Tensor:
+        assert self.head is not None
+        none = torch.zeros(3, dtype=torch.int64, device=self.head.weight.device)
+        return self._counts.get("train", none)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state until the next features say where it belongs."""
+        self._restored = state_dict or None
+        if self._restored is not None:
+            self.head = self.optimizer = None
+
+
+def _average_gradients(head: nn.Linear, labelled: Tensor) -> Tensor:
+    """Turns gradients of sums into the gradient of the mean over all ranks' labelled rows.
+
+    Returns:
+        How many there are, a scalar.
+    """
+    grads = [p.grad for p in head.parameters() if p.grad is not None]
+    flat = torch.cat([*(g.flatten() for g in grads), labelled.to(grads[0].dtype)[None]])
+    flat = sum_over_ranks(flat)
+    flat[:-1] /= flat[-1].clamp(min=1)
+    for grad, mean in zip(grads, flat[:-1].split([g.numel() for g in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))
+    return flat[-1]

@@ -1,0 +1,99 @@
+"""How fast a run trains, and whether it is the data that it waits for."""
+
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+
+from simclr_pl.core.model.log import log_now
+
+
+class _Mark(NamedTuple):
+    """A moment, and how long had been waited for data until then, in seconds."""
+
+    time: float
+    waited: float | None
+
+
+class Throughput(L.Callback):
+    """Logs `speed/images_per_s` and `speed/data_wait`, over the steps since they last were.
+
+    On CUDA `speed/gpu_memory_bytes` as well, the most that tensors have taken up of the first
+    rank's device.
+
+    Images are those of the global batch, each counted once though it has two views. `data_wait` is
+    the share (0 to 1) of these steps' time in which the first rank's process waited for its loader
+    to hand over a batch, in a loader that counts this in `waited`, as `TrainLoader` does; making
+    views is no part of it. Left out are a process's first step, what lies between epochs, and steps
+    in which there was a validation or a checkpoint.
+
+    Nothing here waits for the device. On a step that is logged `StopOnNaN` has done so, if it comes
+    before this among the callbacks; elsewhere a device may lag behind by part of a step.
+
+    Timings are nobody's trajectory: no checkpoint holds them.
+    """
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._warm = False
+        self._mark: _Mark | None = None  # the end of the last step, if this one follows at once
+        self._forget()
+
+    def _forget(self) -> None:
+        self._images, self._seconds, self._waited = 0, 0.0, 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Waits for the first step, which takes longer than any other."""
+        self._start()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Goes on: the wait for an epoch's first batch counts."""
+        if self._warm:
+            self._mark = _now(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leaves this time out."""
+        self._mark = None
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Leaves this time out."""
+        self._mark = None
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Adds the step, and logs when Lightning does."""
+        before, now = self._mark, _now(trainer)
+        self._mark, self._warm = now, True
+        if before is not None:
+            self._images += trainer.datamodule.batch_size  # type: ignore[attr-defined]
+            self._seconds += now.time - before.time
+            self._waited += (now.waited or 0) - (before.waited or 0)
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._images and every and trainer.global_step % every == 0:
+            self._log(trainer, counted=now.waited is not None)
+
+    def _log(self, trainer: L.Trainer, *, counted: bool) -> None:
+        """Logs now: Lightning would log a number again on later steps that have no new one."""
+        numbers = {"speed/images_per_s": self._images / self._seconds}
+        if counted:
+            numbers["speed/data_wait"] = self._waited / self._seconds
+        device = trainer.strategy.root_device
+        if device.type == "cuda":
+            numbers["speed/gpu_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+        self._forget()
+        log_now(trainer, numbers)
+
+
+def _now(trainer: L.Trainer) -> _Mark:
+    return _Mark(perf_counter(), getattr(trainer.train_dataloader, "waited", None))

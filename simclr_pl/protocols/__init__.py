@@ -1,0 +1,1 @@
+"""Evaluations of a finished encoder: features, linear, kNN, fine-tuning."""

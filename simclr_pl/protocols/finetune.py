@@ -1,0 +1,179 @@
+"""Fine-tuning: a classifier on the pretrained network, trained with few labels or with all."""
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from simclr_pl.core.batch import LabelledImages
+from simclr_pl.core.distributed import globalise_batch_norm, sum_over_ranks
+from simclr_pl.core.errors import no_labels
+from simclr_pl.core.model.checkpoint import KEY, Backbone, description
+from simclr_pl.core.model.geometry import check_channels, geometry_in, geometry_of
+from simclr_pl.core.model.log import is_logged, log_gradient_norm, log_learning_rate
+from simclr_pl.core.model.optim import (
+    OptimizerRecipe,
+    WarmupCosine,
+    build_optimizer,
+    may_fuse,
+    peak_learning_rate,
+)
+from simclr_pl.core.model.refused import check_trainer
+from simclr_pl.core.randomness import step_seed
+from simclr_pl.protocols.scoring import count_right
+
+EPOCHS = 60
+"""The paper's for 1 % of ImageNet's labels (appendix B.5)."""
+
+STEPS = 1000
+"""Of few images at least, which takes more epochs: 540 images make 3 steps in each."""
+
+
+class FineTuning(L.LightningModule):
+    """Cross-entropy on labelled images, through the whole network or its new last layer alone.
+
+    The classifier starts at zero. The defaults follow Chen et al. 2020, appendix B.5: SGD with
+    Nesterov momentum, no weight decay, no warm-up; the learning rate falls to zero on a cosine. As
+    in pretraining the batch is global, and so are batch norm and the loss's mean: the number of
+    devices changes nothing but the order of sums.
+
+    Args:
+        backbone: encoder and layers of the projection head, from `load_backbone`.
+        classes: C.
+        recipe: of the optimiser.
+        about: what the backbone's checkpoint says of itself.
+        head_only: leave the backbone as it is, in eval mode (a linear evaluation on crops).
+        seed: of masks that layers draw (dropout, stochastic depth).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        recipe: OptimizerRecipe,
+        about: dict[str, Any],
+        *,
+        head_only: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        recipe.check("")
+        self.encoder = backbone.encoder.to(memory_format=torch.channels_last)
+        self.projector = backbone.projector
+        self.head = nn.Linear(backbone.width, classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        if head_only:
+            # Lightning trains in the modes that it finds.
+            self.encoder.eval().requires_grad_(False)
+            self.projector.eval().requires_grad_(False)
+        self.recipe, self.spec, self.seed = recipe, backbone.spec, seed
+        self.geometry = geometry_in(about)
+        """Of the images that it was last trained on."""
+        self._counts = torch.zeros(3, dtype=torch.int64)
+        self.accuracies = (0.0, 0.0)
+        """Top-1 and top-5 of the last evaluation: fractions."""
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Lightning's first hook with a trainer: refuses one that would train something else."""
+        check_trainer(self.trainer)
+        return []
+
+    def configure_model(self) -> None:
+        """Lightning's hook: in the run's precision before a checkpoint's weights come in."""
+        check_channels(self.geometry, geometry_of(self.trainer.datamodule))  # type: ignore[attr-defined]
+        self.to(torch.get_default_dtype())
+        if self.trainer.world_size > 1:
+            globalise_batch_norm(self, self.trainer.strategy.root_device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Makes it one that `load_encoder` reads."""
+        checkpoint[KEY] = description(self.spec, self.geometry, self.seed)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[B, C]` of images: float `[B, C, S, S]`, normalised."""
+        images = images.to(self.dtype, memory_format=torch.channels_last)
+        logits: Tensor = self.head(self.projector(self.encoder(images)))
+        return logits
+
+    # Training ---------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """From here on the network is one of these images, and a resume on its own cosine."""
+        self.geometry = geometry_of(self.trainer.datamodule) or self.geometry  # type: ignore[attr-defined]
+        if isinstance(schedule := self.lr_schedulers(), WarmupCosine):
+            schedule.catch_up()
+
+    def training_step(self, batch: LabelledImages, batch_idx: int) -> Tensor:
+        """Mean cross-entropy over the global batch."""
+        torch.manual_seed(step_seed(self.seed, self.trainer.global_step, self.trainer.global_rank))
+        logits = self(batch.images)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        total = F.cross_entropy(logits, batch.labels, reduction="sum")
+        rows = sum_over_ranks(total.new_full((), len(batch.labels)))
+        # DDP averages over ranks, which may hold different numbers of images.
+        loss = total * self.trainer.world_size / rows
+        if is_logged(self.trainer):
+            self.log("finetune/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)
+            log_learning_rate(self)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs the global gradient's norm, before any clipping."""
+        if is_logged(self.trainer):
+            log_gradient_norm(self)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimiser and per-step schedule; steps and global batch come from the trainer."""
+        batch = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        rate = peak_learning_rate(self.recipe, batch)
+        fused = may_fuse(self.trainer)
+        optimizer = build_optimizer(self, self.recipe, rate, fused=fused)
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = round(self.recipe.warmup_epochs * int(self.trainer.num_training_batches))
+        schedule = WarmupCosine(optimizer, warmup, total)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    # Evaluation -------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Begins to count."""
+        self._counts = torch.zeros(3, dtype=torch.int64, device=self.device)
+
+    def validation_step(self, batch: LabelledImages, batch_idx: int) -> None:
+        """Counts labelled images, and those classified right."""
+        logits = self(batch.images)
+        self._counts += count_right(logits, batch.labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `finetune/val_top1` and `finetune/val_top5`: each image once, over all ranks."""
+        self._log_accuracies("val")
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `finetune/test_top1` and `finetune/test_top5`."""
+        self._log_accuracies("test")
+
+    def _log_accuracies(self, split: str) -> None:
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        images, *right = sum_over_ranks(self._counts).tolist()
+        if not images and fitting:
+            return  # a curve less; it may be another split that is to be scored
+        if not images:
+            raise no_labels(split)
+        top1, top5 = (number / images for number in right)
+        self.accuracies = (top1, top5)
+        numbers = {f"finetune/{split}_top1": top1, f"finetune/{split}_top5": top5}
+        if not fitting:  # after the last epoch, not in one more
+            numbers["epoch"] = float(self.trainer.current_epoch - 1)
+        # The same on every rank; Lightning would rather see it for itself.
+        self.log_dict(numbers, sync_dist=self.trainer.world_size > 1)

@@ -1,0 +1,109 @@
+"""The data of supervised training: few labelled images, one crop of each an epoch."""
+
+from typing import Any
+
+from simclr_pl.core.batch import UNLABELLED, Batch, LabelledImages
+from simclr_pl.core.data.datamodule import ContrastiveDataModule, Split
+from simclr_pl.core.data.loaders import EvaluationLoader, TrainLoader
+from simclr_pl.core.data.splits import draw_fraction
+from simclr_pl.core.errors import UserError, no_labels
+
+
+class LabelledDataModule(ContrastiveDataModule):
+    """A share of train's labels, the same images for everybody with the same seed.
+
+    Training images are cropped and flipped, as the first of two views is; colours stay as they are,
+    and evaluation sees clean images (Chen et al. 2020, appendix B.5). Order and crops are a pure
+    function of seed, epoch and image, as in pretraining.
+
+    Args:
+        label_fraction: of each class's labelled images in train, above 0 and at most 1.
+        data: arguments of `ContrastiveDataModule`; what changes colours is left out. `batch_size`
+            is the most that a batch holds: each epoch is cut into equal batches, so that at most a
+            few images wait for the next one.
+
+    Raises:
+        UserError: as `ContrastiveDataModule`; from `setup`, a fraction that leaves a class empty.
+    """
+
+    def __init__(self, label_fraction: float, **data: Any) -> None:
+        plain = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "views": None}
+        super().__init__(**{**data, **plain})
+        self.label_fraction = label_fraction
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the data, and keeps of train what is labelled and drawn."""
+        if self.channels is not None:
+            return
+        super().setup(stage)
+        train = self.splits.train
+        chosen = draw_fraction(train.labels, self.label_fraction, self.seed)
+        self.splits = self.splits._replace(train=self._wire(train.select(chosen)))
+        self._most = self.batch_size
+        # One image alone has no statistics that batch norm could use.
+        self.batch_size = max(2, len(chosen) // -(-len(chosen) // self.batch_size))
+
+    @property
+    def labels(self) -> int:
+        """How many images are trained on."""
+        return len(self.splits.train)
+
+    @property
+    def steps(self) -> int:
+        """How many batches an epoch has."""
+        return self.labels // self.batch_size
+
+    def check_scored(self, split: Split) -> None:
+        """Whether a split can be scored, before anything is trained.
+
+        Raises:
+            UserError: there is no such split, or it has no labels.
+        """
+        self.evaluation_loader(split, "clean")  # says so where there is none
+        if bool((getattr(self.splits, split).labels == UNLABELLED).all()):
+            raise no_labels(split)
+
+    def arguments(self) -> dict[str, Any]:
+        """What makes the same images again, as plain values: of `ContrastiveDataModule`."""
+        return {
+            "dataset": self.given_dataset,
+            "root": self.root,
+            "batch_size": self._most,
+            "image_size": self.image_size,
+            **self._augmentation,
+            "scale": list(self._augmentation["scale"]),
+            "mean": list(self.mean or ()),
+            "std": list(self.std or ()),
+            "num_workers": self.num_workers,
+            "split_seed": self.split_seed,
+            **self.reading._asdict(),
+        }
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> LabelledImages:  # type: ignore[override]
+        """Crops and flips in training, the clean image otherwise, on the batch's device."""
+        trainer = self.trainer
+        assert trainer is not None
+        if trainer.training:
+            images = self.views.one(batch.images, batch.index, batch.epoch, batch.sizes)
+        else:
+            images = self.make_clean(batch, views=False).clean
+        return LabelledImages(images, batch.labels)
+
+    def train_dataloader(self) -> TrainLoader:
+        """Batches of the drawn images, in each epoch's order."""
+        _, world = self._ranks()
+        if self.batch_size < 2 * world:
+            raise UserError(
+                f"a batch has {self.batch_size} of {self.labels} labelled images, too few for "
+                f"{world} devices, which need 2 each: use fewer devices, or give a larger "
+                "batch_size or label_fraction"
+            )
+        return super().train_dataloader()
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """Clean images of the validation split."""
+        return self.evaluation_loader("val", "clean")
+
+    def test_dataloader(self) -> EvaluationLoader:
+        """Clean images of the test split."""
+        return self.evaluation_loader("test", "clean")

@@ -1,0 +1,170 @@
+"""A run's recipe: what its config.yaml holds, and what a resume may change of it."""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simclr_pl.core.errors import UserError
+from simclr_pl.core.files import write_text
+from simclr_pl.core.lookup import Door, is_class_path
+from simclr_pl.run.directory import RunDirectory, is_rank_zero
+from simclr_pl.run.yaml_file import dump_yaml, read_config
+
+FREE_TO_CHANGE = (
+    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+    "trainer.max_epochs", "trainer.max_steps", "trainer.max_time",
+    "trainer.log_every_n_steps", "trainer.enable_progress_bar",
+    "trainer.logger", "trainer.callbacks", "trainer.profiler", "trainer.check_val_every_n_epoch",
+    "trainer.limit_val_batches", "trainer.enable_model_summary", "trainer.default_root_dir",
+    "model.loss_block_size", "data.root", "data.num_workers", "data.predict_split",
+    "data.on_bad_image", "data.max_pixels", "data.compiled", "model.compiled",
+    "checkpoint.", "knn.", "health.", "linear.", "pictures.", "wandb", "tensorboard",
+    "init_from",
+)  # fmt: skip
+"""Keys that a resume may change: what moves the trajectory, the schedule's end, is said."""
+
+ENDS = ("trainer.max_epochs", "trainer.max_steps")
+
+OLDER_RUNS: dict[str, Any] = {
+    "data.labels": "given",
+    "model.objective": "nt_xent",
+    "model.schedule": "cosine",
+    "model.schedule_interval": "epoch",
+}
+"""What runs did that are older than a key, and have none of that name in their recipe."""
+
+
+SECRET = re.compile(r"(api_?key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)
+"""Names of a logger's arguments whose words are for its service alone."""
+
+
+def portable(parser: Any, config: Any) -> dict[str, Any]:
+    """A configuration as plain values, without what belongs to this run on this machine alone.
+
+    Keys and passwords of loggers are left out, and named: this goes into files and to W&B.
+    """
+    whole: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False, format="yaml"))
+    kept, secrets = without_secrets(whole)
+    if secrets and is_rank_zero():
+        sys.stdout.write(
+            f"left out of config.yaml, as a secret: {', '.join(secrets)}; who runs that file gives "
+            "it again, or in the environment variable that the service knows\n"
+        )
+    return {k: v for k, v in kept.items() if k not in ("run_dir", "resume", "config")}
+
+
+def without_secrets(recipe: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A recipe without the keys and passwords among the trainer's objects, and their names."""
+    found: list[str] = []
+
+    def kept(value: Any, name: str) -> Any:
+        if isinstance(value, list):
+            return [kept(item, f"{name}[{place}]") for place, item in enumerate(value)]
+        if not isinstance(value, dict):
+            return _without_password(value, name, found)
+        secret = [k for k, v in value.items() if isinstance(v, str) and SECRET.search(str(k))]
+        found.extend(f"{name}.{key}" for key in secret)
+        return {k: kept(v, f"{name}.{k}") for k, v in value.items() if k not in secret}
+
+    return {k: kept(v, k) if k == "trainer" else v for k, v in recipe.items()}, found
+
+
+def _without_password(value: Any, name: str, found: list[str]) -> Any:
+    """An address `https://user:password@host` as `https://host`; all else as it is."""
+    bare = re.sub(r"(?<=://)[^/@\s]*:[^/@\s]*@", "", value) if isinstance(value, str) else value
+    if bare != value:
+        found.append(f"the password in {name}")
+    return bare
+
+
+def own_encoder(configs: Sequence[Path]) -> Door | None:
+    """The encoder's class that configurations name, later ones winning; `None` for a library's.
+
+    A configuration is its reader's own, unlike a checkpoint, whose classes nobody imports.
+    """
+    named = [(read_config(path).get("model") or {}).get("encoder") for path in configs]
+    found = next((each for each in reversed(named) if each), None)
+    return found if is_class_path(found) else None
+
+
+def save_config(run: RunDirectory, config: dict[str, Any]) -> None:
+    """Writes `config.yaml`, in one rename."""
+    write_text(run.config, dump_yaml(config), run.option)
+
+
+def check_same_recipe(
+    run: RunDirectory, now: dict[str, Any], model: dict[str, Any] | None = None
+) -> None:
+    """Refuses to continue a run as something else.
+
+    Args:
+        run: the run to continue.
+        now: the configuration, from `portable`.
+        model: the model's part of it, as the run's checkpoint has it: all there is to compare with
+            where config.yaml is lost.
+
+    Raises:
+        UserError: names the first key that differs, unless it cannot change the trajectory.
+    """
+    after = flat(now)  # (of a fine-tuning, which has fewer keys)
+    older = {key: value for key, value in OLDER_RUNS.items() if key in after}
+    if _is_lost(run):
+        before = after | {k: v for k, v in flat({"model": model or {}}).items() if k in after}
+    else:  # (Older versions wrote secrets into it.)
+        before = older | flat(without_secrets(read_config(run.config))[0])
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE):
+            raise UserError(
+                f"{key} was {before.get(key)} in {run.path} and is {after.get(key)} now: a resume "
+                "continues the same recipe; give it as it was, or start a new run in another "
+                f"{run.option}"
+            )
+    for unit, key, other in (("epoch", *ENDS), ("step", *reversed(ENDS))):
+        _check_end(run, unit, key, other, before.get(key), after.get(key))
+
+
+def _check_end(run: RunDirectory, unit: str, key: str, other: str, before: Any, after: Any) -> None:
+    """Says where a schedule's end moves to; in is no way for it to go."""
+    ends = [int(end) if end and int(end) > 0 else None for end in (before, after)]
+    if ends[0] == ends[1]:
+        return
+    if ends[0] and ends[1] and ends[1] < ends[0]:
+        raise UserError(
+            f"{key} was {ends[0]} in {run.path} and is {ends[1]} now: a resume "
+            f"can move the schedule's end out, not in; start a new run in another {run.option}"
+        )
+    if is_rank_zero():
+        old, new = (end or f"that of {other}" for end in ends)
+        sys.stdout.write(
+            f"The schedule's end moves from {unit} {old} to {new}: from here on the learning rate "
+            "follows the new cosine\n"
+        )
+
+
+def _is_lost(run: RunDirectory) -> bool:
+    """Whether a run's config.yaml is missing or holds nothing, which is said."""
+    there = run.config.is_file()
+    # (A machine that loses power may leave a file of its length, without its content.)
+    if there and run.config.read_bytes().strip(b"\0 \r\n"):
+        return False
+    if is_rank_zero():
+        sys.stdout.write(
+            f"{run.config} is {'empty' if there else 'missing'}: it is written anew from this "
+            "command, whose options could not be compared with the run's\n"
+        )
+    return True
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration by dotted names, as on the command line."""
+    found = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[prefix + key] = value
+    return found

@@ -1,0 +1,178 @@
+"""Runs commands as a user does: in this process where that is the same, else in one of its own."""
+
+import csv
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from simclr_pl.__main__ import main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+ENCODER_ARGS = '{"channels": [8, 8, 16, 16], "stem_type": "", "stem_width": 8}'
+
+DRAWING = ENCODER_ARGS.replace("}", ', "drop_rate": 0.3, "drop_path_rate": 0.3}')
+"""With layers that draw random numbers in training."""
+
+QUICK = (
+    *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "2"),
+    *("--trainer.limit_train_batches", "2"),
+    *("--trainer.log_every_n_steps", "1", "--data.image_size", "8", "--data.batch_size", "128"),
+    *("--model.encoder", "resnet10t", "--model.encoder_args", ENCODER_ARGS),
+    *("--model.optimizer", "sgd", "--model.learning_rate", "0.05", "--model.warmup_epochs", "0"),
+    *("--wandb", "off"),
+)
+"""Four steps on digits with a very small ResNet: half a second."""
+
+
+RUN_FILES = {"config.yaml", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/data.npz"}
+"""What a run writes, below its directory."""
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "log_every_n_steps": 1,
+}
+"""Of a `Trainer` that writes nothing."""
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def sentence(self) -> str:
+        """The one line of an error; whatever else it is fails the test."""
+        lines = self.err.splitlines()
+        assert self.code != 0, self
+        assert len(lines) == 1, self
+        assert lines[0].startswith("error: "), self
+        assert "Traceback" not in self.out + self.err
+        return lines[0]
+
+
+def run(*args: object) -> Outcome:
+    """Runs `python -m simclr_pl ARGS`, here: same code, without 8 seconds of imports."""
+    out, err = io.StringIO(), io.StringIO()
+    argv, environment = sys.argv, dict(os.environ)
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                code = main([str(arg) for arg in args])
+            except SystemExit as end:  # as the interpreter would take it
+                code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        sys.argv = argv
+        os.environ.clear()
+        os.environ.update(environment)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def fit(directory: Path, *args: object) -> Outcome:
+    """Trains for four steps into `directory`; it has to work."""
+    outcome = run("fit", *QUICK, "--run_dir", directory, *args)
+    assert outcome.code == 0, outcome
+    return outcome
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's, with the package on the path, and one thread so that sums are the same."""
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    mine = {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}  # a server of this process
+    return {**mine, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+
+
+def start(*args: object, **options: Any) -> subprocess.Popen[str]:
+    """Starts `python -m simclr_pl ARGS` as a process of its own, without a terminal."""
+    defaults: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "env": environment(),
+    }
+    command = [sys.executable, "-m", "simclr_pl", *map(str, args)]
+    return subprocess.Popen(command, **{**defaults, **options})
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> Outcome:
+    """Waits for a process; one that hangs is killed and fails the test."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return Outcome(process.returncode, out, err)
+
+
+def signal_when(
+    process: subprocess.Popen[str], ready: Callable[[], bool], number: signal.Signals
+) -> None:
+    """Sends a signal as soon as `ready`; the process has to be alive then.
+
+    One that leads a session of its own gets it with all its children, as by Ctrl-C.
+    """
+    end = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < end, "it never got there"
+        time.sleep(0.01)
+    if os.getpgid(process.pid) == process.pid:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+
+
+def cells(directory: Path) -> list[list[str]]:
+    """A run's metrics.csv without its timings, which no run shares: names, then each row's cells.
+
+    Read with nothing but the standard library.
+    """
+    path = directory / "metrics.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        table = list(csv.reader(file))
+    head = table[0] if table else []
+    timings = {place for place, name in enumerate(head) if name.startswith("speed/")}
+    return [[cell for place, cell in enumerate(row) if place not in timings] for row in table]
+
+
+def rows(directory: Path) -> list[dict[str, str]]:
+    """Rows of a run's metrics.csv without its timings, each with what it has a value for."""
+    head, *table = cells(directory) or [[]]
+    return [{k: v for k, v in zip(head, row, strict=False) if v} for row in table]
+
+
+def checkpoint(directory: Path, name: str = "last.ckpt") -> dict[str, Any]:
+    """A checkpoint of a run."""
+    path = directory / "checkpoints" / name
+    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded
+
+
+def same_weights(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two checkpoints hold the same weights, to the bit."""
+    one, other = a["state_dict"], b["state_dict"]
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory, with what is in it."""
+    found = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in found}

@@ -1,0 +1,429 @@
+"""Linear evaluation: the heads against scikit-learn, the protocol, what must never be chosen."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from simclr_pl import ContrastiveDataModule, UserError
+from simclr_pl.core.batch import UNLABELLED
+from simclr_pl.core.data.splits import holdout
+from simclr_pl.core.model.encoder import EncoderSpec, build_encoder
+from simclr_pl.images.builtin import FASHION_DEBIAN
+from simclr_pl.protocols import linear
+from simclr_pl.protocols.features import Features, encode
+from simclr_pl.protocols.linear import Heads, Recipe, evaluate_linear, judge, train_heads
+from simclr_pl.protocols.logistic import evaluate_logistic
+from simclr_pl.protocols.scoring import (
+    Rows,
+    accuracies,
+    best_first,
+    choosing_parts,
+    count_right,
+    labelled,
+)
+
+QUICK = Recipe(learning_rates=(0.03, 0.3), weight_decays=(0.0, 1e-2), epochs=5, steps=100)
+
+
+def blobs(rows: int, seed: int, classes: int = 3, apart: float = 1.0) -> Rows:
+    """Overlapping classes, on features of very different scales, the last of them constant."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(rows) % classes
+    x = torch.randn(rows, 6, generator=generator) + apart * torch.eye(classes, 6)[labels]
+    scale = torch.tensor([1e-3, 1.0, 1e3, 1.0, 10.0, 0.0])
+    return Rows(x * scale + torch.tensor([5.0, -2.0, 0.0, 0.0, 100.0, 3.3]), labels)
+
+
+def evaluate(train: Rows, test: Rows, recipe: Recipe = QUICK, classes: int = 3) -> linear.Score:
+    return evaluate_linear(lambda _: train.features, train.labels, test, classes, recipe)
+
+
+def digits() -> tuple[Rows, Rows]:
+    """Pixels."""
+    data = ContrastiveDataModule("digits", seed=0)
+    data.setup()
+    return _pixels(data)
+
+
+def _pixels(data: ContrastiveDataModule) -> tuple[Rows, Rows]:
+    parts = []
+    for source in (data.splits.train, data.splits.test):
+        x = source.images.flatten(1).float() / 255  # type: ignore[union-attr]
+        parts.append(labelled(Features(x, source.labels, torch.arange(len(x))), "pixels"))
+    return parts[0], parts[1]
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay", [1e-2, 1e-1])
+def test_a_head_ends_where_scikit_learn_s_logistic_regression_does(decay: float) -> None:
+    """The same loss: C is the inverse of decay times rows."""
+    train, test = digits()
+    recipe = Recipe(steps=3000)
+    heads = train_heads(lambda _: train.features, train.labels, 10, [(0.3, decay)], recipe)
+    scaler = StandardScaler().fit(train.features.double())
+    model = LogisticRegression(C=1 / (decay * len(train.labels)), max_iter=2000)
+    model.fit(scaler.transform(train.features.double()), train.labels)
+    theirs = torch.from_numpy(model.predict_proba(scaler.transform(test.features.double())))
+    ours = heads.logits(test.features)[:, :, 0].softmax(1)
+    assert float((ours - theirs).abs().max()) < 0.02
+    agree = ours.argmax(1) == theirs.argmax(1)
+    assert float(agree.double().mean()) > 0.997
+
+
+def test_heads_of_a_grid_are_those_trained_alone() -> None:
+    rows = blobs(300, 0)
+    grid = QUICK.grid
+    together = train_heads(lambda _: rows.features, rows.labels, 3, grid, QUICK)
+    for place, pair in enumerate(grid):
+        alone = train_heads(lambda _: rows.features, rows.labels, 3, [pair], QUICK)
+        torch.testing.assert_close(together.weight[:, :, [place]], alone.weight)
+        torch.testing.assert_close(together.bias[:, [place]], alone.bias)
+
+
+def test_a_head_follows_pytorch_s_nesterov_sgd() -> None:
+    """Steps, momentum, decay (not of the bias) and cosine, against torch.optim.
+
+    Steps divided by the curvature are steps of weights in units of its square root, taken by a
+    module that sees features along their principal directions, in the same units.
+    """
+    rows = blobs(64, 0)
+    recipe = Recipe(epochs=7, steps=1, batch_size=16)
+    heads = train_heads(lambda _: rows.features, rows.labels, 3, [(0.5, 0.01)], recipe)
+    std, mean = torch.std_mean(rows.features, 0, correction=0)
+    std[-1] = torch.inf
+    x = (rows.features - mean) / std
+    variance, directions = torch.linalg.eigh(torch.cov(x.T, correction=0))
+    unit = (variance + 1e-3 * variance.max() + 0.01).sqrt()
+    module = torch.nn.Linear(6, 3)
+    for parameter in module.parameters():
+        torch.nn.init.zeros_(parameter)
+    peak = 0.5 * 16 / 256
+    sgd = torch.optim.SGD(module.parameters(), lr=peak, momentum=0.9, nesterov=True)
+    for step in range(28):
+        order = linear.epoch_order(0, step // 4, 64)[16 * (step % 4) : 16 * (step % 4) + 16]
+        for group in sgd.param_groups:
+            group["lr"] = peak * 0.5 * (1 + np.cos(np.pi * step / 28))
+        logits = module(x[order] @ directions / unit)
+        loss = torch.nn.functional.cross_entropy(logits, rows.labels[order])
+        loss = loss + 0.01 / 2 * (module.weight / unit).square().sum()
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+    weight = module.weight.detach() / unit @ directions.T
+    torch.testing.assert_close(heads.weight[:, :, 0].T, weight)
+    torch.testing.assert_close(heads.bias[:, 0], module.bias.detach())
+
+
+def test_features_that_hardly_vary_along_most_directions_are_learned() -> None:
+    """Two classes that differ along the faintest of 30 correlated features' directions."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(2000) % 2
+    hidden = torch.randn(2000, 30, generator=generator)
+    hidden[:, -1] = 2.0 * labels - 1 + 0.3 * hidden[:, -1]
+    mixing = torch.linalg.qr(torch.randn(30, 30, generator=generator)).Q
+    features = hidden * torch.logspace(0, -2, 30) @ mixing
+    rows = Rows(features, labels)
+    assert evaluate(rows.at(torch.arange(1000)), rows.at(torch.arange(1000, 2000))).top1 > 0.99
+
+
+def test_a_collapsed_encoder_s_heads_say_what_is_most_frequent() -> None:
+    labels = torch.arange(100) % 4 // 3
+    rows = Rows(torch.ones(100, 5), labels)
+    assert evaluate(rows, rows, classes=2).top1 == 0.75
+
+
+def test_small_sets_get_more_epochs() -> None:
+    assert Recipe(epochs=30, steps=1000, batch_size=512).plan(1312) == (334, 3)
+    assert Recipe(epochs=30, steps=1000, batch_size=512).plan(50_000) == (30, 98)
+    assert Recipe(epochs=3, steps=0).plan(10) == (3, 1)
+
+
+def test_no_global_random_number_is_drawn() -> None:
+    before = torch.get_rng_state()
+    train, test = blobs(90, 0), blobs(90, 1)
+    first = evaluate(train, test)
+    assert torch.get_rng_state().equal(before)
+    torch.manual_seed(9)
+    assert evaluate(train, test) == first
+
+
+# The protocol -------------------------------------------------------------------------------------
+
+
+def test_the_choice_is_made_on_a_tenth_of_train_and_the_scored_split_has_no_part_in_it() -> None:
+    train, test = blobs(600, 0), blobs(300, 1)
+    score = evaluate(train, test)
+    fits, chooses = choosing_parts(train.labels, QUICK.seed)
+    fitted = train.at(fits)
+    heads = train_heads(lambda _: fitted.features, fitted.labels, 3, QUICK.grid, QUICK)
+    best = best_first(*judge(heads, train.at(chooses)))[0]
+    assert tuple(score.chosen.values()) == QUICK.grid[best]
+    final = train_heads(lambda _: train.features, train.labels, 3, [QUICK.grid[best]], QUICK)
+    right = final.logits(test.features)[:, :, 0].argmax(1) == test.labels
+    assert score.top1 == pytest.approx(float(right.double().mean()))
+    spoilt = test._replace(labels=(test.labels + 1) % 3)
+    assert evaluate(train, spoilt).chosen == score.chosen
+
+
+def test_the_parts_that_fit_and_choose_are_all_of_train_balanced_and_seeded() -> None:
+    labels = torch.tensor([0] * 100 + [1] * 50 + [2] * 20)
+    fits, chooses = choosing_parts(labels, 4)
+    assert chooses.equal(holdout(labels, 4))
+    assert torch.cat([fits, chooses]).sort().values.equal(torch.arange(170))
+    assert labels[chooses].bincount().tolist() == [10, 5, 2]
+    assert not choosing_parts(labels, 5)[1].equal(chooses)
+
+
+def test_augmented_features_are_asked_for_anew_in_each_epoch() -> None:
+    train, test = blobs(300, 0), blobs(300, 1)
+    asked: list[int] = []
+
+    def source(epoch: int) -> Tensor:
+        asked.append(epoch)
+        return train.features * (1 + 0.01 * epoch)
+
+    recipe = QUICK._replace(steps=0, epochs=4)
+    evaluate_linear(source, train.labels, test, 3, recipe)
+    assert asked == [0, 1, 2, 3, 1, 2, 3]  # to choose, and to train again
+
+
+def test_the_head_of_augmented_features_is_chosen_on_clean_ones() -> None:
+    train, test = blobs(300, 0), blobs(300, 1)
+    recipe = QUICK._replace(steps=0, epochs=4)
+    fits, chooses = choosing_parts(train.labels, recipe.seed)
+
+    def source(epoch: int) -> Tensor:  # of crops that show little of their image
+        noise = torch.randn(train.features.shape, generator=torch.Generator().manual_seed(epoch))
+        return train.features * 0.1 + noise
+
+    heads = train_heads(lambda e: source(e)[fits], train.labels[fits], 3, recipe.grid, recipe)
+    crops = Rows(source(0), train.labels)
+    orders = [best_first(*judge(heads, rows.at(chooses))) for rows in (train, crops)]
+    assert orders[0][0] != orders[1][0]
+    score = evaluate_linear(source, train.labels, test, 3, recipe, train.features)
+    assert tuple(score.chosen.values()) == recipe.grid[orders[0][0]]
+
+
+@pytest.mark.parametrize("classes", [2, 5, 7])
+def test_top5_of_few_classes_is_one_and_of_more_the_share_of_the_five_likeliest(
+    classes: int,
+) -> None:
+    scores = torch.arange(classes, dtype=torch.float32).repeat(classes, 1)
+    labels = torch.arange(classes)
+    assert accuracies(scores, labels) == (1 / classes, min(5, classes) / classes)
+
+
+def test_a_score_that_is_not_finite_is_never_right() -> None:
+    scores = torch.tensor([[torch.nan, torch.nan], [-torch.inf, -torch.inf], [0.0, -torch.inf]])
+    assert accuracies(scores, torch.tensor([0, 0, 0])) == (1 / 3, 1 / 3)
+
+
+def test_a_class_beside_a_score_that_is_no_number_is_never_right() -> None:
+    scores = torch.arange(12.0).view(2, 6)
+    scores[:, 0] = torch.nan
+    labels = torch.tensor([4, 5])
+    assert accuracies(scores, labels) == (0, 0)
+    assert count_right(scores, labels).tolist() == [2, 0, 0]
+
+
+def test_a_head_that_is_no_number_has_nothing_right() -> None:
+    rows = Rows(torch.ones(6, 2), torch.tensor([0, 0, 1, 1, 0, 2]))
+    weight = torch.zeros(2, 3, 3)
+    weight[:, :, 1], weight[:, 1, 2] = torch.nan, torch.nan  # all classes of one, one of another
+    heads = Heads(weight, torch.zeros(3, 3), torch.zeros(2), torch.ones(2))
+    top1, loss = judge(heads, rows)
+    assert top1.tolist() == [0.5, 0, 0]
+    assert loss.isfinite().tolist() == [True, False, False]
+
+
+# What goes wrong ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decays", [(0.0, 1e4), (1e4, 0.0)])
+def test_heads_that_diverge_are_never_chosen(decays: tuple[float, ...]) -> None:
+    recipe = QUICK._replace(learning_rates=(0.1, 100.0), weight_decays=decays)
+    train, test = blobs(600, 0, apart=3), blobs(300, 1, apart=3)
+    heads = train_heads(lambda _: train.features, train.labels, 3, recipe.grid, recipe)
+    finite = heads.weight.isfinite().all(0).all(0).tolist()
+    assert finite == [pair != (100.0, 1e4) for pair in recipe.grid]
+    score = evaluate(train, test, recipe)
+    assert score.chosen["weight_decay"] == 0
+    assert score.top1 > 0.9
+
+
+def test_a_grid_of_which_all_diverge_is_a_sentence() -> None:
+    recipe = QUICK._replace(learning_rates=(100.0,), weight_decays=(1e4,))
+    with pytest.raises(UserError, match="every head diverged, at learning rates from 100: give"):
+        evaluate(blobs(90, 0), blobs(90, 1), recipe)
+
+
+def test_a_head_that_diverges_on_all_of_train_gives_way_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train, test = blobs(300, 0), blobs(300, 1)
+    wanted = evaluate(train, test).chosen
+    original = linear.train_heads
+
+    def diverging(*args: object) -> Heads:
+        heads = original(*args)  # type: ignore[arg-type]
+        if args[3] == [tuple(wanted.values())]:
+            heads.weight.fill_(torch.nan)
+        return heads
+
+    monkeypatch.setattr(linear, "train_heads", diverging)
+    score = evaluate(train, test)
+    assert score.chosen != wanted
+    assert score.top1 > 0.5
+
+
+def test_candidates_go_by_top1_then_loss_and_without_the_diverged() -> None:
+    top1 = torch.tensor([0.5, 0.9, 0.9, 1.0, 0.7])
+    loss = torch.tensor([0.1, 0.3, 0.2, torch.nan, torch.inf])
+    assert best_first(top1, loss) == [2, 1, 0]
+
+
+def test_constant_features_are_worth_chance() -> None:
+    constant = Rows(torch.full((300, 4), 3.3), torch.arange(300) % 3)
+    assert evaluate(constant, constant).top1 == pytest.approx(1 / 3)
+    assert evaluate_logistic(constant, constant, 3, 0).top1 == pytest.approx(1 / 3)
+
+
+def test_unlabelled_rows_are_dropped() -> None:
+    rows = blobs(60, 0)
+    mixed = Features(
+        torch.cat([rows.features, rows.features * torch.nan]),
+        torch.cat([rows.labels, torch.full((60,), UNLABELLED)]),
+        torch.arange(120),
+    )
+    kept = labelled(mixed, "train")
+    assert kept.features.equal(rows.features)
+    assert kept.labels.equal(rows.labels)
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "words"),
+    [
+        (torch.zeros(4, 2), torch.full((4,), UNLABELLED), "train split has no labels"),
+        (torch.full((4, 2), torch.nan), torch.arange(4), "train split are not finite"),
+        (torch.full((4, 2), torch.inf), torch.arange(4), "train split are not finite"),
+    ],
+)
+def test_features_that_cannot_be_used_are_a_sentence(
+    features: Tensor, labels: Tensor, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        labelled(Features(features, labels, torch.arange(4)), "train")
+
+
+@pytest.mark.parametrize("labels", [[0] * 20, [0, 1], [3, 3, 3, 1]])
+def test_too_few_labels_to_choose_on_are_a_sentence(labels: list[int]) -> None:
+    with pytest.raises(UserError, match="at least 2 classes with 2 labelled images each"):
+        choosing_parts(torch.tensor(labels), 0)
+
+
+# L-BFGS -------------------------------------------------------------------------------------------
+
+
+def test_both_solvers_agree_on_digits() -> None:
+    train, test = digits()
+    ours = evaluate(train, test, Recipe(), classes=10)
+    theirs = evaluate_logistic(train, test, 10, 0)
+    assert ours.top1 == pytest.approx(theirs.top1, abs=0.004)  # one image of 339
+    assert ours.top1 > 0.95
+
+
+@pytest.mark.data
+def test_both_solvers_agree_on_fashion_mnist_to_a_third_of_a_point() -> None:
+    data = ContrastiveDataModule("fashion_mnist", root=str(FASHION_DEBIAN), seed=0)
+    data.prepare_data()
+    data.setup()
+    train, test = _pixels(data)
+    train = train.at(torch.arange(5000))
+    # Of the same strength: on 500 images alone two choices would differ by more.
+    ours = evaluate(train, test, Recipe(weight_decays=(0.02,)), classes=10)
+    theirs = evaluate_logistic(train, test, 10, 0, strengths=(1 / (0.02 * 5000),))
+    assert ours.top1 == pytest.approx(theirs.top1, abs=0.003)
+    assert ours.top1 > 0.8
+
+
+def of_pixels(data: ContrastiveDataModule) -> tuple[Rows, Rows]:
+    """Their 50 principal components."""
+    train, test = (part.at(torch.arange(10_000)) for part in _pixels(data))
+    mean = train.features.mean(0)
+    axes = torch.linalg.svd(train.features - mean, full_matrices=False).Vh[:50].T
+    return tuple(Rows((part.features - mean) @ axes, part.labels) for part in (train, test))  # type: ignore[return-value]
+
+
+def of_an_untrained_encoder(data: ContrastiveDataModule) -> tuple[Rows, Rows]:
+    """A small ResNet's 128 features: they overlap, and hardly vary from image to image."""
+    torch.manual_seed(0)
+    spec = EncoderSpec("resnet10t", 1, 28, "auto", {"channels": [8, 16, 32, 128]})
+    encoder = build_encoder(spec).module
+    train = data.splits.train
+    known = (train.labels != UNLABELLED).nonzero()[:10_000, 0]
+    data.splits = data.splits._replace(train=train.select(known))
+    return tuple(labelled(encode(encoder, data, s), s) for s in ("train", "test"))  # type: ignore[return-value]
+
+
+def scikit_learn(train: Rows, test: Rows, seed: int) -> float:
+    """The protocol once more, by scikit-learn alone but for the tenth that chooses."""
+    x, y = train.features.double().numpy(), train.labels.numpy()
+    fits, chooses = (part.numpy() for part in choosing_parts(train.labels, seed))
+
+    def fitted(rows: np.ndarray, strength: float) -> Pipeline:
+        model = LogisticRegression(C=strength, max_iter=3000)
+        return make_pipeline(StandardScaler(), model).fit(x[rows], y[rows])
+
+    strengths = np.logspace(-4, 2, 13)
+    top1 = [fitted(fits, c).score(x[chooses], y[chooses]) for c in strengths]
+    best = fitted(np.arange(len(y)), strengths[int(np.argmax(top1))])
+    return float(best.score(test.features.double().numpy(), test.labels.numpy()))
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("features", [of_pixels, of_an_untrained_encoder])
+def test_the_protocol_agrees_with_scikit_learn_s_to_a_third_of_a_point(
+    features: Callable[[ContrastiveDataModule], tuple[Rows, Rows]],
+) -> None:
+    """The mean of three seeds: each chooses on a thousand images, which say it to a point."""
+    data = ContrastiveDataModule("fashion_mnist", root=str(FASHION_DEBIAN), batch_size=500, seed=0)
+    data.prepare_data()
+    data.setup()
+    train, test = features(data)
+    ours = [evaluate(train, test, Recipe(seed=seed), classes=10).top1 for seed in range(3)]
+    theirs = [scikit_learn(train, test, seed) for seed in range(3)]
+    print(f"ours {ours}, scikit-learn's {theirs}")
+    assert np.mean(ours) == pytest.approx(np.mean(theirs), abs=0.003)
+    assert np.mean(ours) > 0.75
+
+
+def test_l_bfgs_chooses_its_strength_on_the_same_tenth() -> None:
+    train, test = blobs(600, 0), blobs(300, 1)
+    score = evaluate_logistic(train, test, 3, 0, strengths=(1e-3, 1.0))
+    fits, chooses = choosing_parts(train.labels, 0)
+    scaler = StandardScaler().fit(train.features[fits].double())
+    found = {}
+    for strength in (1e-3, 1.0):
+        model = LogisticRegression(C=strength, max_iter=1000)
+        model.fit(scaler.transform(train.features[fits].double()), train.labels[fits])
+        x = scaler.transform(train.features[chooses].double())
+        found[strength] = model.score(x, train.labels[chooses])
+    assert found[score.chosen["inverse_l2_strength"]] == max(found.values())
+
+
+def test_l_bfgs_knows_classes_that_train_lacks() -> None:
+    train = blobs(300, 0)
+    test = Rows(train.features, torch.where(train.labels == 2, 4, train.labels))
+    score = evaluate_logistic(train, test, 5, 0)
+    assert score.top1 < 2 / 3
+    assert score.top5 <= 2 / 3 + 1e-9  # the class of a third of them was never seen

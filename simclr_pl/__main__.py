@@ -16,7 +16,7 @@ from simclr_pl import __version__
 from simclr_pl.cluster.parent import PARENT
 from simclr_pl.commandline.output import keep_going
 from simclr_pl.core.errors import UnfinishedError, UserError
-from simclr_pl.core.files import of_full_disk
+from simclr_pl.writing import of_full_disk
 
 COMMANDS = {
     "fit": ("fit", "pretrain: fit --config configs/cifar.yaml"),

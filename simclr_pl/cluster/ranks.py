@@ -18,8 +18,8 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from simclr_pl.cluster.parent import GRACE_S, LOOK_S, PARENT, is_started
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.lightning_internals import take_over_ranks
 from simclr_pl.images.fingerprint import fingerprint
+from simclr_pl.lightning_internals import take_over_ranks
 from simclr_pl.run.config import flat
 from simclr_pl.run.results import versions
 

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, set_loader
 from simclr_pl.commandline.shorthand import loads_wandb_mode, with_wandb_mode
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.files import expanded
+from simclr_pl.core.paths import expanded
 from simclr_pl.images.heldout import HeldOut
 from simclr_pl.run.yaml_file import load_yaml, no_mapping, read_config, read_text
 from simclr_pl.tracking.wandb import WandbChoice

@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 from simclr_pl.commandline.call import data_of
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.files import expanded
 from simclr_pl.core.lookup import Door, name_of
 from simclr_pl.core.model.checkpoint import KEY, read_checkpoint
+from simclr_pl.core.paths import expanded
 from simclr_pl.images.heldout import HeldOut
 from simclr_pl.run.config import own_encoder
 from simclr_pl.run.directory import RunDirectory, run_of

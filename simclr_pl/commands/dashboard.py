@@ -7,10 +7,11 @@ from typing import Any
 
 from simclr_pl.commandline.call import call
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.files import expanded, write_text
+from simclr_pl.core.paths import expanded
 from simclr_pl.pictures.curves import FROM_ZERO, SHARES, TOPICS
 from simclr_pl.tracking.wandb import PATIENCE, failures, first_line, silent
 from simclr_pl.tracking.wandb_mode import Mode, default_project, logged_in, resolve_mode, setting
+from simclr_pl.writing import write_text
 
 STEP = "trainer/global_step"
 """The axis of every panel: W&B's own step begins anew with each part of a resumed run."""

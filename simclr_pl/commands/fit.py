@@ -29,12 +29,12 @@ from simclr_pl.commandline.training import Session, quieten
 from simclr_pl.commands.bench.bench import bench, on_one_device
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.files import expanded
-from simclr_pl.core.lightning_internals import parser_of
 from simclr_pl.core.model.checkpoint import KEY, check_stem, fit_weights, read_checkpoint
 from simclr_pl.core.model.refused import check_trainer
 from simclr_pl.core.model.simclr import SimCLR
+from simclr_pl.core.paths import expanded
 from simclr_pl.core.speed.compiler import check_compiler
+from simclr_pl.lightning_internals import parser_of
 from simclr_pl.monitors.throughput import Throughput
 from simclr_pl.protocols.features import FeatureWriter
 from simclr_pl.run.best import keep_in, say_unseen

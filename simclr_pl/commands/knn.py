@@ -6,7 +6,7 @@ from simclr_pl.commandline.call import call
 from simclr_pl.commandline.over_seeds import Baseline, freeze, protocol_name
 from simclr_pl.commandline.scores import report
 from simclr_pl.commandline.target import DataChoice, check_seeds, find_pretrained
-from simclr_pl.core.data.splits import draw_fraction
+from simclr_pl.images.splits import draw_fraction
 from simclr_pl.protocols.knn import KS, TEMPERATURES, evaluate_knn
 from simclr_pl.protocols.scoring import Score, check_above_zero
 from simclr_pl.tracking.wandb_mode import Mode

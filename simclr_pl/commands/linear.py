@@ -9,8 +9,8 @@ from simclr_pl.commandline.call import call
 from simclr_pl.commandline.over_seeds import Baseline, Frozen, freeze, protocol_name
 from simclr_pl.commandline.scores import report
 from simclr_pl.commandline.target import DataChoice, check_seeds, find_pretrained
-from simclr_pl.core.data.splits import draw_fraction
 from simclr_pl.core.errors import UserError
+from simclr_pl.images.splits import draw_fraction
 from simclr_pl.protocols.crops import encode_crops
 from simclr_pl.protocols.linear import (
     LEARNING_RATES,

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from simclr_pl.commandline.call import call, data_of
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.files import expanded, make_folder, whole, write_text
+from simclr_pl.core.paths import expanded
 from simclr_pl.pictures.curves import draw_comparison, draw_curves
 from simclr_pl.pictures.encoded_sample import take_snapshot
 from simclr_pl.pictures.features import draw_all
@@ -16,6 +16,7 @@ from simclr_pl.pictures.page import build_page, png, recipe_table, results_table
 from simclr_pl.pictures.read_runs import Run, read_runs
 from simclr_pl.pictures.views import draw_views
 from simclr_pl.run.seen import kept_by
+from simclr_pl.writing import make_folder, whole, write_text
 
 CAPTIONS = {
     "curves": "Curves",

@@ -7,9 +7,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from simclr_pl.commandline.call import call, data_of
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.files import expanded, whole
+from simclr_pl.core.paths import expanded
 from simclr_pl.pictures.views import DPI, draw_views
 from simclr_pl.run.directory import RunDirectory, file_to_write
+from simclr_pl.writing import whole
 
 MOST = 100
 """Images, and epochs, that a picture has room for."""

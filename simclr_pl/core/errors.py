@@ -34,21 +34,3 @@ class UnfinishedError(Exception):
     ) -> None:
         super().__init__(message)
         self.code, self.then = code, then
-
-
-def no_labels(split: str) -> UserError:
-    """What is said of a split without a single label that was given to an evaluation."""
-    return UserError(
-        f"the {split} split has no labels, which this evaluation needs: put its images into one "
-        "folder a class, score another split, or judge the run by its curves (report)"
-    )
-
-
-def printable(text: str) -> str:
-    r"""A name from a file system as one that can be printed, and written to any file.
-
-    Bytes that are no UTF-8 become `\xe4`, and characters that would break a line or don't show
-    are escaped as in Python's own strings.
-    """
-    known = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in known)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import AnySource, ArrayImages
-from simclr_pl.core.data.splits import holdout
 from simclr_pl.core.errors import UserError
+from simclr_pl.images.splits import holdout
 
 FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the four gzipped files."""

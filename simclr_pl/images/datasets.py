@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.sources import AnySource, ArrayImages
-from simclr_pl.core.data.splits import Splits
-from simclr_pl.core.errors import UserError, printable
+from simclr_pl.core.data.sources import AnySource, ArrayImages, Splits
+from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import name_of
+from simclr_pl.core.paths import printable
 from simclr_pl.images.builtin import (
     FASHION_FILES,
     Entry,

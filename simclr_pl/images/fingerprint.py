@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.sources import AnySource, WorkerImages
-from simclr_pl.core.data.splits import Splits, hashes
-from simclr_pl.core.errors import UserError, printable
+from simclr_pl.core.data.sources import AnySource, Splits, WorkerImages
+from simclr_pl.core.errors import UserError
+from simclr_pl.core.paths import printable
 from simclr_pl.images.heldout import HeldOut, keys_of
 from simclr_pl.images.packed import PackedImages
+from simclr_pl.images.splits import hashes
 
 SAMPLE = 100
 """Images of a split whose pixels are looked at, evenly spread: a large set isn't read twice."""

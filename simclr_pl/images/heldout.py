@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simclr_pl.core.data.sources import AnySource
-from simclr_pl.core.data.splits import Splits, hashes, holdout, holdout_by_name
+from simclr_pl.core.data.sources import AnySource, Splits
 from simclr_pl.core.errors import UserError
+from simclr_pl.images.splits import hashes, holdout, holdout_by_name
 
 Key = Literal["name", "place", "own"]
 """What an image is known by: its name, or its place where it has none; or the data set says it."""

@@ -19,8 +19,7 @@ from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.sources import AnySource, ArrayImages, WorkerImages
-from simclr_pl.core.data.splits import Splits
+from simclr_pl.core.data.sources import AnySource, ArrayImages, Splits, WorkerImages
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import Choice, accepted, construct, lookup, name_of
 from simclr_pl.images.builtin import Raw

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.files import whole
 from simclr_pl.images.builtin import Raw, load_arrays
 from simclr_pl.images.packed import MappedFile, PackedImages
+from simclr_pl.writing import whole
 
 PIXELS, INDEX = "pixels.uint8", "index.npz"
 """Names of the two files."""

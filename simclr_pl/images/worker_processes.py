@@ -21,7 +21,7 @@ from typing import Any
 from torch.utils.data import DataLoader, get_worker_info
 
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.lightning_internals import (
+from simclr_pl.lightning_internals import (
     answer_within,
     count_as_ended,
     end_iterator,

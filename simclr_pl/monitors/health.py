@@ -12,9 +12,9 @@ from torch import Tensor
 from simclr_pl.core.batch import EvaluationOutput, StepOutput
 from simclr_pl.core.distributed import rank_and_world, sum_over_ranks
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.model.log import log_now
 from simclr_pl.monitors.health_metrics import in_float64, rankme, step_health
 from simclr_pl.monitors.health_warnings import WINDOW, Trouble, Window
+from simclr_pl.monitors.moments import log_now
 
 T = TypeVar("T")
 

@@ -4,12 +4,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 
 from simclr_pl.core.batch import UNLABELLED, EvaluationOutput
 from simclr_pl.core.distributed import sum_over_ranks
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.model.ending import is_last
+from simclr_pl.monitors.moments import due
 from simclr_pl.protocols.features import check_splits, encode_once, forget
 from simclr_pl.protocols.knn import knn_hits
 
@@ -95,10 +94,3 @@ class KNNMonitor(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lets go of the training split's features."""
         forget(trainer)
-
-
-def due(trainer: L.Trainer, every_n_epochs: int) -> bool:
-    """Whether a monitor's turn has come: each so many epochs of training, and at its end."""
-    if not every_n_epochs or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
-        return False
-    return is_last(trainer) or (trainer.current_epoch + 1) % every_n_epochs == 0

@@ -7,8 +7,7 @@ import lightning as L
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.datamodule import Split
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.model.ending import is_last
-from simclr_pl.monitors.knn import due
+from simclr_pl.monitors.moments import due, is_last
 from simclr_pl.protocols.features import check_splits, encode_once, forget
 from simclr_pl.protocols.linear import Recipe, fit_linear
 from simclr_pl.protocols.scoring import Rows, labelled

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 
-from simclr_pl.core.model.log import log_now
+from simclr_pl.monitors.moments import log_now
 
 
 class _Mark(NamedTuple):

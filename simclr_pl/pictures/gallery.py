@@ -10,8 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.errors import UnfinishedError, UserError
-from simclr_pl.core.model.log import log_now
-from simclr_pl.monitors.knn import due
+from simclr_pl.monitors.moments import due, log_now
 from simclr_pl.pictures.encoded_sample import moment, snap
 
 MOST = (2_000, 500)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simclr_pl.core.errors import UserError, printable
-from simclr_pl.core.files import expanded
+from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import name_of
+from simclr_pl.core.paths import expanded, printable
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import read_metrics
 from simclr_pl.run.yaml_file import read_config

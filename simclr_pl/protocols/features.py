@@ -15,7 +15,7 @@ from simclr_pl.core.batch import EvaluationOutput
 from simclr_pl.core.data.datamodule import ContrastiveDataModule, Split
 from simclr_pl.core.distributed import gather_rows, row_counts
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.files import make_folder, whole
+from simclr_pl.writing import make_folder, whole
 
 GATHERED = 8192
 """Rows of a rank that travel at a time: a large split fits a computer's memory, not a device's."""

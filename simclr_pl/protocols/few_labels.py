@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.splits import few_labels
 from simclr_pl.core.errors import UserError
+from simclr_pl.images.splits import few_labels
 from simclr_pl.protocols.features import Features
 from simclr_pl.protocols.logistic import fit_quietly
 

@@ -5,8 +5,8 @@ from typing import Any
 from simclr_pl.core.batch import UNLABELLED, Batch, LabelledImages
 from simclr_pl.core.data.datamodule import ContrastiveDataModule, Split
 from simclr_pl.core.data.loaders import EvaluationLoader, TrainLoader
-from simclr_pl.core.data.splits import draw_fraction
-from simclr_pl.core.errors import UserError, no_labels
+from simclr_pl.core.errors import UserError
+from simclr_pl.images.splits import draw_fraction, no_labels
 
 
 class LabelledDataModule(ContrastiveDataModule):

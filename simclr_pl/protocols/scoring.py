@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.splits import holdout
-from simclr_pl.core.errors import UserError, no_labels
+from simclr_pl.core.errors import UserError
+from simclr_pl.images.splits import holdout, no_labels
 from simclr_pl.protocols.features import Features
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from simclr_pl.core.lightning_internals import save_best_if
+from simclr_pl.lightning_internals import save_best_if
 
 
 def keep_in(trainer: L.Trainer, folder: Path) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from simclr_pl.core.batch import StepOutput
 from simclr_pl.core.errors import UnfinishedError, UserError
-from simclr_pl.core.files import beside, make_folder, whole
-from simclr_pl.core.lightning_internals import (
+from simclr_pl.core.model.checkpoint import check_whole
+from simclr_pl.lightning_internals import (
     a_batch_back,
     forget_broken_off_validation,
     is_epoch_whole,
@@ -27,10 +27,9 @@ from simclr_pl.core.lightning_internals import (
     validation_as_not_begun,
     within_epoch,
 )
-from simclr_pl.core.model.checkpoint import check_whole
-from simclr_pl.core.model.ending import is_last, validate_at_the_end
-from simclr_pl.core.model.log import log_now
+from simclr_pl.monitors.moments import is_last, log_now, validate_at_the_end
 from simclr_pl.run.metrics import MetricsFile
+from simclr_pl.writing import beside, make_folder, whole
 
 UNTOUCHED = "the checkpoint before is whole, and --resume goes on from it"
 """What to know where a new one cannot be written."""

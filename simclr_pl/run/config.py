@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.files import write_text
 from simclr_pl.core.lookup import Door, is_class_path
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.yaml_file import dump_yaml, read_config
+from simclr_pl.writing import write_text
 
 FREE_TO_CHANGE = (
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",

@@ -8,9 +8,10 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.files import expanded, sweep
+from simclr_pl.core.paths import expanded
 from simclr_pl.images.unreadable import LEFT_OUT
 from simclr_pl.run.lock import RunLock
+from simclr_pl.writing import sweep
 
 _HANDED_ON = "SIMCLR_PL_RUN_DIR"
 """Ranks that Lightning starts run the command again: rank 0's choice reaches them in here."""

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from simclr_pl.core.files import cannot_write, make_folder, whole
+from simclr_pl.writing import cannot_write, make_folder, whole
 
 RESUME = "--resume goes on from the last checkpoint"
 """What to know where a number cannot be written."""

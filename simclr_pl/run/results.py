@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simclr_pl import __version__
-from simclr_pl.core.files import make_folder, write_text
+from simclr_pl.writing import make_folder, write_text
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "scikit-learn")
 

@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import get_loader
 
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.files import expanded
+from simclr_pl.core.paths import expanded
 
 LARGEST_BYTES = 2**20
 """Of a file; a recipe has some thousands."""

@@ -18,11 +18,11 @@ from torchvision import datasets as tv
 from simclr_pl import UserError
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import ArrayImages, ImageFiles
-from simclr_pl.core.data.splits import HOLDOUT, holdout
 from simclr_pl.core.views.simclr import SimCLRViews
 from simclr_pl.images import builtin as readers
 from simclr_pl.images.datasets import DATASETS, load, prepare, statistics
 from simclr_pl.images.fingerprint import fingerprint
+from simclr_pl.images.splits import HOLDOUT, holdout
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

@@ -14,9 +14,9 @@ from simclr_pl import UserError
 from simclr_pl.commands.pack.pack import pack
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import ImageFiles
-from simclr_pl.core.data.splits import hashes, holdout, holdout_by_name
 from simclr_pl.images.datasets import load
 from simclr_pl.images.heldout import OLDER, HeldOut, hold_out
+from simclr_pl.images.splits import hashes, holdout, holdout_by_name
 
 KEYS = [b"cat/1.png", b"\xe4.png"]
 
@@ -70,9 +70,7 @@ def test_a_tenth_of_each_class_has_the_smallest_hashes() -> None:
 def test_of_equal_hashes_the_name_decides_and_not_the_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        "simclr_pl.core.data.splits.hashes", lambda names, seed: np.zeros(len(names))
-    )
+    monkeypatch.setattr("simclr_pl.images.splits.hashes", lambda names, seed: np.zeros(len(names)))
     names, labels = [b"c", b"a", b"b"], torch.zeros(3, dtype=torch.int64)
     assert holdout_by_name(labels, names, 0).tolist() == [1]
     assert holdout_by_name(labels, names[::-1], 0).tolist() == [1]

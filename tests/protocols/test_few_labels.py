@@ -12,7 +12,7 @@ from torch import Tensor
 
 from simclr_pl import UserError
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.splits import few_labels
+from simclr_pl.images.splits import few_labels
 from simclr_pl.protocols.features import Features
 from simclr_pl.protocols.few_labels import Score, margin_in_standard_errors, score
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from simclr_pl import ContrastiveDataModule, SimCLRViews, UserError
 from simclr_pl.core.batch import UNLABELLED, LabelledImages
-from simclr_pl.core.data.splits import draw_fraction
 from simclr_pl.core.randomness import epoch_order
+from simclr_pl.images.splits import draw_fraction
 from simclr_pl.protocols.labelled_datamodule import LabelledDataModule
 
 

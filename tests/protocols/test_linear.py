@@ -12,9 +12,9 @@ from torch import Tensor
 
 from simclr_pl import ContrastiveDataModule, UserError
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.splits import holdout
 from simclr_pl.core.model.encoder import EncoderSpec, build_encoder
 from simclr_pl.images.builtin import FASHION_DEBIAN
+from simclr_pl.images.splits import holdout
 from simclr_pl.protocols import linear
 from simclr_pl.protocols.features import Features, encode
 from simclr_pl.protocols.linear import Heads, Recipe, evaluate_linear, judge, train_heads

@@ -8,7 +8,7 @@ from commands import QUICK, run
 from PIL import Image
 
 from simclr_pl import ContrastiveDataModule, load_encoder
-from simclr_pl.core.files import expanded
+from simclr_pl.core.paths import expanded
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from commands import QUICK, fit, run
 from PIL import Image
 
 from simclr_pl.__main__ import main
-from simclr_pl.core.errors import printable
+from simclr_pl.core.paths import printable
 from simclr_pl.images.datasets import load
 from simclr_pl.run.yaml_file import dump_yaml, read_config
 

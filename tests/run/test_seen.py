@@ -15,7 +15,7 @@ from simclr_pl import ContrastiveDataModule, UserError
 from simclr_pl.commandline.target import DataChoice, find_pretrained
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data import datamodule
-from simclr_pl.core.data.splits import Splits
+from simclr_pl.core.data.sources import Splits
 from simclr_pl.images.datasets import load
 from simclr_pl.images.fingerprint import Contents, changes, check_same_kind
 from simclr_pl.images.heldout import OLDER, HeldOut

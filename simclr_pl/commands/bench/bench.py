@@ -16,11 +16,11 @@ from simclr_pl.commands.bench import ceilings as limits
 from simclr_pl.commands.bench.step_timing import CallbackClock, Seconds, Turns
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.files import write_text
 from simclr_pl.core.model.simclr import SimCLR
 from simclr_pl.pictures.gallery import Gallery
 from simclr_pl.run.directory import file_to_write
 from simclr_pl.run.results import versions
+from simclr_pl.writing import write_text
 
 ENOUGH = 0.95
 """Of the bare step's speed: from there on nothing outside the model is worth a change."""

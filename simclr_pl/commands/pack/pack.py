@@ -21,7 +21,7 @@ from simclr_pl.commandline.call import call
 from simclr_pl.commands.pack.check import check_images
 from simclr_pl.core.data.sources import ImageFiles
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.files import expanded
+from simclr_pl.core.paths import expanded
 from simclr_pl.images.decode import (
     MAX_PIXELS,
     MIN_SIDE,

@@ -15,9 +15,10 @@ from simclr_pl.commandline.call import call
 from simclr_pl.commands.sweep.space import Search, read_search
 from simclr_pl.commands.sweep.table import Trial, write_tables
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.files import expanded, write_text
+from simclr_pl.core.paths import expanded
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import read_metrics
+from simclr_pl.writing import write_text
 
 DONE = "done"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simclr_pl.commands.sweep.space import Search
-from simclr_pl.core.files import write_text
 from simclr_pl.pictures.page import NONE, Table
+from simclr_pl.writing import write_text
 
 PROTOCOLS = {
     "probe/val": "online probe (a linear head trained alongside) on clean images of val",

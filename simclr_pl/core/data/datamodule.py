@@ -10,11 +10,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from simclr_pl.core.batch import UNLABELLED, Batch, Cut, EvaluationBatch, MicroBatches, Views
 from simclr_pl.core.data.loaders import EvaluationLoader, TrainLoader
-from simclr_pl.core.data.sources import AnySource, WorkerImages
-from simclr_pl.core.data.splits import Splits
+from simclr_pl.core.data.sources import AnySource, Splits, WorkerImages
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.files import expanded
 from simclr_pl.core.lookup import Door, name_of
+from simclr_pl.core.paths import expanded
 from simclr_pl.core.randomness import run_seed
 from simclr_pl.core.speed.compiler import has_compiler
 from simclr_pl.core.views.own import build_views, check_source, count_of, views_of

@@ -15,7 +15,7 @@ import copy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -226,6 +226,25 @@ class ImageFiles(WorkerImages):
 
 
 AnySource = ArrayImages | WorkerImages | PackedImages
+
+
+class Splits(NamedTuple):
+    """A data set's images.
+
+    Attributes:
+        train: what pretraining sees; labels of the validation holdout are `UNLABELLED`.
+        val: for callbacks and every choice.
+        test: for one score at the end, or `None`.
+        classes: names in the order of labels; empty where nothing is labelled.
+        held: `int64 [n]`, places in train of what is held out for validation; `None` where the data
+            set brings a validation split of its own.
+    """
+
+    train: AnySource
+    val: AnySource
+    test: AnySource | None
+    classes: tuple[str, ...]
+    held: Tensor | None = None
 
 
 class _Plan:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.files import expanded
 from simclr_pl.core.lookup import Choice, Door
 from simclr_pl.core.model.encoder import EncoderSpec, Stem, build_encoder, chosen_encoder
 from simclr_pl.core.model.geometry import Geometry
 from simclr_pl.core.model.projector import build_projector
+from simclr_pl.core.paths import expanded
 
 KEY = "simclr_pl"
 """Where a checkpoint keeps what is ours: format, the encoder's spec, the data's statistics."""

@@ -1,11 +1,9 @@
 """What every training logs of a step, and on which steps."""
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from simclr_pl.core.lightning_internals import batches_done
@@ -32,24 +30,6 @@ def _is_validated(trainer: L.Trainer) -> bool:
     # (In batches over all epochs where `check_val_every_n_epoch` is None.)
     done = batches_done(trainer, in_all=trainer.check_val_every_n_epoch is None)
     return every not in (None, 0) and (done + 1) % every == 0
-
-
-def log_now(
-    trainer: L.Trainer, numbers: Mapping[str, Any], loggers: Iterable[Logger] | None = None
-) -> None:
-    """Logs values of the step just taken at once, with the epoch.
-
-    Lightning's `log` would hand them on behind all hooks, on steps that `log_every_n_steps` divides
-    alone, and again on later steps that have no new value.
-
-    Args:
-        trainer: whose step it is.
-        numbers: by name.
-        loggers: which of its loggers (default: all).
-    """
-    for logger in trainer.loggers if loggers is None else loggers:
-        row = {**numbers, "epoch": trainer.current_epoch}
-        logger.log_metrics(row, step=trainer.global_step - 1)
 
 
 def log_learning_rate(module: L.LightningModule) -> None:

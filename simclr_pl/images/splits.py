@@ -1,40 +1,20 @@
-"""Splits of a data set: the validation split where it brings none, and draws of few labels."""
+"""Parts of a split: the validation holdout where a set brings none, and draws of few labels."""
 
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.sources import AnySource
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.randomness import epoch_order
 
 HOLDOUT = 0.1
 """Share of each class of train whose labels are kept for validation."""
-
-
-class Splits(NamedTuple):
-    """A data set's images.
-
-    Attributes:
-        train: what pretraining sees; labels of the validation holdout are `UNLABELLED`.
-        val: for callbacks and every choice.
-        test: for one score at the end, or `None`.
-        classes: names in the order of labels; empty where nothing is labelled.
-        held: `int64 [n]`, places in train of what is held out for validation; `None` where the data
-            set brings a validation split of its own.
-    """
-
-    train: AnySource
-    val: AnySource
-    test: AnySource | None
-    classes: tuple[str, ...]
-    held: Tensor | None = None
 
 
 def holdout(labels: Tensor, seed: int) -> Tensor:
@@ -140,6 +120,14 @@ def few_labels(labels: Tensor, per_class: int, seed: int) -> Tensor:
                 "ask for fewer labels a class"
             )
     return _together([of[:per_class] for of in members.values()])
+
+
+def no_labels(split: str) -> UserError:
+    """What is said of a split without a single label that was given to an evaluation."""
+    return UserError(
+        f"the {split} split has no labels, which this evaluation needs: put its images into one "
+        "folder a class, score another split, or judge the run by its curves (report)"
+    )
 
 
 def _first_of_each_class(labels: Tensor, order: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from simclr_pl import UserError
-from simclr_pl.core.files import beside, cannot_write, sweep, whole, write_text
+from simclr_pl.writing import beside, cannot_write, sweep, whole, write_text
 
 
 @contextmanager

@@ -14,14 +14,6 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What the system says of a disk, or of a share of it, that has no room left."""
 
 
-def expanded(path: str | Path) -> Path:
-    """A path as a person writes it, where `~` is the home directory.
-
-    A shell expands `--out ~/x`, but neither `--out=~/x` nor what a YAML or Python says.
-    """
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - `~x` of no user stays as it is
-
-
 @contextmanager
 def whole(path: Path, option: str = "", then: str = "") -> Iterator[BinaryIO]:
     """Writes a file beside the old one, syncs, renames: a kill leaves the old file or the new one.

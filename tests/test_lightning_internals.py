@@ -14,7 +14,7 @@ from monitored import Other, digits, trainer
 from torch.utils.data import DataLoader
 
 import simclr_pl
-from simclr_pl.core import lightning_internals
+from simclr_pl import lightning_internals
 
 PACKAGE = Path(simclr_pl.__file__).parent
 

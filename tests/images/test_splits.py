@@ -5,7 +5,7 @@ import torch
 
 from simclr_pl import UserError
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.splits import draw_fraction, few_labels
+from simclr_pl.images.splits import draw_fraction, few_labels
 
 LABELS = torch.tensor([0] * 30 + [1] * 12 + [7] * 50)[torch.randperm(92)]
 

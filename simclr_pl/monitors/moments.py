@@ -1,0 +1,64 @@
+"""When a callback's turn comes, whether a training ends with this step, and logging now."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.trainer.states import TrainerFn
+
+from simclr_pl.lightning_internals import (
+    is_epoch_whole,
+    resumes_behind_step,
+    stops_early,
+    validate_also,
+)
+
+
+def is_last(trainer: L.Trainer) -> bool:
+    """Whether the step just taken is the last, as far as is known now.
+
+    It is where `max_epochs` or `max_steps` is reached, and where somebody has set
+    `trainer.should_stop`: `max_time` does so behind a step, early stopping behind a validation,
+    which then wasn't the last: `SaveCheckpoint` has another one follow.
+    """
+    if trainer.global_step == trainer.max_steps or stops_early(trainer):
+        return True
+    return trainer.current_epoch + 1 == trainer.max_epochs and is_epoch_whole(trainer)
+
+
+def validate_at_the_end(trainer: L.Trainer) -> None:
+    """Has Lightning validate behind the last step, which `check_val_every_n_epoch` may not meet."""
+
+    def due() -> bool:
+        # Saved in mid-epoch, behind the validation of a run that has been told to go on since: a
+        # resume has to skip that one, as it does those that are due, or it counts a step too few.
+        behind = resumes_behind_step(trainer) and not is_epoch_whole(trainer)
+        return behind or (trainer.enable_validation and is_last(trainer))
+
+    validate_also(trainer, due)
+
+
+def due(trainer: L.Trainer, every_n_epochs: int) -> bool:
+    """Whether a monitor's turn has come: each so many epochs of training, and at its end."""
+    if not every_n_epochs or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+        return False
+    return is_last(trainer) or (trainer.current_epoch + 1) % every_n_epochs == 0
+
+
+def log_now(
+    trainer: L.Trainer, numbers: Mapping[str, Any], loggers: Iterable[Logger] | None = None
+) -> None:
+    """Logs values of the step just taken at once, with the epoch.
+
+    Lightning's `log` would hand them on behind all hooks, on steps that `log_every_n_steps` divides
+    alone, and again on later steps that have no new value.
+
+    Args:
+        trainer: whose step it is.
+        numbers: by name.
+        loggers: which of its loggers (default: all).
+    """
+    for logger in trainer.loggers if loggers is None else loggers:
+        row = {**numbers, "epoch": trainer.current_epoch}
+        logger.log_metrics(row, step=trainer.global_step - 1)

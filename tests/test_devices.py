@@ -20,12 +20,13 @@ from simclr_pl import ContrastiveDataModule, SimCLR
 from simclr_pl.commands.bench.step_timing import BareStep
 from simclr_pl.core.batch import Batch, LabelledImages, MicroBatches
 from simclr_pl.core.model import simclr
-from simclr_pl.core.model.checkpoint import KEY, description, load_backbone
+from simclr_pl.core.model.checkpoint import KEY, description
 from simclr_pl.core.model.geometry import geometry_of
 from simclr_pl.core.model.optim import OptimizerName, OptimizerRecipe, build_optimizer
 from simclr_pl.core.speed.constants import constant
 from simclr_pl.pictures import encoded_sample as snapshot
 from simclr_pl.protocols import finetune
+from simclr_pl.protocols.backbone import load_backbone
 from simclr_pl.protocols.crops import encode_crops
 from simclr_pl.protocols.features import encode
 from simclr_pl.protocols.finetune import FineTuning

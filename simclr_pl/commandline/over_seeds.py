@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from simclr_pl.commandline.target import Pretrained
 from simclr_pl.core.data.datamodule import ContrastiveDataModule, Split
-from simclr_pl.core.model.checkpoint import load_backbone, load_encoder
+from simclr_pl.core.model.checkpoint import load_encoder
+from simclr_pl.protocols.backbone import load_backbone
 from simclr_pl.protocols.features import accelerator, encode
 from simclr_pl.protocols.scoring import Rows, labelled
 

@@ -15,8 +15,8 @@ from simclr_pl.cluster.ranks import Ranks
 from simclr_pl.cluster.signals import StopRequest
 from simclr_pl.cluster.slurm import Restarts
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
-from simclr_pl.core.errors import UnfinishedError
-from simclr_pl.core.model.checkpoint import check_resumable, read_checkpoint
+from simclr_pl.core.errors import UnfinishedError, UserError
+from simclr_pl.core.model.checkpoint import INCOMPLETE, read_checkpoint
 from simclr_pl.images.worker_processes import told_of_waiting
 from simclr_pl.run.checkpoints import SaveCheckpoint
 from simclr_pl.run.config import check_same_recipe
@@ -27,6 +27,12 @@ from simclr_pl.run.seen import KeepSeen
 from simclr_pl.tracking.loggers import ROWS
 from simclr_pl.tracking.tensorboard import tensorboard_logger
 from simclr_pl.tracking.wandb import end_run
+
+_RESUMED = (
+    *("state_dict", "epoch", "global_step", "loops", "callbacks", "optimizer_states"),
+    "lr_schedulers",
+)
+"""What a training goes on from."""
 
 
 class Session:
@@ -63,7 +69,7 @@ class Session:
         checkpoint = None
         if resume and self.run.last_checkpoint.exists():
             checkpoint = read_checkpoint(self.run.last_checkpoint)
-            check_resumable(checkpoint, str(self.run.last_checkpoint))
+            _check_resumable(checkpoint, str(self.run.last_checkpoint))
             check_same_recipe(self.run, recipe, checkpoint.get("hyper_parameters") or {})
             self.resume_from = self.run.last_checkpoint
         self.stop.restarts = Restarts(checkpoint)
@@ -179,3 +185,14 @@ def quieten() -> None:
     # A network that is left as it is, on purpose.
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
     os.environ.setdefault("TQDM_MININTERVAL", "0.5")
+
+
+def _check_resumable(checkpoint: dict[str, Any], source: str) -> None:
+    """Whether a training can go on from a checkpoint: an exported encoder is no such one.
+
+    Raises:
+        UserError: it lacks what Lightning reads on a resume.
+    """
+    lacking = [name for name in _RESUMED if name not in checkpoint]
+    if lacking:
+        raise UserError(INCOMPLETE.format(source, ", ".join(lacking)))

@@ -15,11 +15,11 @@ from simclr_pl.commandline.target import DataChoice, Pretrained, check_seeds, fi
 from simclr_pl.commandline.trainer_options import refused_by_lightning
 from simclr_pl.commandline.training import Session, quieten
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.model.checkpoint import load_backbone
 from simclr_pl.core.model.optim import OptimizerRecipe
 from simclr_pl.core.model.refused import check_trainer
 from simclr_pl.core.paths import expanded
 from simclr_pl.monitors.throughput import Throughput
+from simclr_pl.protocols.backbone import load_backbone
 from simclr_pl.protocols.finetune import EPOCHS, STEPS, FineTuning
 from simclr_pl.protocols.labelled_datamodule import LabelledDataModule
 from simclr_pl.protocols.scoring import Score

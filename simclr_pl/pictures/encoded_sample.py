@@ -12,10 +12,11 @@ from tqdm import tqdm
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.datamodule import ContrastiveDataModule, Split
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.model.checkpoint import KEY, fit_weights, load_backbone, read_checkpoint
+from simclr_pl.core.model.checkpoint import KEY, fit_weights, read_checkpoint
 from simclr_pl.core.model.simclr import SimCLR
 from simclr_pl.core.randomness import epoch_order
 from simclr_pl.pictures.read_runs import data_name
+from simclr_pl.protocols.backbone import load_backbone
 from simclr_pl.protocols.features import Features, accelerator, in_eval_mode
 from simclr_pl.run.config import own_encoder
 from simclr_pl.run.directory import RunDirectory

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from simclr_pl.core.batch import LabelledImages
 from simclr_pl.core.distributed import globalise_batch_norm, sum_over_ranks
-from simclr_pl.core.model.checkpoint import KEY, Backbone, description
+from simclr_pl.core.model.checkpoint import KEY, description
 from simclr_pl.core.model.geometry import check_channels, geometry_in, geometry_of
 from simclr_pl.core.model.log import is_logged, log_gradient_norm, log_learning_rate
 from simclr_pl.core.model.optim import (
@@ -24,6 +24,7 @@ from simclr_pl.core.model.optim import (
 from simclr_pl.core.model.refused import check_trainer
 from simclr_pl.core.randomness import step_seed
 from simclr_pl.images.splits import no_labels
+from simclr_pl.protocols.backbone import Backbone
 from simclr_pl.protocols.scoring import count_right
 
 EPOCHS = 60

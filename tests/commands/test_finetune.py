@@ -39,7 +39,8 @@ from PIL import Image
 from ranks import ranks
 
 from simclr_pl import ContrastiveDataModule, load_encoder
-from simclr_pl.core.model.checkpoint import KEY, load_backbone
+from simclr_pl.core.model.checkpoint import KEY
+from simclr_pl.protocols.backbone import load_backbone
 from simclr_pl.protocols.labelled_datamodule import LabelledDataModule
 from simclr_pl.run.results import sha256
 

@@ -9,9 +9,10 @@ from PIL import Image
 
 from simclr_pl.__main__ import main
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
-from simclr_pl.core.model.checkpoint import load_backbone, read_checkpoint
+from simclr_pl.core.model.checkpoint import read_checkpoint
 from simclr_pl.core.model.geometry import Geometry
 from simclr_pl.core.model.simclr import SimCLR
+from simclr_pl.protocols.backbone import load_backbone
 from simclr_pl.protocols.features import encode
 from simclr_pl.run.directory import RunDirectory
 

@@ -4,7 +4,7 @@ import os
 import zipfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import Choice, Door
 from simclr_pl.core.model.encoder import EncoderSpec, Stem, build_encoder, chosen_encoder
 from simclr_pl.core.model.geometry import Geometry
-from simclr_pl.core.model.projector import build_projector
 from simclr_pl.core.paths import expanded
 
 KEY = "simclr_pl"
@@ -27,19 +26,13 @@ _UNREADABLE = (
     "Use another checkpoint of the run, or copy the file again"
 )
 
-_INCOMPLETE = (
+INCOMPLETE = (
     "{} lacks {}: something has changed it since it was written. Use another checkpoint of the "
     "run, or copy the file again"
 )
 
 _DESCRIBED = ("encoder", "image_size", "mean", "std")
 """What `checkpoint[KEY]` holds in every version."""
-
-_RESUMED = (
-    *("state_dict", "epoch", "global_step", "loops", "callbacks", "optimizer_states"),
-    "lr_schedulers",
-)
-"""What a training goes on from."""
 
 _IS_FOLDER = 0x10
 """An attribute in a zip file's table, as MS-DOS had it."""
@@ -146,19 +139,8 @@ def describe(checkpoint: Any, source: str) -> dict[str, Any]:
         spec = spec if isinstance(spec, dict) else {}
         lacking += [f"{KEY}.encoder.{name}" for name in EncoderSpec._fields if name not in spec]
     if lacking:
-        raise UserError(_INCOMPLETE.format(source, ", ".join(lacking)))
+        raise UserError(INCOMPLETE.format(source, ", ".join(lacking)))
     return about
-
-
-def check_resumable(checkpoint: dict[str, Any], source: str) -> None:
-    """Whether a training can go on from a checkpoint: an exported encoder is no such one.
-
-    Raises:
-        UserError: it lacks what Lightning reads on a resume.
-    """
-    lacking = [name for name in _RESUMED if name not in checkpoint]
-    if lacking:
-        raise UserError(_INCOMPLETE.format(source, ", ".join(lacking)))
 
 
 def check_stem(about: dict[str, Any], built: EncoderSpec, source: str) -> None:
@@ -213,7 +195,7 @@ def load_encoder(path: str | Path, *, encoder: Door | None = None) -> nn.Module:
     checkpoint = read_checkpoint(path)
     about = checkpoint[KEY]
     module = build_encoder(EncoderSpec(**about["encoder"]), handed_over(encoder)).module
-    fit_weights(module, _below("encoder.", checkpoint), str(path))
+    fit_weights(module, below("encoder.", checkpoint), str(path))
     for name in ("mean", "std", "image_size"):
         setattr(module, name, about[name])
     return module.eval()
@@ -224,88 +206,8 @@ def handed_over(encoder: Door | None) -> Choice | None:
     return None if encoder is None else chosen_encoder(encoder)
 
 
-class Backbone(NamedTuple):
-    """What a classifier can be put on.
-
-    Attributes:
-        encoder: images `[B, C, S, S]` to features.
-        projector: the first layers of the projection head, or none of them.
-        width: of what comes out behind both.
-        spec: what rebuilds the encoder.
-    """
-
-    encoder: nn.Module
-    projector: nn.Sequential
-    width: int
-    spec: EncoderSpec
-
-
-def load_backbone(
-    checkpoint: dict[str, Any],
-    source: str,
-    projector_layers: int = 0,
-    fresh: int | None = None,
-    encoder: Door | None = None,
-) -> Backbone:
-    """The encoder of a checkpoint, with layers of the projection head that was trained on it.
-
-    Source: SimCLR v2 (Chen et al. 2020), section 2: fine-tuning from a middle layer of the head.
-
-    Args:
-        checkpoint: from `read_checkpoint`.
-        source: what to call it in errors.
-        projector_layers: of the head, each with its batch norm (and ReLU, where it has one).
-        fresh: a seed: the same architecture with weights from this seed, instead of the trained.
-        encoder: as `load_encoder` takes it.
-
-    Raises:
-        UserError: weights that don't fit or are no numbers; no such layer of the head.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0 if fresh is None else fresh)
-        about = EncoderSpec(**checkpoint[KEY]["encoder"])
-        module, width, _, spec = build_encoder(about, handed_over(encoder))
-        projector = _projector(checkpoint, source, width, projector_layers)
-    if fresh is None:
-        fit_weights(module, _below("encoder.", checkpoint), source)
-        if projector_layers:
-            fit_weights(projector, _below("projector.", checkpoint), source)
-    kept = projector[:projector_layers]
-    if not all(_is_finite(part) for part in (module, kept)):
-        raise UserError(
-            f"{source} has weights that are not finite (NaN or infinity): use an earlier one"
-        )
-    if projector_layers:
-        width = len(kept[-1].get_parameter("0.weight"))
-    return Backbone(module, kept, width, spec)
-
-
-def _projector(checkpoint: dict[str, Any], source: str, width: int, wanted: int) -> nn.Sequential:
-    """The whole head with fresh weights, where a part of it is wanted."""
-    if wanted == 0:
-        return nn.Sequential()
-    hparams = checkpoint.get("hyper_parameters") or {}
-    names = ("projector_layers", "projector_hidden", "projection_dim")
-    if not all(name in hparams for name in names):
-        raise UserError(
-            f"from_projector_layer is {wanted}, but {source} holds no projection head: "
-            "give the training checkpoint of a pretraining, or 0 for the encoder alone"
-        )
-    layers = hparams["projector_layers"]
-    if not 0 < wanted <= layers:
-        raise UserError(
-            f"from_projector_layer is {wanted}, but the projection head in {source} has {layers} "
-            f"layers: give 1 to {layers}, or 0 for the encoder alone"
-        )
-    return build_projector(width, *(hparams[name] for name in names))
-
-
-def _is_finite(module: nn.Module) -> bool:
-    return all(bool(weight.isfinite().all()) for weight in module.state_dict().values())
-
-
-def _below(prefix: str, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Weights of a part of the model."""
+def below(prefix: str, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Weights of a part of the model, by the names that they have in it."""
     weights = checkpoint["state_dict"]
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from simclr_pl import ContrastiveDataModule, SimCLR, UserError, load_encoder
 from simclr_pl.commands.fit import _InitFrom
-from simclr_pl.core.model.checkpoint import KEY, load_backbone, read_checkpoint
+from simclr_pl.core.model.checkpoint import KEY, read_checkpoint
 from simclr_pl.core.model.optim import OptimizerRecipe
+from simclr_pl.protocols.backbone import load_backbone
 from simclr_pl.protocols.finetune import FineTuning
 from simclr_pl.protocols.labelled_datamodule import LabelledDataModule
 

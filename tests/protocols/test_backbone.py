@@ -10,8 +10,9 @@ from commands import checkpoint, fit
 from torch import Tensor, nn
 
 from simclr_pl import SimCLR, UserError
-from simclr_pl.core.model.checkpoint import KEY, Backbone, load_backbone
+from simclr_pl.core.model.checkpoint import KEY
 from simclr_pl.core.model.geometry import Geometry
+from simclr_pl.protocols.backbone import Backbone, load_backbone
 
 V2 = ("--model.projector_layers", "3", "--model.projector_hidden", "24")
 """SimCLR v2's head, whose layers are of three widths: 16 to 24 to 24 to 128."""

@@ -10,7 +10,6 @@ from monitored import Attraction, Other, digits, trainer
 
 from simclr_pl import HealthMonitor, KNNMonitor, OnlineProbe, UserError
 from simclr_pl.commandline.progress import Progress
-from simclr_pl.images.unreadable import Unreadable
 from simclr_pl.monitors.linear import LinearEvaluation
 from simclr_pl.pictures import gallery
 from simclr_pl.run.checkpoints import SaveCheckpoint, StopOnNaN
@@ -114,12 +113,3 @@ def test_checkpoints_of_another_trainer_lie_in_its_own_directory(tmp_path: Path)
         options: Any = {"default_root_dir": tmp_path / name, "enable_checkpointing": True}
         trainer(save, max_steps=1, limit_val_batches=0, **options).fit(Other(), digits())
         assert (tmp_path / name / "checkpoints" / "last.ckpt").is_file()
-
-
-def test_each_run_writes_down_all_files_that_cannot_be_read(tmp_path: Path) -> None:
-    bad = Unreadable(tmp_path)
-    bad.images = 1000
-    for name in ("first.csv", "second.csv"):
-        bad.file = tmp_path / name
-        bad.add(tmp_path / "a.png", "truncated")
-        assert "a.png" in bad.file.read_text()

@@ -141,7 +141,7 @@ class Pretrained(NamedTuple):
         if any(getattr(data, name) != value for name, value in trained.items()):
             data = data_of(self.configs, overrides | trained, kind, kept)
         say_missing(data)
-        data.unreadable.file = None if self.run is None else self.run.left_out
+        data.left_out = None if self.run is None else self.run.left_out
         return data
 
 

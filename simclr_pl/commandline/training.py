@@ -104,7 +104,7 @@ class Session:
                 callback.stop = self.stop
         path = str(self.resume_from) if self.resume_from else None
         if isinstance(data, ContrastiveDataModule):
-            data.unreadable.file = self.run.left_out
+            data.left_out = self.run.left_out
 
         def wait(seconds: float) -> None:
             self._wait(trainer, seconds)

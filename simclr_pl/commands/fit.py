@@ -257,7 +257,7 @@ class SimCLRCLI(LightningCLI):
         if run is not None and sees_own_data(run, data.given_dataset, data.root):
             data.kept = kept_by(run, checkpoint)
         run = run or self.run
-        data.unreadable.file = run and run.left_out
+        data.left_out = run and run.left_out
 
     def _score(self, split: str, evaluate: Any, kwargs: dict[str, Any]) -> None:
         checkpoint = Path(kwargs["ckpt_path"])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.sources import AnySource, ArrayImages
+from simclr_pl.core.data.sources import ArrayImages, Source
 from simclr_pl.core.errors import UserError
 from simclr_pl.images.splits import holdout
 
@@ -37,10 +37,10 @@ class Raw(NamedTuple):
         val: the data set's own validation split, or `None`.
     """
 
-    train: AnySource
-    test: AnySource | None
+    train: Source
+    test: Source | None
     classes: tuple[str, ...]
-    val: AnySource | None = None
+    val: Source | None = None
 
 
 class Entry(NamedTuple):

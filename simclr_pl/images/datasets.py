@@ -10,13 +10,12 @@ import difflib
 import socket
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.sources import AnySource, ArrayImages, Splits
+from simclr_pl.core.data.sources import MAX_PIXELS, Labels, OnBadImage, Splits, check_splits
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import name_of
 from simclr_pl.core.paths import printable
@@ -35,18 +34,11 @@ from simclr_pl.images.builtin import (
 from simclr_pl.images.download import fetch_once
 from simclr_pl.images.folders import read_folder, say_once
 from simclr_pl.images.heldout import HeldOut, hold_out
-from simclr_pl.images.own_dataset import is_own, read_own, some_pixels
+from simclr_pl.images.own_dataset import is_own, read_own
 from simclr_pl.images.packing import read_packed
-
-Labels = Literal["given", "none"]
-"""Whether images keep the labels that a data set gives them."""
-
-MOST_COUNTED = 60_000
-"""Images whose pixels are counted for statistics, evenly spread over a set that has more."""
-
-LEAST_CONTRAST = 0.02
-"""A colour with less than this share of another's standard deviation is noise: jitter would mix the
-other into it, 50 standard deviations high."""
+from simclr_pl.images.unreadable import Unreadable
+from simclr_pl.images.worker_crops import Reading
+from simclr_pl.images.worker_images import WorkerImages
 
 
 def prepare(given: Any, root: str | Path) -> None:
@@ -84,6 +76,9 @@ def load(
     kept: HeldOut | None = None,
     *,
     labels: Labels = "given",
+    on_bad_image: OnBadImage = "error",
+    max_pixels: int = MAX_PIXELS,
+    left_out: Path | None = None,
 ) -> Splits:
     """Reads a data set whose files are there (see `prepare`).
 
@@ -94,6 +89,9 @@ def load(
         split_seed: of the validation holdout, where the data set brings none.
         kept: the validation images of a run that these data are for, where it has begun.
         labels: those that the data set gives, or none.
+        on_bad_image: whether an image file that cannot be read is an error, or is stepped over.
+        max_pixels: of an image file.
+        left_out: where files that are stepped over are written down, if anywhere.
 
     Raises:
         UserError: an unknown name; files that are missing, empty or broken; labels out of range;
@@ -101,15 +99,12 @@ def load(
     """
     name, raw = name_of(given), _read(given, Path(root), labels)
     classes = tuple(printable(each) for each in raw.classes)
-    for split, source in (("train", raw.train), ("val", raw.val), ("test", raw.test)):
-        if source is None:
-            continue
-        _check_labels(source.labels, len(raw.classes), f"{name}'s {split} split")
-        if source.channels != raw.train.channels:
-            raise UserError(
-                f"{name}'s {split} split has images of {source.channels} channels, but train has "
-                f"{raw.train.channels}"
-            )
+    check_splits(raw, name)
+    sources = [source for source in (raw.train, raw.val, raw.test) if source is not None]
+    unreadable = Unreadable(Path(root), sum(map(len, sources)), left_out)
+    for source in sources:
+        if isinstance(source, WorkerImages):
+            source.reading, source.unreadable = Reading(on_bad_image, max_pixels), unreadable
     if kept is not None:
         kept.check(own=raw.val is not None)
     _say_unseen(name, raw._replace(classes=classes))
@@ -140,67 +135,12 @@ def _read(given: Any, root: Path, labels: Labels) -> Raw:
     return Raw(train, test, (), val)
 
 
-class Statistics(NamedTuple):
-    """What images are normalised with.
-
-    Attributes:
-        mean: of each channel, on a scale of 0 to 1.
-        std: of each channel, likewise: what its pixels are divided by, above 0.
-        empty: the channels without contrast, from 0. Their `std` is not their own.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    empty: tuple[int, ...] = ()
-
-
-def statistics(source: AnySource) -> Statistics:
-    """Mean and standard deviation of each channel, on a scale of 0 to 1.
-
-    In-memory sets are counted, and a hundred images of what workers read in other channels than 3;
-    for photographs (image files, packed ones) the usual ImageNet values serve.
-    A channel without contrast is divided by what the channel with most contrast is divided by (1
-    where none has any): in a view, changed colours and contrasts give it pixels of that size.
-    """
-    if not isinstance(source, ArrayImages) and source.channels == 3:
-        return Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    if isinstance(source, ArrayImages):
-        planes = source.images[:: -(-len(source) // MOST_COUNTED)].unbind(1)
-    else:
-        planes = some_pixels(source)
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    mean, std = [], []
-    for channel in planes:
-        counts = torch.bincount(channel.flatten(), minlength=256).double()
-        share = counts / counts.sum()
-        centre = (share * levels).sum()
-        mean.append(round(float(centre), 4))
-        std.append(round(float((share * (levels - centre) ** 2).sum().sqrt()), 4))
-    most = max(std)
-    # Colours are mixed in images of 3 channels alone: in others, the faintest has its own say.
-    least = LEAST_CONTRAST * most if len(std) == 3 else 0.0
-    empty = tuple(c for c, own in enumerate(std) if own <= least)
-    divisors = (most or 1.0 if c in empty else own for c, own in enumerate(std))
-    return Statistics(tuple(mean), tuple(divisors), empty)
-
-
 def _entry(name: str) -> Entry:
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"unknown data set '{name}': there are {', '.join(DATASETS)}{hint}")
     return DATASETS[name]
-
-
-def _check_labels(labels: Tensor, classes: int, what: str) -> None:
-    if not len(labels):
-        raise UserError(f"{what} is empty")
-    low, high = int(labels.min()), int(labels.max())
-    if low < UNLABELLED or high >= classes:
-        raise UserError(
-            f"{what} has labels from {low} to {high}, but they must be from 0 to {classes - 1} "
-            f"(or {UNLABELLED} for unlabelled)"
-        )
 
 
 def _say_unseen(name: str, raw: Raw) -> None:

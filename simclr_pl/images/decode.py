@@ -17,15 +17,11 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+from simclr_pl.core.data.sources import MAX_PIXELS
 from simclr_pl.core.errors import UserError
+from simclr_pl.core.views.simclr import MIN_SIDE
 from simclr_pl.images.formats import decoders, kind_of
 from simclr_pl.images.pixels import check_whole, to_rgb, turn_of
-
-MIN_SIDE = 4
-"""Sides below this, in pixels, leave a crop nothing to choose."""
-
-MAX_PIXELS = 89_478_485
-"""Images with more are refused unless that is changed: there PIL begins to warn (268 MB of RGB)."""
 
 SCALES = (8, 4, 2, 1)
 """Pixels of a JPEG's line that may become one by decoding fewer frequencies."""

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.sources import AnySource, Splits, WorkerImages
+from simclr_pl.core.data.sources import Source, Splits
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.paths import printable
 from simclr_pl.images.heldout import HeldOut, keys_of
@@ -174,7 +173,7 @@ def _some_of_val(splits: Splits, held_out: HeldOut) -> dict[str, list[str]]:
     for place in np.argsort(hashed)[:SAMPLE].tolist():
         label = b"%d" % int(splits.val.labels[place])
         name = printable(os.fsdecode(keys[place]))
-        found[str(hashed[place])] = [name, _digest(_image(splits.val, place) + label)]
+        found[str(hashed[place])] = [name, _digest(splits.val.content(place) + label)]
     return found
 
 
@@ -182,31 +181,17 @@ def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def _labels(*sources: AnySource | None) -> bytes:
+def _labels(*sources: Source | None) -> bytes:
     """How many images each class has in these splits together."""
     labels = torch.cat([source.labels for source in sources if source is not None])
     return repr(torch.bincount(labels[labels != UNLABELLED]).tolist()).encode()
 
 
-def _add_images(digest: Any, source: AnySource) -> None:
+def _add_images(digest: Any, source: Source) -> None:
     digest.update(f"{len(source)} images of {source.channels} channels".encode())
     if source.names is not None:
         digest.update(b"\n".join(source.names))
     if isinstance(source, PackedImages):
         digest.update(source.sizes.numpy().tobytes())
     for index in torch.linspace(0, len(source) - 1, min(SAMPLE, len(source))).long().tolist():
-        digest.update(_image(source, index))
-
-
-def _image(source: AnySource, index: int) -> bytes:
-    if isinstance(source, WorkerImages):
-        return source.items.content(index)
-    return _pixels(source, index).cpu().numpy().tobytes()
-
-
-def _pixels(source: Any, index: int) -> Tensor:
-    if not isinstance(source, PackedImages):
-        whole: Tensor = source.images[index]
-        return whole
-    start, (height, width) = int(source.starts[index]), source.sizes[index].tolist()
-    return source.pixels[start : start + 3 * height * width]
+        digest.update(source.content(index))

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.sources import ImageFiles
 from simclr_pl.core.distributed import rank_and_world
 from simclr_pl.core.errors import UserError
 from simclr_pl.images.builtin import Raw
 from simclr_pl.images.formats import suffixes
 from simclr_pl.images.listing import LeftOut, entries_of, images_below, is_a, is_hidden
 from simclr_pl.images.sample import check_ranges, look_at
+from simclr_pl.images.worker_images import ImageFiles
 
 SPLITS = {
     "train": {"train", "training", "trainset", "train_set"},

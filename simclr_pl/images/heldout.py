@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simclr_pl.core.data.sources import AnySource, Splits
+from simclr_pl.core.data.sources import Source, Splits
 from simclr_pl.core.errors import UserError
 from simclr_pl.images.splits import hashes, holdout, holdout_by_name
 
@@ -75,7 +75,7 @@ class HeldOut(NamedTuple):
         assert self.hashes is not None
         return hashlib.blake2b(self.hashes.astype("<u8").tobytes(), digest_size=8).hexdigest()
 
-    def among(self, train: AnySource, split_seed: int) -> Tensor:
+    def among(self, train: Source, split_seed: int) -> Tensor:
         """Places of those images in train, in rising order; some may be gone.
 
         Args:
@@ -113,7 +113,7 @@ OLDER = HeldOut("place", 0, None)
 """Of a run of an older version."""
 
 
-def hold_out(train: AnySource, seed: int) -> Tensor:
+def hold_out(train: Source, seed: int) -> Tensor:
     """Places of the validation holdout in train, by the rule: by names where images have some.
 
     Args:

@@ -19,13 +19,15 @@ from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.sources import AnySource, ArrayImages, Splits, WorkerImages
+from simclr_pl.core.data.sources import MAX_PIXELS, ArrayImages, Source, Splits, Statistics, counted
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import Choice, accepted, construct, lookup, name_of
 from simclr_pl.images.builtin import Raw
-from simclr_pl.images.decode import MAX_PIXELS, BadImageError, Box, check_size, cut_box
+from simclr_pl.images.decode import BadImageError, Box, check_size, cut_box
 from simclr_pl.images.folders import say_once
 from simclr_pl.images.pixels import to_rgb
+from simclr_pl.images.worker_crops import PHOTOGRAPHS
+from simclr_pl.images.worker_images import WorkerImages
 
 OPTION = "data.dataset"
 
@@ -92,8 +94,8 @@ def _made(given: Any, root: Path) -> Any:
 
 
 def _with_classes(
-    read: Mapping[str, AnySource], given: Any
-) -> tuple[dict[str, AnySource], tuple[str, ...]]:
+    read: Mapping[str, Source], given: Any
+) -> tuple[dict[str, Source], tuple[str, ...]]:
     """Sources whose labels are places in the class names: given ones, or the labels that occur."""
     if isinstance(given, Sequence) and not isinstance(given, str) and len(given):
         return dict(read), tuple(map(str, given))
@@ -101,7 +103,7 @@ def _with_classes(
     known = found[found != UNLABELLED]
     if len(known) and int(known[0]) < 0:
         return dict(read), ()  # refused where all labels are looked at
-    placed: dict[str, AnySource] = {}
+    placed: dict[str, Source] = {}
     for part, source in read.items():
         places = torch.searchsorted(known, source.labels)
         placed[part] = source.relabel(torch.where(source.labels < 0, source.labels, places))
@@ -111,7 +113,7 @@ def _with_classes(
 # One split ----------------------------------------------------------------------------------------
 
 
-def _source(given: Any, what: str) -> AnySource:
+def _source(given: Any, what: str) -> Source:
     if isinstance(given, ArrayImages | WorkerImages):
         return given
     if isinstance(given, IterableDataset):
@@ -190,6 +192,14 @@ class DatasetItems:
     def content(self, place: int) -> bytes:
         """An item's pixels as bytes."""
         return self.item(place).pixels.numpy().tobytes()
+
+    def statistics(self) -> Statistics:
+        """Those of photographs for 3 channels; else of up to 100 evenly spread images."""
+        if self.channels == 3:
+            return PHOTOGRAPHS
+        places = torch.linspace(0, len(self) - 1, min(100, len(self))).long().tolist()
+        pixels = [self.item(place).pixels.flatten(1) for place in places]
+        return counted(torch.cat(pixels, 1).unbind(0))
 
     def open(self, place: int, max_pixels: int = MAX_PIXELS) -> "DecodedImage":
         """Reads an item to be cut.
@@ -272,7 +282,7 @@ def _pixels(image: Any, channels: int, name: str) -> Tensor:
     return image
 
 
-def _of_items(items: DatasetItems) -> AnySource:
+def _of_items(items: DatasetItems) -> Source:
     """Kept in memory where all images have one size and there is room, else read by workers."""
     count, dataset = len(items), items.dataset
     shape = items.item(0).pixels.shape
@@ -295,15 +305,6 @@ def _of_items(items: DatasetItems) -> AnySource:
             found.append(_label(item.label, items.name(place)))
     labels = torch.tensor(found) if labels is None else labels
     return WorkerImages(items, labels) if kept is None else ArrayImages(kept, labels)
-
-
-def some_pixels(source: AnySource) -> tuple[Tensor, ...]:
-    """Pixels of each channel, `uint8 [n]`, of up to 100 evenly spread images of a Dataset."""
-    assert isinstance(source, WorkerImages)
-    items = source.items
-    assert isinstance(items, DatasetItems)
-    places = torch.linspace(0, len(items) - 1, min(100, len(items))).long().tolist()
-    return torch.cat([items.item(place).pixels.flatten(1) for place in places], 1).unbind(0)
 
 
 def _shown(count: int, what: str) -> Any:

@@ -6,13 +6,17 @@ at the same ones, and what doesn't fit into memory is read when it is asked for.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from simclr_pl.core.batch import Batch, Cut
+from simclr_pl.core.data.sources import Statistics
 from simclr_pl.core.errors import UserError
+from simclr_pl.core.lookup import accepted, name_of
+from simclr_pl.images.worker_crops import PHOTOGRAPHS
 
 
 class MappedFile:
@@ -78,7 +82,15 @@ class PackedImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, plan: Sequence[Tensor], epoch: int, cut: Cut) -> Iterator[Batch]:
+    @property
+    def stored(self) -> str:
+        """In words."""
+        there = self.pixels.device.type
+        return "a file mapped into memory" if there == "cpu" else f"in memory ({there})"
+
+    def batches(
+        self, plan: Sequence[Tensor], epoch: int, cut: Cut, *, training: bool = False
+    ) -> Iterator[Batch]:
         """Yields whole images, whatever `cut` is, padded with zeros to the batch's largest."""
         device = self.pixels.device
         pinned = device.type == "cpu" and torch.cuda.is_available()
@@ -108,20 +120,44 @@ class PackedImages:
         """The same images with other labels."""
         return self._twin(self.pixels, torch.arange(len(labels)), labels)
 
-    def bytes_to(self, device: torch.device) -> int:
-        """How many bytes of that device's memory `to` would take."""
-        there = self.pixels.device == device or device in self._copies
-        return 0 if there else self.pixels.nbytes
+    def statistics(self) -> Statistics:
+        """Those of photographs."""
+        return PHOTOGRAPHS
 
-    def to(self, device: torch.device) -> "PackedImages":
+    def content(self, place: int) -> bytes:
+        """Its pixels."""
+        start, (height, width) = int(self.starts[place]), self.sizes[place].tolist()
+        return self.pixels[start : start + 3 * height * width].cpu().numpy().tobytes()
+
+    def prepared(self, paper: Any, views: Any, workers: int) -> "PackedImages":
+        """Itself.
+
+        Raises:
+            UserError: views that take images of one size alone.
+        """
+        call = views.forward if isinstance(views, nn.Module) else views
+        if not accepted(call, {"sizes": None}):
+            raise UserError(
+                f"data.views: packed images have many sizes, and {name_of(views)} takes no "
+                "argument 'sizes' (int64 [B, 2], height and width): give its call one, or "
+                "subclass SimCLRViews"
+            )
+        return self
+
+    def on(self, device: torch.device, room: float) -> "PackedImages":
         """The same images on another device, once for all parts of a split.
 
         Labels, sizes and plan stay on the CPU.
         """
         pixels = self._copies.get(device)
+        if self.pixels.device == device or (pixels is None and self.pixels.nbytes > room):
+            return self
         if pixels is None:  # what is there already is not copied
             pixels = self._copies[device] = self.pixels.to(device)
         return self._twin(pixels, torch.arange(len(self)), self.labels)
+
+    def close(self) -> None:
+        """Nothing to end."""
 
     def _twin(self, pixels: Tensor, index: Tensor, labels: Tensor) -> "PackedImages":
         names = None if self.names is None else [self.names[i] for i in index.tolist()]

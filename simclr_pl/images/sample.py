@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
+from simclr_pl.core.data.sources import MAX_PIXELS
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.decode import MAX_PIXELS, without_pils_limit
+from simclr_pl.images.decode import without_pils_limit
 from simclr_pl.images.formats import decoders
 from simclr_pl.images.pixels import Range, sixteen_bit_range
 

@@ -22,25 +22,13 @@ class Unreadable:
 
     Args:
         root: of the data set, that all paths begin with.
+        images: of all splits together.
+        file: where they are written down, if there is a run.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.images = 0
-        """Of all splits together."""
-        self._file: Path | None = None
+    def __init__(self, root: Path, images: int, file: Path | None = None) -> None:
+        self.root, self.images, self.file = root, images, file
         self._known: set[str] = set()
-
-    @property
-    def file(self) -> Path | None:
-        """Where they are written down, if there is a run; another run's has all names anew."""
-        return self._file
-
-    @file.setter
-    def file(self, path: Path | None) -> None:
-        if path != self._file:
-            self._known = set()
-        self._file = path
 
     def add(self, path: str | Path, why: str) -> None:
         """Notes a file that could not be read, unless it is known.

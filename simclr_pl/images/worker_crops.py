@@ -3,26 +3,28 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from simclr_pl.core.batch import Batch, Cut
+from simclr_pl.core.data.sources import MAX_PIXELS, OnBadImage, Statistics
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.randomness import epoch_order
 from simclr_pl.core.views.crop import CLEAN_SHARE, centre_boxes
 from simclr_pl.core.views.simclr import SimCLRViews
-from simclr_pl.images.decode import MAX_PIXELS, BadImageError, Box, EncodedImage
+from simclr_pl.images.decode import BadImageError, Box, EncodedImage
 
 KINDS: dict[Cut, list[int]] = {"views": [2], "clean": [1], "both": [2, 1]}
 """Crops of an image that are decoded together: of views, and of the clean image."""
 
+PHOTOGRAPHS = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""ImageNet's: what images of three channels are normalised with that nobody has counted."""
+
 CHUNK = 32
 """Files that a worker holds at a time."""
-
-OnBadImage = Literal["error", "skip"]
 
 
 class Reading(NamedTuple):
@@ -68,6 +70,9 @@ class Items(Protocol):
     def content(self, place: int) -> bytes:
         """What tells an image from another."""
 
+    def statistics(self) -> Statistics:
+        """What they are to be normalised with."""
+
     def open(self, place: int, max_pixels: int = MAX_PIXELS) -> Opened:
         """Reads an image; raises `BadImageError` where that cannot be done."""
 
@@ -107,6 +112,10 @@ class FileItems:
     def content(self, place: int) -> bytes:
         """The file's bytes."""
         return self.paths[place].read_bytes()
+
+    def statistics(self) -> Statistics:
+        """Those of photographs."""
+        return PHOTOGRAPHS
 
     def open(self, place: int, max_pixels: int = MAX_PIXELS) -> EncodedImage:
         """Reads a file and its header."""

@@ -38,7 +38,8 @@ class LabelledDataModule(ContrastiveDataModule):
         super().setup(stage)
         train = self.splits.train
         chosen = draw_fraction(train.labels, self.label_fraction, self.seed)
-        self.splits = self.splits._replace(train=self._wire(train.select(chosen)))
+        how = self.views, self.views, self.num_workers
+        self.splits = self.splits._replace(train=train.select(chosen).prepared(*how))
         self._most = self.batch_size
         # One image alone has no statistics that batch norm could use.
         self.batch_size = max(2, len(chosen) // -(-len(chosen) // self.batch_size))
@@ -76,7 +77,8 @@ class LabelledDataModule(ContrastiveDataModule):
             "std": list(self.std or ()),
             "num_workers": self.num_workers,
             "split_seed": self.split_seed,
-            **self.reading._asdict(),
+            "on_bad_image": self.reading["on_bad_image"],
+            "max_pixels": self.reading["max_pixels"],
         }
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> LabelledImages:  # type: ignore[override]

@@ -6,11 +6,9 @@ from typing import Any
 import lightning as L
 
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
-from simclr_pl.core.data.sources import ArrayImages
 from simclr_pl.core.model.objective import NTXent
 from simclr_pl.core.model.optim import WarmupCosine
 from simclr_pl.core.model.simclr import SimCLR
-from simclr_pl.images.packed import PackedImages
 
 
 class DerivedTable(L.Callback):
@@ -42,13 +40,7 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
     device = trainer.strategy.root_device
     labelled = int((data.splits.train.labels >= 0).sum())
     source = getattr(trainer.train_dataloader, "source", None)
-    if isinstance(source, ArrayImages):
-        where = f"in memory ({source.images.device.type})"
-    elif isinstance(source, PackedImages):
-        there = source.pixels.device.type
-        where = "a file mapped into memory" if there == "cpu" else f"in memory ({there})"
-    else:
-        where = f"decoded by {data.num_workers or 'no'} workers a device"
+    where = getattr(source, "stored", data.splits.train.stored)
     where += "; views compiled" if data.compiled else ""
     everywhere = model.hparams["global_batch_norm"]
     norm = "global, over all devices" if everywhere else "each device its own"

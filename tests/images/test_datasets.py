@@ -17,12 +17,13 @@ from torchvision import datasets as tv
 
 from simclr_pl import UserError
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.sources import ArrayImages, ImageFiles
+from simclr_pl.core.data.sources import ArrayImages
 from simclr_pl.core.views.simclr import SimCLRViews
 from simclr_pl.images import builtin as readers
-from simclr_pl.images.datasets import DATASETS, load, prepare, statistics
+from simclr_pl.images.datasets import DATASETS, load, prepare
 from simclr_pl.images.fingerprint import fingerprint
 from simclr_pl.images.splits import HOLDOUT, holdout
+from simclr_pl.images.worker_images import ImageFiles
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -137,7 +138,7 @@ def test_the_split_seed_changes_val_and_nothing_else() -> None:
 def test_statistics_are_mean_and_standard_deviation_of_each_channel() -> None:
     images = torch.from_numpy(pixels(50, 3, 9, 9)) // torch.tensor([1, 2, 4])[:, None, None]
     source = ArrayImages(images.to(torch.uint8), torch.zeros(50, dtype=torch.int64))
-    mean, std, _ = statistics(source)
+    mean, std, _ = source.statistics()
     x = source.images.double() / 255
     assert mean == pytest.approx(x.mean((0, 2, 3)).tolist(), abs=6e-5)
     assert std == pytest.approx(x.std((0, 2, 3), correction=0).tolist(), abs=6e-5)
@@ -145,7 +146,7 @@ def test_statistics_are_mean_and_standard_deviation_of_each_channel() -> None:
 
 def test_statistics_of_digits() -> None:
     train = array(load("digits", "unused").train)
-    mean, std, _ = statistics(train)
+    mean, std, _ = train.statistics()
     x = train.images.double() / 255
     assert mean == pytest.approx([float(x.mean())], abs=6e-5)
     assert std == pytest.approx([float(x.std(correction=0))], abs=6e-5)
@@ -159,20 +160,20 @@ def coloured(count: int, *levels: int) -> ArrayImages:
 
 
 def test_a_channel_without_contrast_is_divided_by_the_strongest_ones_deviation() -> None:
-    got = statistics(coloured(50, 255, 200, 0))
+    got = coloured(50, 255, 200, 0).statistics()
     assert got.empty == (2,)
     assert got.mean[2] == 0
     assert got.std == pytest.approx((0.291, 0.228, got.std[0]), abs=5e-4)
     # What a JPEG file leaves in an empty channel is no contrast either; a faint colour is.
-    assert statistics(coloured(50, 255, 200, 3)).empty == (2,)
-    assert statistics(coloured(50, 255, 200, 10)).empty == ()
+    assert coloured(50, 255, 200, 3).statistics().empty == (2,)
+    assert coloured(50, 255, 200, 10).statistics().empty == ()
 
 
 def test_contrast_is_measured_against_other_colours_alone() -> None:
     # Masks of 0 and 1, and a faint channel among five, which jitter does not mix.
     mask = ArrayImages(coloured(50, 255).images.gt(127).byte(), torch.zeros(50))
-    assert statistics(mask) == ((0.002,), (0.002,), ())
-    std, empty = statistics(coloured(50, 255, 255, 255, 255, 2))[1:]
+    assert mask.statistics() == ((0.002,), (0.002,), ())
+    std, empty = coloured(50, 255, 255, 255, 255, 2).statistics()[1:]
     assert empty == ()
     assert std[4] < 0.01 * std[0]
 
@@ -180,12 +181,12 @@ def test_contrast_is_measured_against_other_colours_alone() -> None:
 @pytest.mark.parametrize("count", [4, 1])
 def test_a_set_without_any_contrast_is_divided_by_one(count: int) -> None:
     source = ArrayImages(torch.full((count, 3, 8, 8), 51, dtype=torch.uint8), torch.zeros(count))
-    assert statistics(source) == ((0.2,) * 3, (1.0,) * 3, (0, 1, 2))
+    assert source.statistics() == ((0.2,) * 3, (1.0,) * 3, (0, 1, 2))
 
 
 def test_views_of_an_empty_channel_are_as_large_as_those_of_others() -> None:
     source = coloured(64, 255, 255, 0)
-    mean, std, _ = statistics(source)
+    mean, std, _ = source.statistics()
     views = SimCLRViews(16, jitter=1.0, mean=mean, std=std)
     both = torch.cat(views(source.images, torch.arange(64), 0))
     assert both[:, 2].abs().max() <= 1 / min(std[:2])
@@ -193,7 +194,7 @@ def test_views_of_an_empty_channel_are_as_large_as_those_of_others() -> None:
 
 
 def test_statistics_of_files_are_imagenets() -> None:
-    mean, std, _ = statistics(ImageFiles([], torch.zeros(0)))
+    mean, std, _ = ImageFiles([], torch.zeros(0)).statistics()
     assert mean == (0.485, 0.456, 0.406)
     assert std == (0.229, 0.224, 0.225)
 
@@ -292,7 +293,7 @@ def test_fashion_mnist_is_read_from_debians_folder(tmp_path: Path) -> None:
     assert counts(train.labels, 10) == [5400] * 10
     assert counts(array(splits.val).labels, 10) == [600] * 10
     # The values that are known for the whole of train, of which a sixth is counted.
-    mean, std, _ = statistics(train)
+    mean, std, _ = train.statistics()
     assert mean == pytest.approx([0.2860], abs=6e-5)
     assert std == pytest.approx([0.3530], abs=6e-5)
 

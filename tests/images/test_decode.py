@@ -16,10 +16,10 @@ from torchvision.transforms.v2 import functional as TF
 
 from simclr_pl import SimCLRViews, UserError
 from simclr_pl.core.batch import Cut
-from simclr_pl.core.data.sources import ImageFiles
 from simclr_pl.core.views.crop import CLEAN_SHARE, centre_boxes
 from simclr_pl.images.decode import EncodedImage, crops_of
 from simclr_pl.images.worker_crops import CHUNK
+from simclr_pl.images.worker_images import ImageFiles
 
 SIDE = 24
 SIZES = [
@@ -51,7 +51,7 @@ def views() -> SimCLRViews:
 
 
 def crops(paths: list[Path], views: SimCLRViews, cut: Cut, epoch: int = 0) -> Tensor:
-    source = ImageFiles(paths, torch.zeros(len(paths), dtype=torch.int64)).with_views(views, 0)
+    source = ImageFiles(paths, torch.zeros(len(paths), dtype=torch.int64)).prepared(views, views, 0)
     (batch,) = source.batches([torch.arange(len(paths))], epoch, cut)
     return batch.images
 
@@ -174,7 +174,7 @@ def test_more_files_than_a_worker_holds_at_a_time_change_no_bit(
 ) -> None:
     many = files * (2 * CHUNK // len(files) + 1)
     together = crops(many, views, "views")
-    source = ImageFiles(many, torch.zeros(len(many), dtype=torch.int64)).with_views(views, 0)
+    source = ImageFiles(many, torch.zeros(len(many), dtype=torch.int64)).prepared(views, views, 0)
     plan = list(torch.arange(len(many)).split(3))
     apart = torch.cat([batch.images for batch in source.batches(plan, 0, "views")])
     assert len(many) > 2 * CHUNK

@@ -10,9 +10,9 @@ from PIL import Image
 
 from simclr_pl import UserError
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.sources import ImageFiles
 from simclr_pl.images.datasets import load, prepare
 from simclr_pl.images.formats import suffixes
+from simclr_pl.images.worker_images import ImageFiles
 
 
 def fill(folder: Path, count: int, suffix: str = ".png") -> None:

@@ -14,13 +14,14 @@ from torch.utils.data import Dataset, IterableDataset
 
 from simclr_pl import ContrastiveDataModule, SimCLR
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.sources import ArrayImages, ImageFiles, WorkerImages
+from simclr_pl.core.data.sources import ArrayImages
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.views.simclr import SimCLRViews
 from simclr_pl.images import own_dataset as own
 from simclr_pl.images.fingerprint import fingerprint
 from simclr_pl.images.unreadable import Unreadable
 from simclr_pl.images.worker_crops import Reading
+from simclr_pl.images.worker_images import ImageFiles, WorkerImages
 
 
 def pixels(count: int, *shape: int) -> Tensor:
@@ -178,10 +179,11 @@ def test_images_of_differing_sizes_are_cut_by_workers_as_files_are(
     source = ready(Items([(image, i % 2) for i, image in enumerate(photographs())])).whole.train
     assert isinstance(source, WorkerImages)
     views, plan = SimCLRViews(16, seed=3), [torch.tensor([3, 11, 0]), torch.tensor([7])]
-    cut = source.with_views(views, workers)
+    cut = source.prepared(views, views, workers)
     mine = list(cut.batches(plan, 5, "both", training=True))
     cut.close()
-    for got, want in zip(mine, files.with_views(views, 0).batches(plan, 5, "both"), strict=True):
+    files = files.prepared(views, views, 0)
+    for got, want in zip(mine, files.batches(plan, 5, "both"), strict=True):
         assert got.images.equal(want.images)
         assert got.index.equal(want.index)
 
@@ -203,10 +205,9 @@ def test_an_item_that_cannot_be_read_is_an_error_or_is_left_out() -> None:
     data.items = [*whole[:4], (torch.rand(3, 9, 9), 0), *whole[5:]]
     views, plan = SimCLRViews(8), [torch.arange(12)]
     with pytest.raises(UserError, match=r"item 4 of .*uint8 tensor"):
-        list(source.with_views(views, 0).batches(plan, 0, "clean"))
-    told = Unreadable(Path())
-    told.images = 1000
-    skipping = source.with_views(views, 0, Reading("skip"), told)
+        list(source.prepared(views, views, 0).batches(plan, 0, "clean"))
+    source.reading, source.unreadable = Reading("skip"), Unreadable(Path(), 1000)
+    skipping = source.prepared(views, views, 0)
     (batch,) = skipping.batches(plan, 0, "clean")
     assert batch.index.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
 

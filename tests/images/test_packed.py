@@ -88,20 +88,20 @@ def test_a_split_batch_keeps_its_sizes(source: PackedImages) -> None:
 def test_another_device_is_gone_to_once_for_all_parts(source: PackedImages) -> None:
     """The only other device that every machine has holds no data, but moves as a GPU does."""
     meta = torch.device("meta")
-    assert source.bytes_to(meta) == source.pixels.nbytes
-    there = source.to(meta)
+    room = source.pixels.nbytes
+    assert source.on(meta, room - 1) is source
+    there = source.on(meta, room)
     part = source.select(torch.tensor([2, 0])).relabel(torch.tensor([0, 1]))
-    assert part.bytes_to(meta) == 0
-    assert part.to(meta).pixels is there.pixels
+    assert part.on(meta, 0).pixels is there.pixels
     assert (there.pixels.device, there.labels.device.type) == (meta, "cpu")
     del there
-    assert part.bytes_to(meta) == source.pixels.nbytes  # nobody has kept it
-    assert source.bytes_to(torch.device("cpu")) == 0
+    assert part.on(meta, room - 1) is part  # nobody has kept it
+    assert source.on(torch.device("cpu"), 0) is source
 
 
 @pytest.mark.gpu
 def test_pixels_on_a_gpu_make_the_same_batches_there(source: PackedImages) -> None:
-    there = source.to(torch.device("cuda"))
+    there = source.on(torch.device("cuda"), 1e9)
     here, moved = (next(s.batches(plan([3, 0, 1]), 0, "views")) for s in (source, there))
     assert here.sizes is not None
     assert moved.sizes is not None

@@ -11,10 +11,10 @@ from torch import Tensor
 from simclr_pl import SimCLRViews, UserError
 from simclr_pl.core.batch import Batch
 from simclr_pl.core.data.loaders import EvaluationLoader, TrainLoader
-from simclr_pl.core.data.sources import ImageFiles
 from simclr_pl.core.randomness import epoch_order
 from simclr_pl.images.unreadable import LEFT_OUT, Unreadable
 from simclr_pl.images.worker_crops import Reading
+from simclr_pl.images.worker_images import ImageFiles
 
 N, BATCH, SEED = 41, 8, 5
 BAD = (3, 4, 17, 30)
@@ -47,7 +47,8 @@ def source_of(
     paths: Sequence[Path], views: SimCLRViews, workers: int = 0, notes: Unreadable | None = None
 ) -> ImageFiles:
     files = ImageFiles(paths, torch.arange(len(paths)))
-    return files.with_views(views, workers, Reading("skip"), notes)
+    files.reading, files.unreadable = Reading("skip"), notes
+    return files.prepared(views, views, workers)
 
 
 def trained(
@@ -146,9 +147,7 @@ def lines(folder: Path) -> list[str]:
 
 
 def notes(paths: list[Path], folder: Path, images: int = 1000) -> Unreadable:
-    found = Unreadable(paths[0].parent)
-    found.images, found.file = images, folder / LEFT_OUT
-    return found
+    return Unreadable(paths[0].parent, images, folder / LEFT_OUT)
 
 
 @forks

@@ -17,8 +17,8 @@ from photographs import fill
 from torch import Tensor
 
 from simclr_pl import SimCLRViews, UserError
-from simclr_pl.core.data.sources import ImageFiles
 from simclr_pl.images import worker_processes as workers
+from simclr_pl.images.worker_images import ImageFiles
 from simclr_pl.images.worker_processes import told_of_waiting
 
 pytestmark = [
@@ -31,7 +31,8 @@ pytestmark = [
 def source(tmp_path: Path) -> Iterator[ImageFiles]:
     paths = fill(tmp_path / "images", 24)
     files = ImageFiles(paths, torch.zeros(24, dtype=torch.int64))
-    source = files.with_views(SimCLRViews(20, seed=7), 2)
+    views = SimCLRViews(20, seed=7)
+    source = files.prepared(views, views, 2)
     yield source
     source.close()
 

@@ -7,11 +7,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from simclr_pl.core.data.sources import ImageFiles
+from simclr_pl.core.data.sources import MAX_PIXELS
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.decode import MAX_PIXELS, BadImageError, EncodedImage
+from simclr_pl.images.decode import BadImageError, EncodedImage
 from simclr_pl.images.folders import read_folder
 from simclr_pl.images.listing import LeftOut
+from simclr_pl.images.worker_images import ImageFiles
 from simclr_pl.images.worker_processes import batches_of, begin, end_workers, sent
 
 CHUNK = 16

@@ -19,19 +19,15 @@ from tqdm import tqdm
 from simclr_pl.cluster.signals import restore
 from simclr_pl.commandline.call import call
 from simclr_pl.commands.pack.check import check_images
-from simclr_pl.core.data.sources import ImageFiles
+from simclr_pl.core.data.sources import MAX_PIXELS
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.paths import expanded
-from simclr_pl.images.decode import (
-    MAX_PIXELS,
-    MIN_SIDE,
-    BadImageError,
-    EncodedImage,
-    without_pils_limit,
-)
+from simclr_pl.core.views.simclr import MIN_SIDE
+from simclr_pl.images.decode import BadImageError, EncodedImage, without_pils_limit
 from simclr_pl.images.download import alone
 from simclr_pl.images.folders import read_folder
 from simclr_pl.images.packing import PIXELS, SPLITS, save_index, save_pixels
+from simclr_pl.images.worker_images import ImageFiles
 from simclr_pl.images.worker_processes import batches_of, begin, end_workers, sent
 
 LONGEST = 2

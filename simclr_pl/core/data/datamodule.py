@@ -10,25 +10,29 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from simclr_pl.core.batch import UNLABELLED, Batch, Cut, EvaluationBatch, MicroBatches, Views
 from simclr_pl.core.data.loaders import EvaluationLoader, TrainLoader
-from simclr_pl.core.data.sources import AnySource, Splits, WorkerImages
+from simclr_pl.core.data.sources import (
+    MAX_PIXELS,
+    Labels,
+    OnBadImage,
+    Source,
+    Splits,
+    check_splits,
+)
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.lookup import Door, name_of
+from simclr_pl.core.lookup import Door, lookup, name_of
 from simclr_pl.core.paths import expanded
 from simclr_pl.core.randomness import run_seed
 from simclr_pl.core.speed.compiler import has_compiler
-from simclr_pl.core.views.own import build_views, check_source, count_of, views_of
+from simclr_pl.core.views.own import build_views, count_of, views_of
 from simclr_pl.core.views.simclr import SimCLRViews
-from simclr_pl.images.datasets import Labels, load, prepare, statistics
-from simclr_pl.images.decode import MAX_PIXELS
-from simclr_pl.images.heldout import HeldOut
-from simclr_pl.images.packed import PackedImages
-from simclr_pl.images.unreadable import Unreadable
-from simclr_pl.images.worker_crops import OnBadImage, Reading
 
 Split = Literal["train", "val", "test"]
 
 RESIDENT_SHARE = 0.25
 """Sets up to this share of a GPU's free memory are kept on it, those of image files aside."""
+
+READERS = "simclr_pl.images.datasets"
+"""What reads data sets by name, and those of one's own; imported when it is wanted."""
 
 
 class ContrastiveDataModule(L.LightningDataModule):
@@ -36,7 +40,8 @@ class ContrastiveDataModule(L.LightningDataModule):
 
     Args:
         dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, packed, npz; or the class
-            path of a torch.utils.data.Dataset of uint8 images, or of a function that gives splits.
+            path of a torch.utils.data.Dataset of uint8 images, or of a function that gives splits;
+            in Python an object too, of which `Splits` are used as they are.
         root: folder of the data; for `folder` the images' own, for `packed` what `pack` has
             written, for `npz` the file.
         batch_size: images a step, global: over all devices together.
@@ -102,9 +107,11 @@ class ContrastiveDataModule(L.LightningDataModule):
         self.root, self.batch_size = str(expanded(root)), batch_size
         self.num_workers, self.split_seed, self.seed = num_workers, split_seed, run_seed(seed)
         self.predict_split: Split = predict_split
-        self._labels: Labels = labels
-        self.reading = Reading(on_bad_image, max_pixels)
-        self.unreadable = Unreadable(Path(root))
+        self.reading: dict[str, Any] = {
+            "labels": labels, "on_bad_image": on_bad_image, "max_pixels": max_pixels,
+        }  # fmt: skip
+        self.left_out: Path | None = None
+        """Where image files that cannot be read are named, if a run has such a place."""
         self._image_size, self._mean, self._std = image_size, mean, std
         self._augmentation: dict[str, Any] = {
             "scale": scale, "flip": flip, "jitter": jitter, "grayscale": grayscale, "blur": blur,
@@ -115,8 +122,8 @@ class ContrastiveDataModule(L.LightningDataModule):
         SimCLRViews(side, **self._augmentation)
         self._loader: TrainLoader | None = None
         self._loaded: dict[str, Any] | None = None
-        self.kept: HeldOut | None = None
-        """The validation images of the run that these data are for, where it has begun."""
+        self.kept: Any = None
+        """The validation images of the run that these data are for (`HeldOut`), if it has begun."""
         self.whole: Splits
         """As they were read; of `splits` some images may have been left out."""
         self.splits: Splits
@@ -134,22 +141,26 @@ class ContrastiveDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Downloads what is missing: Lightning calls this once a machine."""
-        prepare(self.given_dataset, self.root)
+        if not isinstance(self.given_dataset, Splits):
+            _reader("prepare")(self.given_dataset, self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the data and derives channels, image size, classes and statistics."""
         if self.channels is not None:
             return
-        splits = load(
-            self.given_dataset, self.root, self.split_seed, self.kept, labels=self._labels
-        )
+        splits = self.given_dataset
+        if isinstance(splits, Splits):
+            check_splits(splits, self.dataset)
+        else:
+            where = self.root, self.split_seed, self.kept
+            splits = _reader("load")(splits, *where, **self.reading, left_out=self.left_out)
         channels = splits.train.channels
         if channels not in (1, 3) and any(self._augmentation[k] for k in ("jitter", "grayscale")):
             raise UserError(
                 f"{self.dataset} has images of {channels} channels, and colours are changed "
                 "only of 1 or 3: give --data.jitter 0 --data.grayscale 0"
             )
-        mean, std, self.empty_channels = statistics(splits.train)
+        mean, std, self.empty_channels = splits.train.statistics()
         self.mean = self._per_channel("mean", self._mean or mean, channels)
         self.std = self._per_channel("std", self._std or std, channels)
         self.image_size = self._image_size or splits.train.side or 224
@@ -159,15 +170,9 @@ class ContrastiveDataModule(L.LightningDataModule):
             compiled=self.compiled and (stage == "fit" or has_compiler()),
         )  # fmt: skip
         self.makes_views = build_views(self.given_views, self.views)
-        if self.makes_views is not self.views:
-            for source in splits[:3]:
-                if isinstance(source, WorkerImages | PackedImages):
-                    check_source(self.makes_views, source)
-            if isinstance(self.makes_views, SimCLRViews):
-                self.views = self.makes_views
-        own = splits[:3] if splits.held is None else (splits.train, splits.test)
-        self.unreadable.images = sum(len(split) for split in own if split is not None)
-        self.whole, self.splits = splits, self._wired(splits)
+        if isinstance(self.makes_views, SimCLRViews):
+            self.views = self.makes_views
+        self.whole, self.splits = splits, self._prepared(splits)
         self.channels = channels
 
     def train_dataloader(self) -> TrainLoader:
@@ -244,7 +249,7 @@ class ContrastiveDataModule(L.LightningDataModule):
     def teardown(self, stage: str | None = None) -> None:
         """Ends worker processes."""
         for source in self.splits[:3] if self.channels is not None else ():
-            if isinstance(source, WorkerImages):
+            if source is not None:
                 source.close()
 
     def on_exception(self, exception: BaseException) -> None:
@@ -301,7 +306,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         """
         twin = copy.copy(self)
         twin.trainer = None
-        twin.splits = self._wired(self.splits)
+        twin.splits = self._prepared(self.splits)
         return twin
 
     def make_views(self, batch: Batch) -> Views:
@@ -321,24 +326,19 @@ class ContrastiveDataModule(L.LightningDataModule):
         sizes = {} if batch.sizes is None else {"sizes": batch.sizes}
         return EvaluationBatch(clean(whole, **sizes), made, batch.labels, batch.index)
 
-    def _wired(self, splits: Splits) -> Splits:
-        train, val, test = (self._wire(source) for source in splits[:3])
+    def _prepared(self, splits: Splits) -> Splits:
+        how = self.views, self.makes_views, self.num_workers
+        test = None if splits.test is None else splits.test.prepared(*how)
+        train, val = splits.train.prepared(*how), splits.val.prepared(*how)
         return splits._replace(train=train, val=val, test=test)
 
-    def _wire(self, source: AnySource | None) -> Any:
-        if isinstance(source, WorkerImages):
-            return source.with_views(self.views, self.num_workers, self.reading, self.unreadable)
-        return source
-
-    def _place(self, source: AnySource) -> AnySource:
+    def _place(self, source: Source) -> Source:
         """Keeps a set on the GPU where it fits."""
-        if self.trainer is None or isinstance(source, WorkerImages):
-            return source
-        device = self.trainer.strategy.root_device
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if device.type != "cuda":
             return source
         free, _ = torch.cuda.mem_get_info(device)
-        return source.to(device) if source.bytes_to(device) <= RESIDENT_SHARE * free else source
+        return source.on(device, RESIDENT_SHARE * free)
 
     def _micro_batches(self, world: int) -> int:
         """How many of them make a batch: the model knows what goes through it at a time."""
@@ -369,3 +369,8 @@ class ContrastiveDataModule(L.LightningDataModule):
                 f"data.{name} has {len(given)} numbers, but the images have {channels} channels"
             )
         return tuple(given)
+
+
+def _reader(name: str) -> Any:
+    """A function that reads data sets: they are no part of the core."""
+    return lookup(f"{READERS}.{name}", {}, "data.dataset").target

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from simclr_pl.core.batch import Batch, Cut
-from simclr_pl.core.data.sources import AnySource, WorkerImages
+from simclr_pl.core.data.sources import Source
 from simclr_pl.core.distributed import shard
 from simclr_pl.core.randomness import epoch_order
 
@@ -41,7 +41,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        source: AnySource,
+        source: Source,
         batch_size: int,
         rank: int,
         world: int,
@@ -79,15 +79,10 @@ class TrainLoader:
         drawn = 0 if self.same_every_epoch else epoch
         order = epoch_order(self.seed, drawn, len(self.source))
         plan = [batch[self.rows] for batch in order.split(self.batch_size)[start : len(self)]]
-        batches = self._timed(self._batches(plan, drawn))
+        batches = self._timed(self.source.batches(plan, drawn, "views", training=True))
         for done, batch in enumerate(batches, start + 1):
             self._place = {"epoch": epoch, "batches": done}
             yield batch
-
-    def _batches(self, plan: list[Tensor], drawn: int) -> Iterator[Batch]:
-        if isinstance(self.source, WorkerImages):
-            return self.source.batches(plan, drawn, "views", training=True)
-        return self.source.batches(plan, drawn, "views")
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches, with the time they take added to `waited`."""
@@ -126,7 +121,7 @@ class EvaluationLoader:
 
     def __init__(
         self,
-        source: AnySource,
+        source: Source,
         batch_size: int,
         rank: int,
         world: int,

@@ -1,34 +1,122 @@
-"""Where images come from: one tensor in memory, what workers read, or a mapped file.
-
-(The last one is in `packed`.)
+"""What images are asked for: the protocol of sources, and the one that lives in memory.
 
 A source is a split's images with labels. It is asked for the batches of an epoch, as lists of
 indices, and yields them as `Batch`; it knows nothing of ranks, orders or augmentation beyond the
-boxes to cut.
-
-Images have names where they come from files: the path below the folder of their split, as bytes
-(`os.fsencode`) with `/` between its parts. It is the same in every place that a folder is copied
-to, and in the packed set that is written of it.
+boxes to cut. Other sources (files, packed sets, data sets of one's own) are in `simclr_pl.images`.
 """
 
-import copy
-import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple, Self
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from simclr_pl.core.batch import Batch, Cut
+from simclr_pl.core.batch import UNLABELLED, Batch, Cut
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.views.simclr import SimCLRViews
-from simclr_pl.images.decode import MIN_SIDE
-from simclr_pl.images.packed import PackedImages
-from simclr_pl.images.unreadable import Unreadable
-from simclr_pl.images.worker_crops import KINDS, Crops, FileItems, Items, Place, Read, Reading
-from simclr_pl.images.worker_processes import batches_of, begin, check_room, end_workers, sent
+from simclr_pl.core.views.simclr import MIN_SIDE
+
+Labels = Literal["given", "none"]
+"""Whether images keep the labels that a data set gives them."""
+
+OnBadImage = Literal["error", "skip"]
+"""Whether an image that cannot be read ends a run, or is stepped over."""
+
+MAX_PIXELS = 89_478_485
+"""Images with more are refused unless that is changed: there PIL begins to warn (268 MB of RGB)."""
+
+MOST_COUNTED = 60_000
+"""Images whose pixels are counted for statistics, evenly spread over a set that has more."""
+
+LEAST_CONTRAST = 0.02
+"""A colour with less than this share of another's standard deviation is noise: jitter would mix the
+other into it, 50 standard deviations high."""
+
+
+class Statistics(NamedTuple):
+    """What images are normalised with.
+
+    Attributes:
+        mean: of each channel, on a scale of 0 to 1.
+        std: of each channel, likewise: what its pixels are divided by, above 0.
+        empty: the channels without contrast, from 0. Their `std` is not their own.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    empty: tuple[int, ...] = ()
+
+
+class Source(Protocol):
+    """A split's images with labels.
+
+    Attributes:
+        labels: `int64 [N]`, `UNLABELLED` where unknown.
+        channels: C, of all images.
+        side: the shorter side of the images in pixels, where all have the same; else `None`.
+    """
+
+    labels: Tensor
+    channels: int
+    side: int | None
+
+    def __len__(self) -> int:
+        """N."""
+
+    @property
+    def names(self) -> Sequence[bytes] | None:
+        """Of each image; `None` where an image has its place alone.
+
+        A file's is its path below the folder of its split, as bytes (`os.fsencode`) with `/`
+        between its parts: the same in every place that the folder is copied to, and in the packed
+        set that is written of it.
+        """
+
+    @property
+    def stored(self) -> str:
+        """Where the images are, and what reads them, in words."""
+
+    def batches(
+        self, plan: Sequence[Tensor], epoch: int, cut: Cut, *, training: bool = False
+    ) -> Iterator[Batch]:
+        """Yields a batch for each list of indices.
+
+        Args:
+            plan: `int64 [B]` each, places in the split.
+            epoch: that the views are of.
+            cut: what is wanted of each image, where the source cuts it.
+            training: whether rows of images that cannot be read are given to others; else a batch
+                has fewer.
+        """
+
+    def select(self, index: Tensor) -> Self:
+        """The images at `index`, as a split of their own."""
+
+    def relabel(self, labels: Tensor) -> Self:
+        """The same images with other labels."""
+
+    def statistics(self) -> Statistics:
+        """What the images are to be normalised with."""
+
+    def content(self, place: int) -> bytes:
+        """What tells an image from another."""
+
+    def prepared(self, paper: Any, views: Any, workers: int) -> Self:
+        """The same images, to be cut for those views.
+
+        Args:
+            paper: the paper's, `SimCLRViews`, whose boxes are cut.
+            views: what makes views for training: the paper's, or somebody's own.
+            workers: processes that read images; 0: this one.
+
+        Raises:
+            UserError: such views cannot be made of these images.
+        """
+
+    def on(self, device: torch.device, room: float) -> Self:
+        """The same images on a device, where they can be and take at most `room` bytes there."""
+
+    def close(self) -> None:
+        """Ends worker processes, where there are some; the next batches start new ones."""
 
 
 class ArrayImages:
@@ -40,7 +128,6 @@ class ArrayImages:
     """
 
     names: Sequence[bytes] | None = None
-    """Of no image: each has its place in the tensor."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         if images.dim() != 4 or images.dtype != torch.uint8 or len(images) != len(labels):
@@ -60,7 +147,14 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, plan: Sequence[Tensor], epoch: int, cut: Cut) -> Iterator[Batch]:
+    @property
+    def stored(self) -> str:
+        """In words."""
+        return f"in memory ({self.images.device.type})"
+
+    def batches(
+        self, plan: Sequence[Tensor], epoch: int, cut: Cut, *, training: bool = False
+    ) -> Iterator[Batch]:
         """Yields whole images, whatever `cut` is: views are made on the device."""
         device = self.images.device
         # Out of pinned memory a GPU fetches them while the host goes on.
@@ -72,160 +166,59 @@ class ArrayImages:
             torch.index_select(self.images, 0, there, out=images)
             yield Batch(images, labels, there, epoch)
 
-    def select(self, index: Tensor) -> "ArrayImages":
-        """The images at `index`, as a split of their own."""
-        return ArrayImages(self.images[index], self.labels[index])
-
-    def relabel(self, labels: Tensor) -> "ArrayImages":
-        """The same images with other labels."""
-        return ArrayImages(self.images, labels)
-
-    def bytes_to(self, device: torch.device) -> int:
-        """How many bytes of that device's memory `to` would take."""
-        return 0 if self.images.device == device else self.images.nbytes
-
-    def to(self, device: torch.device) -> "ArrayImages":
-        """The same images on another device; labels and plan stay on the CPU."""
-        return ArrayImages(self.images.to(device), self.labels)
-
-
-class WorkerImages:
-    """Images that worker processes read, once for all views.
-
-    The views' boxes are pure functions of (seed, epoch, index), so that a worker can cut them from
-    the image; the rest of the augmentation is done on the device.
-
-    Args:
-        items: the images.
-        labels: `int64 [N]`, `UNLABELLED` where unknown.
-    """
-
-    side: int | None = None
-
-    def __init__(self, items: Items, labels: Tensor) -> None:
-        self.items, self.labels = items, labels
-        self.channels = items.channels
-        self.views: SimCLRViews | None = None
-        self.workers = 0
-        self.reading = Reading()
-        self.unreadable: Unreadable | None = None
-        self._loaders: dict[tuple[Cut, bool], tuple[_Plan, DataLoader[Read]]] = {}
-        self._missing = 0
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @property
-    def names(self) -> Sequence[bytes] | None:
-        """Of each image, where images have names."""
-        return self.items.names
-
-    def with_views(
-        self,
-        views: SimCLRViews,
-        workers: int,
-        reading: Reading = Reading(),  # noqa: B008 - a constant
-        unreadable: Unreadable | None = None,
-    ) -> Self:
-        """The same images, cut as `views` says.
-
-        Args:
-            views: whose boxes are cut.
-            workers: processes that do it; 0: in this one.
-            reading: how images are read.
-            unreadable: is told of those that cannot be.
-        """
-        twin = self._twin(self.items, self.labels)
-        twin.views, twin.workers = views, workers
-        twin.reading, twin.unreadable = reading, unreadable
-        return twin
-
-    def batches(
-        self, plan: Sequence[Tensor], epoch: int, cut: Cut, *, training: bool = False
-    ) -> Iterator[Batch]:
-        """Yields crops `uint8 [B, K, C, S, S]`; see `Batch.images`.
-
-        Where images that cannot be read are stepped over, others take their rows in training; else
-        a batch has fewer rows, and perhaps none.
-        """
-        if (cut, training) not in self._loaders:
-            if self.views is None:
-                raise ValueError("call with_views before asking for batches")
-            crop = self.channels * self.views.image_size**2
-            largest = max(map(len, plan), default=0) * sum(KINDS[cut]) * crop
-            check_room(largest, self.workers, len(plan))
-            sampler = _Plan()
-            loader = DataLoader(
-                Crops(self.items, self.labels, self.views, cut, self.reading, training=training),
-                batch_sampler=sampler,
-                num_workers=self.workers,
-                collate_fn=sent,
-                worker_init_fn=begin,
-                persistent_workers=self.workers > 0,
-                pin_memory=torch.cuda.is_available(),
-            )
-            self._loaders[cut, training] = (sampler, loader)
-        sampler, loader = self._loaders[cut, training]
-        sampler.plan, sampler.epoch = plan, epoch
-        missing = 0
-        for done, read in enumerate(batches_of(loader), 1):
-            for path, why in read.bad:
-                if self.unreadable is not None:
-                    self.unreadable.add(path, why)
-            missing += read.missing
-            if done == len(plan):  # said now: who knows the number of batches asks for no more
-                self._say_missing(missing, sum(map(len, plan)))
-            yield read.batch
-
-    def _say_missing(self, missing: int, images: int) -> None:
-        """Says how many rows an evaluation has been left with, where that has changed."""
-        if missing not in (0, self._missing):
-            sys.stdout.write(
-                f"{missing} of {images} images cannot be read: they are left out here\n"
-            )
-            self._missing = missing
-
-    def close(self) -> None:
-        """Ends the worker processes; the next batches start new ones."""
-        for _, loader in self._loaders.values():
-            end_workers(loader)
-        self._loaders.clear()
-
     def select(self, index: Tensor) -> Self:
         """The images at `index`, as a split of their own."""
-        return self._twin(self.items.select(index), self.labels[index])
+        return type(self)(self.images[index], self.labels[index])
 
     def relabel(self, labels: Tensor) -> Self:
         """The same images with other labels."""
-        return self._twin(self.items, labels)
+        return type(self)(self.images, labels)
 
-    def _twin(self, items: Items, labels: Tensor) -> Self:
-        """Other images of the same kind, without workers."""
-        twin = copy.copy(self)
-        WorkerImages.__init__(twin, items, labels)
-        return twin
+    def statistics(self) -> Statistics:
+        """Counted, of at most `MOST_COUNTED` images."""
+        return counted(self.images[:: -(-len(self) // MOST_COUNTED)].unbind(1))
+
+    def content(self, place: int) -> bytes:
+        """Its pixels."""
+        return self.images[place].cpu().numpy().tobytes()
+
+    def prepared(self, paper: Any, views: Any, workers: int) -> Self:
+        """Itself: it gives whole images, of which any views can be made."""
+        return self
+
+    def on(self, device: torch.device, room: float) -> Self:
+        """The images on that device; labels and plan stay on the CPU."""
+        if self.images.device == device or self.images.nbytes > room:
+            return self
+        return type(self)(self.images.to(device), self.labels)
+
+    def close(self) -> None:
+        """Nothing to end."""
 
 
-class ImageFiles(WorkerImages):
-    """Image files, decoded to RGB by worker processes.
+def counted(planes: Iterable[Tensor]) -> Statistics:
+    """Mean and standard deviation of each channel, on a scale of 0 to 1.
+
+    A channel without contrast is divided by what the channel with most contrast is divided by (1
+    where none has any): in a view, changed colours and contrasts give it pixels of that size.
 
     Args:
-        paths: the files.
-        labels: `int64 [N]`, `UNLABELLED` where unknown.
-        root: folder of the split, that all paths begin with; without it images have no names.
+        planes: `uint8`, of any shape, pixels of a channel each.
     """
-
-    def __init__(self, paths: Sequence[Path], labels: Tensor, root: Path | None = None) -> None:
-        super().__init__(FileItems(paths, root), labels)
-
-    @property
-    def paths(self) -> list[Path]:
-        """The files."""
-        assert isinstance(self.items, FileItems)
-        return self.items.paths
-
-
-AnySource = ArrayImages | WorkerImages | PackedImages
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in planes:
+        counts = torch.bincount(channel.flatten(), minlength=256).double()
+        share = counts / counts.sum()
+        centre = (share * levels).sum()
+        mean.append(round(float(centre), 4))
+        std.append(round(float((share * (levels - centre) ** 2).sum().sqrt()), 4))
+    most = max(std)
+    # Colours are mixed in images of 3 channels alone: in others, the faintest has its own say.
+    least = LEAST_CONTRAST * most if len(std) == 3 else 0.0
+    empty = tuple(c for c, own in enumerate(std) if own <= least)
+    divisors = (most or 1.0 if c in empty else own for c, own in enumerate(std))
+    return Statistics(tuple(mean), tuple(divisors), empty)
 
 
 class Splits(NamedTuple):
@@ -240,22 +233,34 @@ class Splits(NamedTuple):
             set brings a validation split of its own.
     """
 
-    train: AnySource
-    val: AnySource
-    test: AnySource | None
+    train: Source
+    val: Source
+    test: Source | None
     classes: tuple[str, ...]
     held: Tensor | None = None
 
 
-class _Plan:
-    """A batch sampler whose epoch and indices are set before each pass."""
+def check_splits(splits: Any, name: str) -> None:
+    """Looks at the labels and channels of `Splits`, or of what becomes some.
 
-    plan: Sequence[Tensor] = ()
-    epoch = 0
-
-    def __iter__(self) -> Iterator[list[Place]]:
-        for index in self.plan:
-            yield [Place(self.epoch, i) for i in index.tolist()]
-
-    def __len__(self) -> int:
-        return len(self.plan)
+    Raises:
+        UserError: an empty split, labels that are no places of classes, different channels.
+    """
+    classes, channels = len(splits.classes), splits.train.channels
+    for split in ("train", "val", "test"):
+        source: Source | None = getattr(splits, split)
+        if source is None:
+            continue
+        if not len(source):
+            raise UserError(f"{name}'s {split} split is empty")
+        low, high = int(source.labels.min()), int(source.labels.max())
+        if low < UNLABELLED or high >= classes:
+            raise UserError(
+                f"{name}'s {split} split has labels from {low} to {high}, but they must be from 0 "
+                f"to {classes - 1} (or {UNLABELLED} for unlabelled)"
+            )
+        if source.channels != channels:
+            raise UserError(
+                f"{name}'s {split} split has images of {source.channels} channels, but train has "
+                f"{channels}"
+            )

@@ -2,18 +2,15 @@
 
 import functools
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from simclr_pl.core.batch import Batch
-from simclr_pl.core.data.sources import AnySource, WorkerImages
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import Choice, accepted, construct, lookup, name_of
 from simclr_pl.core.views.simclr import SimCLRViews
-from simclr_pl.images.packed import PackedImages
 
 OPTION = "data.views"
 
@@ -55,26 +52,6 @@ def count_of(views: Any) -> int:
     return int(getattr(views, "count", 2))
 
 
-def check_source(views: Any, source: AnySource) -> None:
-    """Whether these views can be made of images that others crop, or of many sizes.
-
-    Raises:
-        UserError: they cannot.
-    """
-    if isinstance(source, WorkerImages):
-        if not isinstance(views, SimCLRViews) or views.count != SimCLRViews.count:
-            raise UserError(
-                f"{OPTION}: workers cut both views' boxes of image files as SimCLRViews says: make "
-                "your class a subclass of it with two views, or pack the folder "
-                "(python -m simclr_pl pack)"
-            )
-    elif isinstance(source, PackedImages) and not _names_sizes(views):
-        raise UserError(
-            f"{OPTION}: packed images have many sizes, and {name_of(views)} takes no argument "
-            "'sizes' (int64 [B, 2], height and width): give its call one, or subclass SimCLRViews"
-        )
-
-
 def views_of(views: Any, batch: Batch) -> tuple[Tensor, ...]:
     """Calls what makes the views: V float tensors `[B, C, S, S]`.
 
@@ -99,8 +76,3 @@ def views_of(views: Any, batch: Batch) -> tuple[Tensor, ...]:
         f"{OPTION}: {name_of(views)} gives {found}, but must give {count_of(views)} float tensors "
         f"[{len(batch.index)}, C, S, S] (more than two: say how many in an attribute 'count')"
     )
-
-
-def _names_sizes(views: Any) -> bool:
-    call: Callable[..., Any] = views.forward if isinstance(views, nn.Module) else views
-    return bool(accepted(call, {"sizes": None}))

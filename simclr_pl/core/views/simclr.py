@@ -30,6 +30,9 @@ from simclr_pl.core.views.crop import (
     taps,
 )
 
+MIN_SIDE = 4
+"""The smallest side, in pixels, of an image and of a view."""
+
 JITTER_CHANCE = 0.8
 """How often colours are jittered (the paper's appendix A)."""
 
@@ -325,8 +328,10 @@ def _check(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> None:
-    if image_size < 4:
-        raise UserError(f"data.image_size is {image_size}, but views need at least 4 pixels")
+    if image_size < MIN_SIDE:
+        raise UserError(
+            f"data.image_size is {image_size}, but views need at least {MIN_SIDE} pixels"
+        )
     if not 0 < scale[0] <= scale[1] <= 1:
         raise UserError(
             f"data.scale is {list(scale)}, but must be two shares of the image's area, smaller "

@@ -15,7 +15,7 @@ from torch import Tensor
 from simclr_pl import ContrastiveDataModule, SimCLRViews, UserError
 from simclr_pl.core.batch import UNLABELLED, Batch, EvaluationBatch, MicroBatches, Views
 from simclr_pl.core.views.crop import CLEAN_SHARE
-from simclr_pl.images.datasets import load, statistics
+from simclr_pl.images.datasets import load
 
 # Lightning 2.6 asks torch for a name that torch 2.15 calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
@@ -106,7 +106,7 @@ def folder(tmp_path: Path) -> Path:
 def test_everything_about_digits_is_derived() -> None:
     data = ready()
     assert (data.channels, data.image_size, data.num_classes) == (1, 8, 10)
-    mean, std, _ = statistics(load("digits", "").train)
+    mean, std, _ = load("digits", "").train.statistics()
     assert data.mean == mean
     assert data.std == std
     assert data.views.image_size == 8
@@ -130,7 +130,7 @@ def test_image_size_mean_and_std_can_be_given() -> None:
 def test_mean_alone_can_be_given() -> None:
     data = ready(mean=(0.25,))
     assert data.mean == (0.25,)
-    assert data.std == statistics(load("digits", "").train)[1]
+    assert data.std == load("digits", "").train.statistics()[1]
 
 
 def test_a_folders_images_are_rgb_of_224_with_imagenets_statistics(folder: Path) -> None:

@@ -16,8 +16,9 @@ from torchvision.transforms.v2 import functional as TF
 
 from simclr_pl import SimCLRViews, UserError
 from simclr_pl.core.batch import UNLABELLED, Batch, Cut
-from simclr_pl.core.data.sources import ArrayImages, ImageFiles
+from simclr_pl.core.data.sources import ArrayImages
 from simclr_pl.core.views.crop import CLEAN_SHARE, centre_boxes
+from simclr_pl.images.worker_images import ImageFiles
 
 SIDE = 20
 SIZES = [(40, 30), (33, 50), (64, 64), (25, 21), (21, 90), (20, 20), (100, 37), (48, 31)]
@@ -53,7 +54,7 @@ def views() -> SimCLRViews:
 
 
 def source_of(paths: list[Path], views: SimCLRViews, workers: int = 0) -> ImageFiles:
-    return ImageFiles(paths, torch.arange(len(paths)) - 1).with_views(views, workers)
+    return ImageFiles(paths, torch.arange(len(paths)) - 1).prepared(views, views, workers)
 
 
 def plan(*batches: list[int]) -> list[Tensor]:
@@ -290,7 +291,7 @@ def test_selected_files_keep_their_labels_and_places_of_their_own(
 ) -> None:
     source = ImageFiles(files, torch.arange(8)).select(torch.tensor([6, 2]))
     assert source.paths == [files[6], files[2]]
-    (batch,) = source.with_views(views, 0).batches(plan([1, 0]), 0, "clean")
+    (batch,) = source.prepared(views, views, 0).batches(plan([1, 0]), 0, "clean")
     assert batch.labels.tolist() == [2, 6]
     assert batch.index.tolist() == [1, 0]
     relabelled = source.relabel(torch.tensor([UNLABELLED, 5]))
@@ -301,7 +302,7 @@ def test_selected_files_keep_their_labels_and_places_of_their_own(
 
 def test_files_without_views_cannot_be_cut(files: list[Path]) -> None:
     source = ImageFiles(files, torch.zeros(8, dtype=torch.int64))
-    with pytest.raises(ValueError, match="with_views"):
+    with pytest.raises(ValueError, match="prepared"):
         next(source.batches(plan([0]), 0, "clean"))
 
 
@@ -357,7 +358,7 @@ def test_unfit_arrays_are_refused(images: Tensor, labels: Tensor, sentence: str)
 
 @pytest.mark.gpu
 def test_images_on_a_gpu_are_gathered_there(array: ArrayImages) -> None:
-    there = array.to(torch.device("cuda"))
+    there = array.on(torch.device("cuda"), 1e9)
     (batch,) = there.batches(plan([4, 1]), 0, "views")
     assert batch.images.is_cuda
     assert batch.labels.is_cuda

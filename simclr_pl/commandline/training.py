@@ -23,6 +23,7 @@ from simclr_pl.run.config import check_same_recipe
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.ended import ended_by
 from simclr_pl.run.metrics import MetricsFile, say_lost
+from simclr_pl.run.older_runs import OlderRuns
 from simclr_pl.run.seen import KeepSeen
 from simclr_pl.tracking.loggers import ROWS
 from simclr_pl.tracking.tensorboard import tensorboard_logger
@@ -89,7 +90,7 @@ class Session:
         """Watch over ranks and data; note that a step was finished, and why it was the last."""
         assert self.stop.restarts is not None
         watching = [_Began(self), OutOfMemory(), self._ranks, self.stop.restarts]
-        return [*watching, KeepSeen(self.run, self.resume_from)]
+        return [*watching, OlderRuns(), KeepSeen(self.run, self.resume_from)]
 
     def train(self, trainer: L.Trainer, model: L.LightningModule, data: Any) -> None:
         """`Trainer.fit`, from the start or from the checkpoint to go on from.

@@ -1,14 +1,11 @@
 """LARS (You et al. 2017), with the rate inside the momentum, as SimCLR's authors have it."""
 
-import sys
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-
-from simclr_pl.core.distributed import rank_and_world
 
 TRUST = 0.001
 """The trust coefficient (the authors' `eeta`)."""
@@ -32,17 +29,21 @@ class Lars(Optimizer):
     al. 2017, algorithm 1 (whose denominator is |g| + d |w|).
 
     Args:
-        groups: of parameters, each with its `weight_decay`, and `adapt` false for those that are
-            no weights.
+        params: weights, or groups of parameters, with `adapt` false for those that are none.
         lr: the learning rate.
         momentum: m.
+        weight_decay: d.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float = 0.9) -> None:
-        super().__init__(
-            groups, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "adapt": True}
-        )
-        self.register_load_state_dict_pre_hook(_from_timm)
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "adapt": True}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -82,27 +83,3 @@ def _trust(weights: list[Tensor], grads: list[Tensor]) -> Tensor:
     """Of each weight, `[weights]`."""
     long, steep = (torch.stack(list(torch._foreach_norm(some))) for some in (weights, grads))
     return torch.where((long > 0) & (steep > 0), TRUST * long / steep, 1.0)
-
-
-def _from_timm(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
-    """The state of a run that was begun with timm's LARS: its momentum, times its rate.
-
-    The first step then is as long as timm's would have been; those behind it are LARS's.
-    """
-    if not any("momentum_buffer" in own for own in state["state"].values()):
-        return None
-    if rank_and_world()[0] == 0:
-        sys.stdout.write(
-            "This run was begun with timm's LARS, which keeps the learning rate outside the "
-            "momentum: from here on it is inside, as in the paper and its authors' code\n"
-        )
-    rates = {place: group["lr"] for group in state["param_groups"] for place in group["params"]}
-    velocities = {
-        place: {"velocity": own["momentum_buffer"] * rates[place]}
-        for place, own in state["state"].items()
-    }
-    groups = [
-        {**{name: saved.get(name, value) for name, value in own.items()}, "params": saved["params"]}
-        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
-    ]
-    return {"state": velocities, "param_groups": groups}

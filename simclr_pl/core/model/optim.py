@@ -1,20 +1,18 @@
 """Optimisers, parameter groups and the learning rate's schedule."""
 
 import fnmatch
-import itertools
 import math
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import lightning as L
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lightning_internals import AnyConv
-from simclr_pl.core.lookup import Choice, accepted, construct
+from simclr_pl.core.lookup import Choice, accepted, construct, lookup
 from simclr_pl.core.model.lars import Lars
 
 OPTIMIZERS = {
@@ -98,12 +96,18 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimiser over all parameters that want a gradient, in two groups: decay, no decay.
 
+    An optimiser of one's own has these groups where its class knows of weight decay, and an `lr` of
+    its own is taken as it stands.
+
     Args:
         modules: whose parameters.
         recipe: which optimiser, and how.
         learning_rate: of all parameters.
         fused: whether one kernel may do for all parameters, on CUDA (SGD, AdamW; LARS works on
             lists of parameters there by itself); the same to rounding.
+
+    Raises:
+        UserError: arguments that its class refuses, or something that makes no optimiser.
     """
     weights, others = split_parameters(modules)
     # On a CPU the fused SGD copies weights that are channels-last, and takes twice the time.
@@ -112,38 +116,26 @@ def build_optimizer(
         {"params": weights, "weight_decay": recipe.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    if recipe.own is not None:
-        return _own_optimizer(recipe, recipe.own, groups, learning_rate)
-    optimizer = _optimizer(groups, recipe, learning_rate, fused=fused)
-    _regroup(optimizer, modules)
-    return optimizer
-
-
-def _own_optimizer(
-    recipe: OptimizerRecipe, own: Choice, groups: list[dict[str, Any]], learning_rate: float
-) -> Optimizer:
-    """An optimiser of any class; its groups are ours where it knows of weight decay.
-
-    An `lr` of its own is taken as it stands.
-
-    Raises:
-        UserError: arguments that it refuses, or something that makes no optimiser.
-    """
-    args = dict(own.args)
-    if accepted(own.target, {"weight_decay": 0.0}, {}):
-        groups[0]["weight_decay"] = args.pop("weight_decay", groups[0]["weight_decay"])
-        parameters: list[Any] = groups
+    choice = recipe.own or lookup(recipe.name, OPTIMIZERS, "model.optimizer")
+    args, parameters = dict(choice.args), groups
+    if choice.target is Lars:
+        groups[1]["adapt"] = False
+    if accepted(choice.target, {"weight_decay": 0.0}):
+        groups[0]["weight_decay"] = args.pop("weight_decay", recipe.weight_decay)
     else:
         parameters = [parameter for group in groups for parameter in group["params"]]
-    bound = Choice(own.name, partial(own.target, parameters), args)
-    ours = {"momentum": recipe.momentum} if own.name in OPTIMIZERS else {}
+    ours: dict[str, Any] = {}
+    if choice.name in OPTIMIZERS:
+        ours = {"momentum": recipe.momentum, "betas": (recipe.momentum, 0.999)}
+        ours |= {"nesterov": recipe.nesterov, "fused": fused}
+    bound = Choice(choice.name, partial(choice.target, parameters), args)
     optimizer = construct(bound, "model.optimizer", lr=learning_rate, **ours)
     if not isinstance(optimizer, Optimizer):
         raise UserError(
-            f"model.optimizer is {own.name}, which makes a {type(optimizer).__name__}: give a "
+            f"model.optimizer is {choice.name}, which makes a {type(optimizer).__name__}: give a "
             "class of torch's or timm's kind, as torch.optim.Adam"
         )
-    return optimizer
+    return on_this_device(optimizer, fused) if ours and "fused" in optimizer.defaults else optimizer
 
 
 def build_schedule(choice: Choice, optimizer: Optimizer) -> LRScheduler:
@@ -160,27 +152,6 @@ def build_schedule(choice: Choice, optimizer: Optimizer) -> LRScheduler:
             "class of torch.optim.lr_scheduler other than ReduceLROnPlateau"
         )
     return schedule
-
-
-def _optimizer(
-    groups: list[dict[str, Any]], recipe: OptimizerRecipe, learning_rate: float, *, fused: bool
-) -> Optimizer:
-    if recipe.name == "adamw":
-        betas = (recipe.momentum, 0.999)
-        return on_this_device(torch.optim.AdamW(groups, learning_rate, betas, fused=fused), fused)
-    if recipe.name == "sgd":
-        return on_this_device(
-            torch.optim.SGD(
-                groups,
-                lr=learning_rate,
-                momentum=recipe.momentum,
-                nesterov=recipe.nesterov,
-                fused=fused,
-            ),
-            fused,
-        )
-    groups[1]["adapt"] = False
-    return Lars(groups, learning_rate, recipe.momentum)
 
 
 def split_parameters(modules: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -217,27 +188,6 @@ def _without_decay(modules: nn.Module) -> set[str]:
                 found |= {*fnmatch.filter(names, f"{above}{pattern}")}
                 found |= {*fnmatch.filter(names, f"{above}*.{pattern}")}
     return found
-
-
-def _regroup(optimizer: Optimizer, modules: nn.Module) -> None:
-    """Lets a run be resumed whose groups were vectors and all else, as they once were."""
-    parameters = [p for p in modules.parameters() if p.requires_grad]
-    once = [[p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]]
-
-    def regrouped(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
-        saved, own = state["param_groups"], [group["params"] for group in optimizer.param_groups]
-        sizes = [len(group["params"]) for group in saved]
-        if sizes == [len(group) for group in own] or sizes != [len(group) for group in once]:
-            return None
-        places = itertools.chain.from_iterable(group["params"] for group in saved)
-        place = dict(zip(itertools.chain.from_iterable(once), places, strict=True))
-        groups = [
-            {**group, "params": [place[parameter] for parameter in mine]}
-            for group, mine in zip(saved, own, strict=True)
-        ]
-        return {**state, "param_groups": groups}
-
-    optimizer.register_load_state_dict_pre_hook(regrouped)
 
 
 def on_this_device(optimizer: Optimizer, fused: bool) -> Optimizer:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from commands import QUIET
 from lightning.pytorch.plugins import MixedPrecision
-from timm.optim.lars import Lars as TimmsLars
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -128,25 +127,6 @@ class Table(nn.Module):
 def test_what_modules_name_does_not_decay_wherever_they_are() -> None:
     modules = nn.ModuleDict({"deep": nn.Sequential(nn.Linear(2, 2), Table())})
     assert decaying(modules) == {"deep.0.weight", "deep.1.matrix"}
-
-
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_run_of_before_whose_tables_decayed_is_resumed(name: OptimizerName) -> None:
-    """Its groups were vectors and all else: each parameter gets its own momentum back."""
-    modules = nn.Sequential(nn.Linear(2, 3), Table(), nn.BatchNorm1d(3)).double()
-    now = build_optimizer(modules, recipe(name), 0.1)
-    assert [len(group["params"]) for group in now.param_groups] == [2, 4]
-    before = build_optimizer(modules, recipe(name), 0.1)
-    parameters = list(modules.parameters())
-    for group, wanted in zip(before.param_groups, (True, False), strict=True):
-        group["params"] = [p for p in parameters if (p.ndim > 1) == wanted]
-    slope(modules, 0)
-    before.step()
-    key = "momentum_buffer" if name == "sgd" else "exp_avg"
-    expected = {p: before.state[p][key].clone() for p in parameters}
-    now.load_state_dict(before.state_dict())
-    assert [len(group["params"]) for group in now.param_groups] == [2, 4]
-    assert all(now.state[p][key].equal(expected[p]) for p in parameters)
 
 
 def test_momentum_is_that_of_sgd_and_lars_and_the_first_beta_of_adamw() -> None:
@@ -275,37 +255,6 @@ def test_a_resumed_lars_goes_on_as_if_nothing_had_been() -> None:
         slope(resumed, step)
         of_resumed.step()
     assert all(a.equal(b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
-
-
-def test_a_run_of_before_with_timms_lars_goes_on_at_its_pace_and_says_so(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Its first step carries on the momentum as timm's would have."""
-    modules = network()
-    ours = build_optimizer(modules, recipe("lars", weight_decay=1e-6), 1.0)
-    groups = [
-        {"params": group["params"], "weight_decay": group["weight_decay"]}
-        for group in ours.param_groups
-    ]
-    theirs = TimmsLars(groups, lr=2.0, momentum=0.9)
-    for step in range(2):
-        slope(modules, step)
-        theirs.step()
-    start = {name: p.detach().clone() for name, p in modules.named_parameters()}
-    ours.load_state_dict(theirs.state_dict())
-    assert "begun with timm's LARS, " in capsys.readouterr().out
-    assert [group["adapt"] for group in ours.param_groups] == [True, False]
-    assert {group["lr"] for group in ours.param_groups} == {2.0}
-    slope(modules, 2)
-    theirs.step()
-    expected = {name: p.detach().clone() for name, p in modules.named_parameters()}
-    for name, parameter in modules.named_parameters():
-        parameter.data.copy_(start[name])
-    ours.step()
-    for name, parameter in modules.named_parameters():
-        # You et al.'s denominator, which timm has, is a little larger than the authors'.
-        torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-8, atol=1e-8)
-        assert parameter.requires_grad != parameter.detach().equal(start[name])
 
 
 # One kernel for all parameters -----------------------------------------------------------------

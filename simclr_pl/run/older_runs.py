@@ -1,0 +1,68 @@
+"""Optimisers of runs that an older version began: their states are brought into today's form."""
+
+import itertools
+import sys
+from typing import Any
+
+import lightning as L
+from torch import nn
+from torch.optim import Optimizer
+
+from simclr_pl.core.distributed import rank_and_world
+from simclr_pl.core.model.lars import Lars
+
+
+class OlderRuns(L.Callback):
+    """Lets optimisers load what an older version has saved."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Between the making of optimisers and the loading of their states."""
+        for optimizer in trainer.optimizers:
+            regroup(optimizer, pl_module)
+            if isinstance(optimizer, Lars):
+                optimizer.register_load_state_dict_pre_hook(from_timm)
+
+
+def regroup(optimizer: Optimizer, modules: nn.Module) -> None:
+    """Has an optimiser load a state whose groups were vectors and all else, as they once were."""
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    once = [[p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]]
+
+    def regrouped(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
+        saved, own = state["param_groups"], [group["params"] for group in optimizer.param_groups]
+        sizes = [len(group["params"]) for group in saved]
+        if sizes == [len(group) for group in own] or sizes != [len(group) for group in once]:
+            return None
+        places = itertools.chain.from_iterable(group["params"] for group in saved)
+        place = dict(zip(itertools.chain.from_iterable(once), places, strict=True))
+        groups = [
+            {**group, "params": [place[parameter] for parameter in mine]}
+            for group, mine in zip(saved, own, strict=True)
+        ]
+        return {**state, "param_groups": groups}
+
+    optimizer.register_load_state_dict_pre_hook(regrouped)
+
+
+def from_timm(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
+    """The state of a run that was begun with timm's LARS: its momentum, times its rate.
+
+    The first step then is as long as timm's would have been; those behind it are LARS's.
+    """
+    if not any("momentum_buffer" in own for own in state["state"].values()):
+        return None
+    if rank_and_world()[0] == 0:
+        sys.stdout.write(
+            "This run was begun with timm's LARS, which keeps the learning rate outside the "
+            "momentum: from here on it is inside, as in the paper and its authors' code\n"
+        )
+    rates = {place: group["lr"] for group in state["param_groups"] for place in group["params"]}
+    velocities = {
+        place: {"velocity": own["momentum_buffer"] * rates[place]}
+        for place, own in state["state"].items()
+    }
+    groups = [
+        {**{name: saved.get(name, value) for name, value in own.items()}, "params": saved["params"]}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    return {"state": velocities, "param_groups": groups}

@@ -27,7 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simclr_pl import NTXentLoss
-from simclr_pl.core.distributed import globalise_batch_norm, rank_and_world, shard
+from simclr_pl.core.distributed import rank_and_world, shard
+from simclr_pl.core.model.batch_norm import globalise_batch_norm
 from simclr_pl.core.model.encoder import EncoderSpec, build_encoder
 from simclr_pl.core.model.projector import build_projector
 

@@ -10,7 +10,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from simclr_pl.core.batch import LabelledImages
-from simclr_pl.core.distributed import globalise_batch_norm, sum_over_ranks
+from simclr_pl.core.distributed import sum_over_ranks
+from simclr_pl.core.model.batch_norm import globalise_batch_norm
 from simclr_pl.core.model.checkpoint import KEY, description
 from simclr_pl.core.model.geometry import check_channels, geometry_in, geometry_of
 from simclr_pl.core.model.log import is_logged, log_gradient_norm, log_learning_rate

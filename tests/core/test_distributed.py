@@ -11,15 +11,14 @@ from ranks import RankError, ranks
 from torch import Tensor, nn
 
 from simclr_pl.core.distributed import (
-    GlobalBatchNorm,
     gather_rows,
     gather_with_gradient,
-    globalise_batch_norm,
     rank_and_world,
     row_counts,
     shard,
     sum_over_ranks,
 )
+from simclr_pl.core.model.batch_norm import GlobalBatchNorm, globalise_batch_norm
 
 CPU = torch.device("cpu")
 

@@ -12,11 +12,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from simclr_pl.core.batch import EvaluationBatch, EvaluationOutput, MicroBatches, StepOutput, Views
-from simclr_pl.core.distributed import globalise_batch_norm, rank_and_world, sum_over_ranks
+from simclr_pl.core.distributed import rank_and_world, sum_over_ranks
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lightning_internals import find_training_batches, restricted_classmethod
 from simclr_pl.core.lookup import Choice, Door, is_class_path, lookup, written
 from simclr_pl.core.model import checkpoint as checkpoints
+from simclr_pl.core.model.batch_norm import globalise_batch_norm
 from simclr_pl.core.model.encoder import EncoderSpec, Stem, build_encoder, chosen_encoder
 from simclr_pl.core.model.geometry import Geometry, check_channels, geometry_in, geometry_of
 from simclr_pl.core.model.log import is_logged, log_gradient_norm, log_learning_rate

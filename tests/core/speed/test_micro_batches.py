@@ -23,7 +23,7 @@ from simclr_pl import ContrastiveDataModule, NTXentLoss, OnlineProbe, SimCLR, Si
 from simclr_pl.core.batch import Batch, MicroBatches, StepOutput, Views
 from simclr_pl.core.data.loaders import TrainLoader
 from simclr_pl.core.data.sources import ArrayImages
-from simclr_pl.core.distributed import globalise_batch_norm
+from simclr_pl.core.model.batch_norm import globalise_batch_norm
 from simclr_pl.core.speed.micro_batches import encode_in_parts
 
 SIZE = 40

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from simclr_pl import ContrastiveDataModule, HealthMonitor, OnlineProbe, SimCLR, SimCLRViews
-from simclr_pl.core.views.simclr import ViewParameters, _blur_all, _blur_some
+from simclr_pl.core.views.parameters import ViewParameters
+from simclr_pl.core.views.simclr import _blur_all, _blur_some
 
 
 @pytest.mark.parametrize("workers_cut", [False, True])

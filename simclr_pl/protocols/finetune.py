@@ -2,27 +2,18 @@
 
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from simclr_pl.core.batch import LabelledImages
 from simclr_pl.core.distributed import sum_over_ranks
 from simclr_pl.core.model.batch_norm import globalise_batch_norm
-from simclr_pl.core.model.checkpoint import KEY, description
 from simclr_pl.core.model.geometry import check_channels, geometry_in, geometry_of
-from simclr_pl.core.model.log import is_logged, log_gradient_norm, log_learning_rate
-from simclr_pl.core.model.optim import (
-    OptimizerRecipe,
-    WarmupCosine,
-    build_optimizer,
-    may_fuse,
-    peak_learning_rate,
-)
-from simclr_pl.core.model.refused import check_trainer
+from simclr_pl.core.model.log import is_logged, log_learning_rate
+from simclr_pl.core.model.optim import OptimizerRecipe
+from simclr_pl.core.model.trained import TrainedModule
 from simclr_pl.core.randomness import step_seed
 from simclr_pl.images.splits import no_labels
 from simclr_pl.protocols.backbone import Backbone
@@ -35,7 +26,7 @@ STEPS = 1000
 """Of few images at least, which takes more epochs: 540 images make 3 steps in each."""
 
 
-class FineTuning(L.LightningModule):
+class FineTuning(TrainedModule):
     """Cross-entropy on labelled images, through the whole network or its new last layer alone.
 
     The classifier starts at zero. The defaults follow Chen et al. 2020, appendix B.5: SGD with
@@ -75,26 +66,17 @@ class FineTuning(L.LightningModule):
             self.projector.eval().requires_grad_(False)
         self.recipe, self.spec, self.seed = recipe, backbone.spec, seed
         self.geometry = geometry_in(about)
-        """Of the images that it was last trained on."""
         self._counts = torch.zeros(3, dtype=torch.int64)
         self.accuracies = (0.0, 0.0)
         """Top-1 and top-5 of the last evaluation: fractions."""
 
-    def configure_callbacks(self) -> list[L.Callback]:
-        """Lightning's first hook with a trainer: refuses one that would train something else."""
-        check_trainer(self.trainer)
-        return []
-
     def configure_model(self) -> None:
         """Lightning's hook: in the run's precision before a checkpoint's weights come in."""
+        assert self.geometry is not None
         check_channels(self.geometry, geometry_of(self.trainer.datamodule))  # type: ignore[attr-defined]
         self.to(torch.get_default_dtype())
         if self.trainer.world_size > 1:
             globalise_batch_norm(self, self.trainer.strategy.root_device)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes it one that `load_encoder` reads."""
-        checkpoint[KEY] = description(self.spec, self.geometry, self.seed)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[B, C]` of images: float `[B, C, S, S]`, normalised."""
@@ -103,12 +85,6 @@ class FineTuning(L.LightningModule):
         return logits
 
     # Training ---------------------------------------------------------------------------------
-
-    def on_train_start(self) -> None:
-        """From here on the network is one of these images, and a resume on its own cosine."""
-        self.geometry = geometry_of(self.trainer.datamodule) or self.geometry  # type: ignore[attr-defined]
-        if isinstance(schedule := self.lr_schedulers(), WarmupCosine):
-            schedule.catch_up()
 
     def training_step(self, batch: LabelledImages, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the global batch."""
@@ -123,25 +99,6 @@ class FineTuning(L.LightningModule):
             self.log("finetune/loss", loss.detach(), sync_dist=self.trainer.world_size > 1)
             log_learning_rate(self)
         return loss
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Logs the global gradient's norm, before any clipping."""
-        if is_logged(self.trainer):
-            log_gradient_norm(self)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimiser and per-step schedule; steps and global batch come from the trainer."""
-        batch = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        rate = peak_learning_rate(self.recipe, batch)
-        fused = may_fuse(self.trainer)
-        optimizer = build_optimizer(self, self.recipe, rate, fused=fused)
-        total = int(self.trainer.estimated_stepping_batches)
-        warmup = round(self.recipe.warmup_epochs * int(self.trainer.num_training_batches))
-        schedule = WarmupCosine(optimizer, warmup, total)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
 
     # Evaluation -------------------------------------------------------------------------------
 

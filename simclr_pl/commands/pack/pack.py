@@ -22,7 +22,7 @@ from simclr_pl.commands.pack.check import check_images
 from simclr_pl.core.data.sources import MAX_PIXELS
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.paths import expanded
-from simclr_pl.core.views.simclr import MIN_SIDE
+from simclr_pl.core.views.parameters import MIN_SIDE
 from simclr_pl.images.decode import BadImageError, EncodedImage, without_pils_limit
 from simclr_pl.images.download import alone
 from simclr_pl.images.folders import read_folder

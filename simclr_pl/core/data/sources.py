@@ -13,7 +13,7 @@ from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED, Batch, Cut
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.views.simclr import MIN_SIDE
+from simclr_pl.core.views.parameters import MIN_SIDE
 
 Labels = Literal["given", "none"]
 """Whether images keep the labels that a data set gives them."""

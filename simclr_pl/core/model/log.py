@@ -1,11 +1,14 @@
 """What every training logs of a step, and on which steps."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from simclr_pl.core.batch import StepOutput
+from simclr_pl.core.distributed import sum_over_ranks
 from simclr_pl.core.lightning_internals import batches_done
 
 
@@ -30,6 +33,27 @@ def _is_validated(trainer: L.Trainer) -> bool:
     # (In batches over all epochs where `check_val_every_n_epoch` is None.)
     done = batches_done(trainer, in_all=trainer.check_val_every_n_epoch is None)
     return every not in (None, 0) and (done + 1) % every == 0
+
+
+def log_step(module: L.LightningModule, output: StepOutput, metrics: Mapping[str, Tensor]) -> None:
+    """Logs the numbers of a training step.
+
+    Args:
+        module: whose step it is.
+        output: of the step.
+        metrics: further numbers of the objective, by name.
+    """
+    many = module.trainer.world_size > 1
+    module.log("train/loss", output["loss"].detach(), prog_bar=True, sync_dist=many)
+    for name, value in metrics.items():
+        module.log(f"train/{name}", value.detach(), sync_dist=many)
+    if output["positive_rank"] is not None:
+        hits = (output["positive_rank"] == 0).float()
+        # Of ranks with different numbers of rows: weighted, so that each anchor counts once.
+        values = torch.stack([hits.sum(), hits.new_full((), hits.numel())])
+        values = sum_over_ranks(values) if many else values
+        module.log("train/contrastive_top1", values[0] / values[1], prog_bar=True)
+    log_learning_rate(module)
 
 
 def log_learning_rate(module: L.LightningModule) -> None:

@@ -6,12 +6,13 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import lightning as L
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.lightning_internals import AnyConv
+from simclr_pl.core.lightning_internals import AnyConv, find_training_batches
 from simclr_pl.core.lookup import Choice, accepted, construct, lookup
 from simclr_pl.core.model.lars import Lars
 
@@ -24,6 +25,8 @@ OPTIMIZERS = {
 
 SCHEDULES = {"cosine": "simclr_pl.core.model.optim.WarmupCosine"}
 """Names of schedules, and their class paths."""
+
+COSINE = Choice("cosine", None, {})
 
 OptimizerName = Literal["sgd", "adamw", "lars"]
 Interval = Literal["epoch", "step"]
@@ -89,6 +92,44 @@ def peak_learning_rate(recipe: OptimizerRecipe, global_batch: int) -> float:
     ratio = global_batch / 256
     factor = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[recipe.scaling]
     return recipe.learning_rate * factor
+
+
+def warmup_steps(recipe: OptimizerRecipe, trainer: L.Trainer) -> int:
+    """Optimiser steps of warm-up."""
+    return round(recipe.warmup_epochs * int(trainer.num_training_batches))
+
+
+def configure(
+    module: L.LightningModule, recipe: OptimizerRecipe, schedule: Choice, interval: Interval
+) -> OptimizerLRScheduler:
+    """What a module's `configure_optimizers` returns; steps and global batch are the trainer's.
+
+    Args:
+        module: whose parameters, with its trainer.
+        recipe: of the optimiser.
+        schedule: of `SCHEDULES`, which step by step, or a class of torch's.
+        interval: when such a class steps.
+
+    Raises:
+        UserError: a cosine without an end; as `build_optimizer` and `build_schedule`.
+    """
+    trainer = module.trainer
+    total, cosine = trainer.estimated_stepping_batches, schedule.name in SCHEDULES
+    if cosine and total == math.inf:
+        raise UserError(
+            "the learning rate's cosine needs an end: give --trainer.max_epochs or max_steps"
+        )
+    # With max_steps alone Lightning knows the steps before it has counted an epoch's batches.
+    find_training_batches(trainer)
+    peak = peak_learning_rate(recipe, trainer.datamodule.batch_size)  # type: ignore[attr-defined]
+    optimizer = build_optimizer(module, recipe, peak, fused=may_fuse(trainer))
+    scheduler: Any = (
+        WarmupCosine(optimizer, warmup_steps(recipe, trainer), int(total))
+        if cosine
+        else build_schedule(schedule, optimizer)
+    )
+    every = "step" if cosine else interval
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": every}}
 
 
 def build_optimizer(

@@ -1,50 +1,37 @@
 """SimCLR as a LightningModule: encoder, projector, loss and optimisation put together."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, Self
 
-import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from simclr_pl.core.batch import EvaluationBatch, EvaluationOutput, MicroBatches, StepOutput, Views
 from simclr_pl.core.distributed import rank_and_world, sum_over_ranks
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.lightning_internals import find_training_batches, restricted_classmethod
-from simclr_pl.core.lookup import Choice, Door, is_class_path, lookup, written
+from simclr_pl.core.lightning_internals import restricted_classmethod
+from simclr_pl.core.lookup import Door, written
 from simclr_pl.core.model import checkpoint as checkpoints
 from simclr_pl.core.model.batch_norm import globalise_batch_norm
-from simclr_pl.core.model.encoder import EncoderSpec, Stem, build_encoder, chosen_encoder
+from simclr_pl.core.model.encoder import Stem, chosen_encoder
 from simclr_pl.core.model.geometry import Geometry, check_channels, geometry_in, geometry_of
-from simclr_pl.core.model.log import is_logged, log_gradient_norm, log_learning_rate
-from simclr_pl.core.model.objective import OBJECTIVES, Outcome, Sizes, build_objective, outcome_of
+from simclr_pl.core.model.log import is_logged, log_step
+from simclr_pl.core.model.network import FROM_FILE, build_network, choose, initialising
+from simclr_pl.core.model.objective import OBJECTIVES, Outcome, build_objective, outcome_of
 from simclr_pl.core.model.optim import (
     OPTIMIZERS,
     SCHEDULES,
     Interval,
     OptimizerRecipe,
     Scaling,
-    WarmupCosine,
-    build_optimizer,
-    build_schedule,
-    may_fuse,
-    peak_learning_rate,
 )
-from simclr_pl.core.model.projector import build_projector
-from simclr_pl.core.model.refused import check_accumulation, check_trainer
+from simclr_pl.core.model.trained import TrainedModule
 from simclr_pl.core.randomness import run_seed, step_seed
 from simclr_pl.core.speed.compiler import check_compiler
 from simclr_pl.core.speed.micro_batches import encode_in_parts
 
-_FROM_FILE: ContextVar[frozenset[str] | None] = ContextVar("_FROM_FILE", default=None)
-"""While a model is made of a file's recipe: the arguments that the caller gives beside it."""
 
-
-class SimCLR(L.LightningModule):
+class SimCLR(TrainedModule):
     """SimCLR (Chen et al. 2020; with three projector layers, v2).
 
     The network is built when its data is known: for the channels, image size and statistics of the
@@ -124,10 +111,10 @@ class SimCLR(L.LightningModule):
         self.hparams.update(
             {name: written(given, f"model.{name}") for name, given in doors.items()}
         )
-        self._encoder = _choose("encoder", encoder)
-        self._schedule = _choose("schedule", schedule, SCHEDULES)
+        self._encoder = choose("encoder", encoder)
+        self.schedule = choose("schedule", schedule, SCHEDULES)
         self.schedule_interval = schedule_interval
-        own = _choose("optimizer", optimizer, OPTIMIZERS)
+        own = choose("optimizer", optimizer, OPTIMIZERS)
         self.recipe = OptimizerRecipe(
             own.name, learning_rate, lr_scaling, weight_decay, momentum, warmup_epochs,
             own=own if own.args or own.name not in OPTIMIZERS else None,
@@ -139,26 +126,17 @@ class SimCLR(L.LightningModule):
             )
         self.micro_batch_size = micro_batch_size
         self.seed = run_seed(seed)
-        chosen = _choose("objective", objective, OBJECTIVES)
+        chosen = choose("objective", objective, OBJECTIVES)
         self.objective_name = chosen.name
-        with _initialising(self.seed):
+        with initialising(self.seed):
             self.objective = build_objective(
                 chosen, temperature=temperature, block_size=loss_block_size
             )
-        self.geometry: Geometry | None = None
-        """Of the images that it was last trained on, or was built for; `None` until it is built."""
-        self.spec: EncoderSpec
-        """Of the encoder, as it was built."""
         self.stem_built = ""
         self.encoder: nn.Module
         self.projector: nn.Module
 
     # Building ---------------------------------------------------------------------------------
-
-    def configure_callbacks(self) -> list[L.Callback]:
-        """Lightning's first hook with a trainer: refuses one that would train something else."""
-        check_trainer(self.trainer)
-        return []
 
     def configure_model(self) -> None:
         """Lightning's hook after the data's `setup`: builds the network once."""
@@ -188,44 +166,15 @@ class SimCLR(L.LightningModule):
         except RuntimeError:
             return False
 
-    def _build(self, geometry: Geometry, auto: Stem = "auto") -> None:
-        """Makes the network; a stem that the recipe leaves open is `auto`."""
-        hparams = self.hparams
-        stem = auto if hparams["stem"] == "auto" else hparams["stem"]
-        size, args = (geometry.channels, geometry.image_size), dict(hparams["encoder_args"] or {})
-        own = self._encoder
-        if hasattr(self, "encoder"):  # somebody's own, and as it is
-            own = chosen_encoder(self.encoder)
-        spec = EncoderSpec(own.name, *size, stem, {**own.args, **args})
-        dtype = torch.get_default_dtype()
-        with _initialising(self.seed):
-            encoder = build_encoder(spec, own)
-            if not hasattr(self, "projector"):
-                self.projector = build_projector(
-                    encoder.width,
-                    hparams["projector_layers"],
-                    hparams["projector_hidden"],
-                    hparams["projection_dim"],
-                )
-            build = getattr(self.objective, "build", None)
-            if build is not None:
-                build(Sizes(encoder.width, hparams["projection_dim"], *size))
-        # In the run's precision at once: Lightning loads a checkpoint before it converts modules,
-        # which would round float64 weights. Convolutions are up to 1.6 times faster in channels
-        # last, on CPU and GPU; the numbers are the same.
-        self.encoder = encoder.module.to(dtype).to(memory_format=torch.channels_last)
-        self.projector.to(dtype)
-        if isinstance(self.objective, nn.Module):
-            self.objective.to(dtype)
-        self.spec, self.stem_built, self.geometry = encoder.spec, encoder.stem, geometry
+    def _build(self, geometry: Geometry, stem: Stem = "auto") -> None:
+        """Makes the network; what somebody has set on this object before stays as it is."""
+        own = chosen_encoder(self.encoder) if hasattr(self, "encoder") else self._encoder
+        network = build_network(self, own, geometry, stem)
+        # Optimisers in checkpoints know parameters by this order.
+        self.projector, self.encoder, self.spec, self.stem_built = network
+        self.geometry = geometry
 
     # Checkpoints ------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the format's version and what `load_encoder` needs."""
-        if self.geometry is not None:
-            about = checkpoints.description(self.spec, self.geometry, self.seed)
-            checkpoint[checkpoints.KEY] = about
 
     @restricted_classmethod
     def load_from_checkpoint(
@@ -240,11 +189,11 @@ class SimCLR(L.LightningModule):
         `SimCLR.load_from_checkpoint(path, encoder=Net)`.
         """
         checkpoints.check_whole(checkpoint_path)
-        token = _FROM_FILE.set(frozenset(kwargs))
+        token = FROM_FILE.set(frozenset(kwargs))
         try:
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         finally:
-            _FROM_FILE.reset(token)
+            FROM_FILE.reset(token)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Builds the network a checkpoint was written for, if no data module has done so.
@@ -278,19 +227,6 @@ class SimCLR(L.LightningModule):
     def _input(self, images: Tensor) -> Tensor:
         return images.to(self.dtype, memory_format=torch.channels_last)
 
-    def on_train_start(self) -> None:
-        """From here on the network is one of these images, and a resume on its own cosine.
-
-        (That is, from the first step: it may have another end than before.)
-        """
-        self.geometry = geometry_of(self.trainer.datamodule) or self.geometry  # type: ignore[attr-defined]
-        if isinstance(schedule := self.lr_schedulers(), WarmupCosine):
-            schedule.catch_up()
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Callbacks may have made a step one of several batches."""
-        check_accumulation(self.trainer)
-
     def training_step(self, batch: Views | MicroBatches, batch_idx: int) -> StepOutput:
         """The loss of both views of all images.
 
@@ -310,7 +246,7 @@ class SimCLR(L.LightningModule):
             chance=outcome.chance,
         )
         if is_logged(self.trainer):
-            self._log_step(output, outcome.metrics)
+            log_step(self, output, outcome.metrics)
         return output
 
     def _features(self, batch: Views | MicroBatches) -> Tensor:
@@ -332,57 +268,6 @@ class SimCLR(L.LightningModule):
 
     def _outcome(self, features: Tensor, projections: Tensor, batch: Any) -> Outcome:
         return outcome_of(self.objective(features, projections, batch), self.objective_name)
-
-    def _log_step(self, output: StepOutput, metrics: Mapping[str, Tensor]) -> None:
-        many = self.trainer.world_size > 1
-        self.log("train/loss", output["loss"].detach(), prog_bar=True, sync_dist=many)
-        for name, value in metrics.items():
-            self.log(f"train/{name}", value.detach(), sync_dist=many)
-        if output["positive_rank"] is not None:
-            hits = (output["positive_rank"] == 0).float()
-            # Of ranks with different numbers of rows: weighted, so that each anchor counts once.
-            values = torch.stack([hits.sum(), hits.new_full((), hits.numel())])
-            values = sum_over_ranks(values) if many else values
-            self.log("train/contrastive_top1", values[0] / values[1], prog_bar=True)
-        log_learning_rate(self)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Logs the global gradient's norm, before any clipping."""
-        if is_logged(self.trainer):
-            log_gradient_norm(self)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimiser and per-step schedule; steps and global batch come from the trainer."""
-        total = self.trainer.estimated_stepping_batches
-        cosine = self._schedule.name in SCHEDULES
-        if cosine and total == float("inf"):
-            raise UserError(
-                "the learning rate's cosine needs an end: give --trainer.max_epochs or max_steps"
-            )
-        # With max_steps alone Lightning knows the steps before it has counted an epoch's batches.
-        find_training_batches(self.trainer)
-        fused = may_fuse(self.trainer)
-        optimizer = build_optimizer(self, self.recipe, self.peak_learning_rate, fused=fused)
-        if cosine:
-            schedule: Any = WarmupCosine(optimizer, self.warmup_steps, int(total))
-        else:
-            schedule = build_schedule(self._schedule, optimizer)
-        interval = "step" if cosine else self.schedule_interval
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": interval},
-        }
-
-    @property
-    def peak_learning_rate(self) -> float:
-        """The learning rate after warm-up, for the data module's global batch."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        return peak_learning_rate(self.recipe, data.batch_size)
-
-    @property
-    def warmup_steps(self) -> int:
-        """Optimiser steps of warm-up."""
-        return round(self.recipe.warmup_epochs * int(self.trainer.num_training_batches))
 
     # Evaluation -------------------------------------------------------------------------------
 
@@ -417,41 +302,3 @@ class SimCLR(L.LightningModule):
             add_dataloader_idx=False,
         )
         return self.predict_step(batch, 0)
-
-
-def _choose(key: str, given: Door, table: Mapping[str, str] | None = None) -> Choice:
-    """What a door was given; a class that a file alone names is left where it is.
-
-    Raises:
-        UserError: as `lookup`.
-    """
-    handed = _FROM_FILE.get()
-    if handed is None or key in handed or not is_class_path(given):
-        return chosen_encoder(given) if table is None else lookup(given, table, f"model.{key}")
-    sentence = (
-        f"the checkpoint's {key} is {given}, a class that is imported for nobody but its owner: "
-        f"hand it over, as in load_from_checkpoint(path, {key}=...)"
-    )
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise UserError(sentence)
-
-    if key in ("encoder", "objective"):
-        refuse()
-    return Choice(str(given), refuse, {})
-
-
-@contextmanager
-def _initialising(seed: int) -> Iterator[None]:
-    """A context in which weights are float32 numbers of the CPU's generator, begun with a seed.
-
-    (Lightning builds with the accelerator and the run's precision as defaults.)
-    """
-    dtype = torch.get_default_dtype()
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        torch.set_default_dtype(torch.float32)
-        try:
-            torch.manual_seed(seed)
-            yield
-        finally:
-            torch.set_default_dtype(dtype)

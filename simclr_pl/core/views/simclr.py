@@ -7,14 +7,9 @@ everywhere; the pixels made from them are the same bits for any batch on one mac
 between devices to float32 rounding.)
 """
 
-import math
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
-from simclr_pl.core.errors import UserError
 from simclr_pl.core.randomness import uniform
 from simclr_pl.core.speed.allocator import keep_freed_memory
 from simclr_pl.core.speed.compiler import check_compiler, compiled
@@ -29,9 +24,7 @@ from simclr_pl.core.views.crop import (
     resampled,
     taps,
 )
-
-MIN_SIDE = 4
-"""The smallest side, in pixels, of an image and of a view."""
+from simclr_pl.core.views.parameters import ViewParameters, check_settings
 
 JITTER_CHANCE = 0.8
 """How often colours are jittered (the paper's appendix A)."""
@@ -41,40 +34,6 @@ SIGMA = (0.1, 2.0)
 
 PART = 2**20
 """Numbers that a CPU works on at a time: more leave its cache, fewer are done before they begin."""
-
-
-class ViewParameters(NamedTuple):
-    """What is random about one view of each image.
-
-    Attributes:
-        crop: `[B, DRAWS]`, uniform numbers from which `random_boxes` cuts.
-        flip: `bool [B]`, mirror left and right.
-        jitter: brightness, contrast, saturation and hue.
-        gray: `bool [B]`, drop colour.
-        blur: `bool [B]`, blur.
-        sigma: `float [B]`, the blur's standard deviation in pixels.
-    """
-
-    crop: Tensor
-    flip: Tensor
-    jitter: color.Jitter
-    gray: Tensor
-    blur: Tensor
-    sigma: Tensor
-
-    def select(self, part: Tensor) -> "ViewParameters":
-        """Those of the samples `part`, `int64`."""
-        return self._each(lambda values: values[part])
-
-    def to(self, device: torch.device) -> "ViewParameters":
-        """The same on another device."""
-        return self._each(lambda values: values.to(device))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "ViewParameters":
-        crop, flip, jitter, *rest = self
-        return ViewParameters(
-            change(crop), change(flip), color.Jitter(*map(change, jitter)), *map(change, rest)
-        )
 
 
 class SimCLRViews(nn.Module):
@@ -123,7 +82,7 @@ class SimCLRViews(nn.Module):
         self.compiled = compiled
         if compiled:
             check_compiler("data.compiled")
-        _check(image_size, scale, flip, jitter, grayscale, blur, mean, std)
+        check_settings(image_size, scale, flip, jitter, grayscale, blur, mean, std)
         self.image_size = image_size
         self.scale = scale
         self.flip, self.jitter, self.grayscale, self.blur = flip, jitter, grayscale, blur
@@ -316,41 +275,3 @@ def _mirrored(images: Tensor, flip: Tensor) -> Tensor:
         return torch.where(flip[:, None, None], planes.flip(-1), planes)
     chosen = flip.nonzero()[:, 0]
     return planes.index_copy_(1, chosen, planes.index_select(1, chosen).flip(-1))
-
-
-def _check(
-    image_size: int,
-    scale: tuple[float, float],
-    flip: float,
-    jitter: float,
-    grayscale: float,
-    blur: float,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> None:
-    if image_size < MIN_SIDE:
-        raise UserError(
-            f"data.image_size is {image_size}, but views need at least {MIN_SIDE} pixels"
-        )
-    if not 0 < scale[0] <= scale[1] <= 1:
-        raise UserError(
-            f"data.scale is {list(scale)}, but must be two shares of the image's area, smaller "
-            "first, above 0 and at most 1"
-        )
-    for name, chance in {"flip": flip, "grayscale": grayscale, "blur": blur}.items():
-        if not 0 <= chance <= 1:
-            raise UserError(f"data.{name} is {chance}, but is a probability, from 0 to 1")
-    if not 0 <= jitter <= 2.5:
-        raise UserError(
-            f"data.jitter is {jitter}, but is the paper's strength s, from 0 to 2.5 "
-            "(0.5 for CIFAR-10)"
-        )
-    if len(mean) != len(std) or not all(map(math.isfinite, mean)):
-        raise UserError(
-            f"data.mean {list(mean)} and data.std {list(std)} must have one number a channel"
-        )
-    if not all(0 < s < math.inf for s in std):
-        raise UserError(
-            f"data.std is {list(std)}, but pixels are divided by it: give numbers above 0, or "
-            "leave it out, and it is counted"
-        )

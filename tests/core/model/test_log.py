@@ -9,6 +9,7 @@ import pytest
 from commands import ENCODER_ARGS, QUICK, QUIET, rows, run
 
 from simclr_pl import ContrastiveDataModule, SimCLR
+from simclr_pl.core.model import simclr
 
 STEP = ("train/loss", "train/contrastive_top1", "train/lr", "train/grad_norm")
 
@@ -35,13 +36,13 @@ def test_steps_that_are_not_logged_do_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    log_step = SimCLR._log_step
+    log_step = simclr.log_step
 
-    def counted(self: SimCLR, *args: Any) -> None:
-        calls.append(self.trainer.global_step)
-        log_step(self, *args)
+    def counted(module: SimCLR, *args: Any) -> None:
+        calls.append(module.trainer.global_step)
+        log_step(module, *args)
 
-    monkeypatch.setattr(SimCLR, "_log_step", counted)
+    monkeypatch.setattr(simclr, "log_step", counted)
     logged(tmp_path, 4)
     # The first and the last are for the lines that a person sees, an epoch's last for callbacks.
     assert calls == [0, 3, 4, 7, 9]

@@ -138,13 +138,9 @@ def check_call(call: Any, count: int, name: str, wanted: str) -> None:
         UserError: it can't.
     """
     try:
-        signature = inspect.signature(call)
-    except (TypeError, ValueError):
-        if not callable(call):
-            raise UserError(f"{name} cannot be called as {wanted}") from None
+        inspect.signature(call).bind(*[None] * count)
+    except ValueError:  # built in: nothing says how
         return
-    try:
-        signature.bind(*[None] * count)
     except TypeError as error:
         raise UserError(f"{name} cannot be called as {wanted}: {error}") from error
 
@@ -190,13 +186,11 @@ def spelt_out(given: Door, option: str) -> tuple[Any, dict[str, Any]]:
         return given, {}
     name, args = given.get("class_path"), given.get("init_args") or {}
     other = [str(key) for key in given if key not in {"class_path", "init_args"}]
-    if other:
+    if other or name is None:
+        found = f"has the key '{other[0]}'" if other else "has no class_path"
         raise UserError(
-            f"{option} has the key '{other[0]}', but takes class_path and init_args alone: "
-            f"arguments go below init_args"
+            f"{option} {found}, but takes a class_path and its arguments below init_args alone"
         )
-    if name is None:
-        raise UserError(f"{option} has no class_path: give the name or the path of a class there")
     if not isinstance(args, Mapping):
         raise UserError(f"{option}.init_args is {args!r}, but must be a mapping of arguments")
     return name, dict(args)

@@ -8,8 +8,14 @@ import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from simclr_pl.core.batch import UNLABELLED, Batch, Cut, EvaluationBatch, MicroBatches, Views
-from simclr_pl.core.data.loaders import EvaluationLoader, TrainLoader
+from simclr_pl.core.batch import Batch, Cut, EvaluationBatch, MicroBatches, Views
+from simclr_pl.core.data.loaders import (
+    EvaluationLoader,
+    TrainLoader,
+    check_batch,
+    count_micro_batches,
+    scored_rows,
+)
 from simclr_pl.core.data.sources import (
     MAX_PIXELS,
     Labels,
@@ -17,6 +23,7 @@ from simclr_pl.core.data.sources import (
     Source,
     Splits,
     check_splits,
+    per_channel,
 )
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import Door, lookup, name_of
@@ -161,8 +168,8 @@ class ContrastiveDataModule(L.LightningDataModule):
                 "only of 1 or 3: give --data.jitter 0 --data.grayscale 0"
             )
         mean, std, self.empty_channels = splits.train.statistics()
-        self.mean = self._per_channel("mean", self._mean or mean, channels)
-        self.std = self._per_channel("std", self._std or std, channels)
+        self.mean = per_channel("mean", self._mean or mean, channels)
+        self.std = per_channel("std", self._std or std, channels)
         self.image_size = self._image_size or splits.train.side or 224
         self.views = SimCLRViews(
             self.image_size, **self._augmentation, mean=self.mean, std=self.std, seed=self.seed,
@@ -184,7 +191,9 @@ class ContrastiveDataModule(L.LightningDataModule):
                 f"to train on: give at most {len(train)}"
             )
         rank, world = self._ranks()
-        self._check_ranks(self.batch_size, world)
+        check_batch(self.batch_size, world)
+        model = getattr(self.trainer, "lightning_module", None)
+        micro = getattr(model, "micro_batch_size", None)
         trainer = self.trainer
         assert trainer is not None
         self._loader = TrainLoader(
@@ -194,7 +203,7 @@ class ContrastiveDataModule(L.LightningDataModule):
             world,
             self.seed,
             lambda: trainer.current_epoch,
-            micro_batches=self._micro_batches(world),
+            micro_batches=count_micro_batches(self.batch_size, micro, world),
             same_every_epoch=trainer.overfit_batches > 0,  # type: ignore[attr-defined]
         )
         if self._loaded is not None:
@@ -284,19 +293,11 @@ class ContrastiveDataModule(L.LightningDataModule):
                 "(for a folder: train/, val/ and test/), or score another split"
             )
         rank, world = self._ranks()
-        if len(source) < 2 * world:
-            raise UserError(
-                f"the {split} split has {len(source)} images, too few for {world} "
-                f"device{'s' if world > 1 else ''}, which need 2 each: "
-                "give more images, or use fewer devices"
-            )
-        rows = (source.labels != UNLABELLED).nonzero()[:, 0]
-        if not labelled_only or len(rows) < 2 * world:
-            rows = torch.arange(len(source))
+        rows = scored_rows(source.labels, split, world, labelled_only=labelled_only)
         size = self.batch_size
         if cut == "clean":  # of which nothing depends on the others in its batch
             size = max(size, 2 * world)
-        self._check_ranks(size, world)
+        check_batch(size, world)
         return EvaluationLoader(self._place(source), size, rank, world, cut, rows)
 
     def apart(self) -> "ContrastiveDataModule":
@@ -340,35 +341,10 @@ class ContrastiveDataModule(L.LightningDataModule):
         free, _ = torch.cuda.mem_get_info(device)
         return source.on(device, RESIDENT_SHARE * free)
 
-    def _micro_batches(self, world: int) -> int:
-        """How many of them make a batch: the model knows what goes through it at a time."""
-        model = getattr(self.trainer, "lightning_module", None)
-        size = getattr(model, "micro_batch_size", None) or self.batch_size
-        count = -(-self.batch_size // size)
-        if self.batch_size // count < world:
-            raise UserError(
-                f"model.micro_batch_size is {size} over {world} devices, which need an image each: "
-                f"give at least {2 * world}"
-            )
-        return count
-
-    def _check_ranks(self, batch_size: int, world: int) -> None:
-        if batch_size < 2 * world:
-            raise UserError(
-                f"data.batch_size is {batch_size} over {world} devices: give each at least 2"
-            )
-
     def _ranks(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
-
-    def _per_channel(self, name: str, given: tuple[float, ...], channels: int) -> tuple[float, ...]:
-        if len(given) != channels:
-            raise UserError(
-                f"data.{name} has {len(given)} numbers, but the images have {channels} channels"
-            )
-        return tuple(given)
 
 
 def _reader(name: str) -> Any:

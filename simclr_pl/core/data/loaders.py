@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simclr_pl.core.batch import Batch, Cut
+from simclr_pl.core.batch import UNLABELLED, Batch, Cut
 from simclr_pl.core.data.sources import Source
 from simclr_pl.core.distributed import shard
+from simclr_pl.core.errors import UserError
 from simclr_pl.core.randomness import epoch_order
 
 
@@ -141,3 +142,52 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         return self.source.batches(self.plan, 0, self.cut)
+
+
+def check_batch(batch_size: int, world: int) -> None:
+    """Whether each rank gets two images of a batch.
+
+    Raises:
+        UserError: it doesn't.
+    """
+    if batch_size < 2 * world:
+        raise UserError(
+            f"data.batch_size is {batch_size} over {world} devices: give each at least 2"
+        )
+
+
+def count_micro_batches(batch_size: int, size: int | None, world: int) -> int:
+    """How many micro-batches of at most `size` images make a batch; `None`: the batch is one.
+
+    Raises:
+        UserError: ranks that would have no image in one of them.
+    """
+    count = -(-batch_size // (size or batch_size))
+    if batch_size // count < world:
+        raise UserError(
+            f"model.micro_batch_size is {size} over {world} devices, which need an image each: "
+            f"give at least {2 * world}"
+        )
+    return count
+
+
+def scored_rows(labels: Tensor, split: str, world: int, *, labelled_only: bool) -> Tensor:
+    """Places of a split's images that are evaluated: `int64 [N]`.
+
+    Args:
+        labels: of the split.
+        split: its name.
+        world: number of processes.
+        labelled_only: leave out unlabelled images, if there are labelled ones for all ranks.
+
+    Raises:
+        UserError: fewer than 2 images a rank.
+    """
+    if len(labels) < 2 * world:
+        raise UserError(
+            f"the {split} split has {len(labels)} images, too few for {world} "
+            f"device{'s' if world > 1 else ''}, which need 2 each: give more images, or use fewer "
+            "devices"
+        )
+    known = (labels != UNLABELLED).nonzero()[:, 0]
+    return known if labelled_only and len(known) >= 2 * world else torch.arange(len(labels))

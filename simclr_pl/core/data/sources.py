@@ -264,3 +264,16 @@ def check_splits(splits: Any, name: str) -> None:
                 f"{name}'s {split} split has images of {source.channels} channels, but train has "
                 f"{channels}"
             )
+
+
+def per_channel(name: str, given: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Numbers of the option `data.NAME`, one for each channel.
+
+    Raises:
+        UserError: more or fewer of them.
+    """
+    if len(given) != channels:
+        raise UserError(
+            f"data.{name} has {len(given)} numbers, but the images have {channels} channels"
+        )
+    return tuple(given)

@@ -15,7 +15,8 @@ from typing import NoReturn
 from simclr_pl import __version__
 from simclr_pl.cluster.parent import PARENT
 from simclr_pl.commandline.output import keep_going
-from simclr_pl.core.errors import UnfinishedError, UserError
+from simclr_pl.core.errors import UserError
+from simclr_pl.run.unfinished import UnfinishedError
 from simclr_pl.writing import of_full_disk
 
 COMMANDS = {

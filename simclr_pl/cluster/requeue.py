@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from simclr_pl.cluster.signals import StopRequest
 from simclr_pl.cluster.slurm import BY_SCRIPT, requeue, slurm_job
-from simclr_pl.core.errors import GIVEN_UP, UNFINISHED, UnfinishedError
 from simclr_pl.run.directory import is_rank_zero
+from simclr_pl.run.unfinished import GIVEN_UP, UNFINISHED, UnfinishedError
 
 MOST_RESTARTS = 3
 """Times that Slurm may start a job again without a new step, before it is given up."""

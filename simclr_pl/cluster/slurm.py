@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from simclr_pl.core.errors import UNFINISHED
+from simclr_pl.run.unfinished import UNFINISHED
 
 PATIENCE = 30.0
 """Seconds that Slurm has to answer."""

@@ -15,7 +15,7 @@ from simclr_pl.cluster.ranks import Ranks
 from simclr_pl.cluster.signals import StopRequest
 from simclr_pl.cluster.slurm import Restarts
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
-from simclr_pl.core.errors import UnfinishedError, UserError
+from simclr_pl.core.errors import UserError
 from simclr_pl.core.model.checkpoint import INCOMPLETE, read_checkpoint
 from simclr_pl.images.worker_processes import told_of_waiting
 from simclr_pl.run.checkpoints import SaveCheckpoint
@@ -25,6 +25,7 @@ from simclr_pl.run.ended import ended_by
 from simclr_pl.run.metrics import MetricsFile, say_lost
 from simclr_pl.run.older_runs import OlderRuns
 from simclr_pl.run.seen import KeepSeen
+from simclr_pl.run.unfinished import UnfinishedError
 from simclr_pl.tracking.loggers import ROWS
 from simclr_pl.tracking.tensorboard import tensorboard_logger
 from simclr_pl.tracking.wandb import end_run

@@ -9,9 +9,10 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
-from simclr_pl.core.errors import UnfinishedError, UserError
+from simclr_pl.core.errors import UserError
 from simclr_pl.monitors.moments import due, log_now
 from simclr_pl.pictures.encoded_sample import moment, snap
+from simclr_pl.run.unfinished import UnfinishedError
 
 MOST = (2_000, 500)
 """Images of train and of val that are encoded at most: fewer than `report` has time for."""

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from simclr_pl.core.batch import StepOutput
-from simclr_pl.core.errors import UnfinishedError, UserError
+from simclr_pl.core.errors import UserError
 from simclr_pl.core.model.checkpoint import check_whole
 from simclr_pl.lightning_internals import (
     a_batch_back,
@@ -29,6 +29,7 @@ from simclr_pl.lightning_internals import (
 )
 from simclr_pl.monitors.moments import is_last, log_now, validate_at_the_end
 from simclr_pl.run.metrics import MetricsFile
+from simclr_pl.run.unfinished import UnfinishedError
 from simclr_pl.writing import beside, make_folder, whole
 
 UNTOUCHED = "the checkpoint before is whole, and --resume goes on from it"

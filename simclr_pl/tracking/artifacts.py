@@ -10,10 +10,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import WandbLogger
 
-from simclr_pl.core.errors import UnfinishedError
 from simclr_pl.monitors.moments import is_last
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import sha256
+from simclr_pl.run.unfinished import UnfinishedError
 from simclr_pl.tracking.wandb import PATIENCE, WandbChoice, first_line, kept, run_id, say, silent
 from simclr_pl.writing import write_text
 

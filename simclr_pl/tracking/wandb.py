@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from lightning.pytorch.loggers import WandbLogger
 
-from simclr_pl.core.errors import UnfinishedError, UserError
+from simclr_pl.core.errors import UserError
 from simclr_pl.core.paths import printable
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import read_metrics
+from simclr_pl.run.unfinished import UnfinishedError
 from simclr_pl.tracking.wandb_mode import Mode, default_project, logged_in, resolve_mode
 from simclr_pl.writing import write_text
 

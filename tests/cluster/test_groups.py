@@ -18,8 +18,8 @@ from commands import QUICK, checkpoint, finish, fit, rows, start
 from photographs import fill
 from stopping import check_same_run
 
-from simclr_pl.core.errors import UNFINISHED
 from simclr_pl.core.randomness import epoch_order
+from simclr_pl.run.unfinished import UNFINISHED
 
 COUNT, BATCH = 120, 4
 

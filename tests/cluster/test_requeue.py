@@ -10,7 +10,7 @@ import pytest
 from commands import QUICK, checkpoint
 
 from simclr_pl.__main__ import main
-from simclr_pl.core.errors import GIVEN_UP, UNFINISHED
+from simclr_pl.run.unfinished import GIVEN_UP, UNFINISHED
 
 FAILING = "echo 'scontrol: error: Invalid job id' >&2; exit 1"
 

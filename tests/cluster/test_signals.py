@@ -13,7 +13,7 @@ from commands import QUICK, Outcome, checkpoint, finish, fit, rows, signal_when
 from distances import far
 from stopping import begin, check_same_run, paused
 
-from simclr_pl.core.errors import UNFINISHED
+from simclr_pl.run.unfinished import UNFINISHED
 
 STEPS, EPOCHS = 12, 6
 """Steps of an epoch, and epochs."""

@@ -19,9 +19,9 @@ from recording import wandb_process
 from stopping import begin
 from wandb_server import Server, wandb_server
 
-from simclr_pl.core.errors import UNFINISHED, UnfinishedError
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import sha256
+from simclr_pl.run.unfinished import UNFINISHED, UnfinishedError
 from simclr_pl.tracking.loggers import Tracking
 from simclr_pl.tracking.wandb import FLUSH_EVERY, WandbChoice, build_logger, end_run
 

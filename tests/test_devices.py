@@ -122,6 +122,8 @@ def put(module: Any, device: torch.device) -> Any:
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = buffer.to(device)
+        for name in getattr(part, "_defaults", {}):  # a torchmetrics metric's states
+            setattr(part, name, getattr(part, name).to(device))
         if hasattr(part, "_device"):  # Lightning's own note
             part._device = device
     return module
@@ -310,4 +312,4 @@ def test_a_step_of_finetune(
     tuning.validation_step(
         LabelledImages(data.make_clean(there, views=False).clean, there.labels), 0
     )
-    assert tuning._counts.device == device
+    assert tuning.hits.counts.device == device

@@ -61,10 +61,13 @@ def report(
         folder = pretrained.folder("results")
         path = write_result(folder, protocol=protocol, split=split, seed=seed, **entries)
         chosen = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in score.chosen.items())
-        _say(f"seed {seed}: top1 {score.top1:.4f}, top5 {score.top5:.4f} ({chosen}) in {path}")
+        top5 = "" if score.top5 is None else f", top5 {score.top5:.4f}"
+        _say(f"seed {seed}: top1 {score.top1:.4f}{top5} ({chosen}) in {path}")
     numbers: dict[str, float] = {}
     for name in ("top1", "top5"):
-        values = [getattr(score, name) for score in scores]
+        values = [value for score in scores if (value := getattr(score, name)) is not None]
+        if not values:  # top-5 of fewer than six classes
+            continue
         key = f"{IN_SUMMARY.get(protocol, protocol)}/{split}_{name}"
         numbers[key] = mean = statistics.mean(values)
         if len(scores) > 1:

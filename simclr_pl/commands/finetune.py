@@ -228,13 +228,13 @@ class _Trainings:
         config = self._config(seed, epochs, data)
         try:
             session.claim(config, resume=self.resume)
-            top1, top5 = self._train(session, config, seed, data, epochs)
+            accuracies = self._train(session, config, seed, data, epochs)
         except BaseException as error:
             session.end(error)
             session.discard()
             raise
         session.end()
-        return Score(top1, top5, {"labels": data.labels, "epochs": epochs})
+        return Score(chosen={"labels": data.labels, "epochs": epochs}, **accuracies)
 
     def _train(
         self,
@@ -243,7 +243,7 @@ class _Trainings:
         seed: int,
         data: LabelledDataModule,
         epochs: int,
-    ) -> tuple[float, float]:
+    ) -> dict[str, float]:
         model = self._model(seed, data)
         with refused_by_lightning(asdict(self.choice), building=True):
             trainer = self._trainer(session, config, epochs)

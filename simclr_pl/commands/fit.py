@@ -269,11 +269,12 @@ class SimCLRCLI(LightningCLI):
         fields = {
             "loss": numbers[f"{split}/loss"],
             "top1": numbers.get(f"probe/{split}_top1"),
-            "top5": numbers.get(f"probe/{split}_top5"),
+            "top5": numbers.get(f"probe/{split}_top5"),  # none of fewer than six classes
         }
         out = sys.stdout.write
         for name, value in fields.items():
-            out(f"{split} {name}: {'no labels' if value is None else f'{value:.4f}'}\n")
+            if value is not None or name == "top1":
+                out(f"{split} {name}: {'no labels' if value is None else f'{value:.4f}'}\n")
         if self.run is not None:
             home = run_of(checkpoint) or self.run
             about = {

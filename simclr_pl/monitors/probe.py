@@ -11,7 +11,7 @@ from simclr_pl.core.batch import UNLABELLED, EvaluationOutput, StepOutput
 from simclr_pl.core.distributed import rank_and_world, sum_over_ranks
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.model.optim import on_this_device
-from simclr_pl.protocols.scoring import count_right
+from simclr_pl.protocols.scoring import Hits
 
 
 class OnlineProbe(L.Callback):
@@ -43,7 +43,7 @@ class OnlineProbe(L.Callback):
         self.head: nn.Linear | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.classes = 0
-        self._counts: dict[str, Tensor] = {}
+        self._hits: dict[str, Hits] = {}
         self._beyond: Tensor | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -51,7 +51,7 @@ class OnlineProbe(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Learns the number of classes; another fit has another head, unless one is restored."""
-        self._counts, self._beyond = {}, None  # of what was broken off
+        self._hits, self._beyond = {}, None  # of what was broken off
         if stage == "fit":
             self.head = self.optimizer = self._restored = None
         self.classes = int(getattr(trainer.datamodule, "num_classes", 0))  # type: ignore[attr-defined]
@@ -82,9 +82,10 @@ class OnlineProbe(L.Callback):
                     )
                 self.head.load_state_dict(self._restored["head"])
                 self.optimizer.load_state_dict(self._restored["optimizer"])
-                counts = self._restored["counts"].to(features.device)  # of all ranks, so far
-                first = rank_and_world()[0] == 0
-                self._counts["train"] = counts if first else torch.zeros_like(counts)
+                self._hits["train"] = Hits(self.classes, features.device)
+                if rank_and_world()[0] == 0:  # counts of all ranks, so far
+                    counts = self._restored["counts"].to(features.device)
+                    self._hits["train"].merge_state({"counts": counts})
                 self._restored = None
         return self.head, self.optimizer
 
@@ -119,7 +120,7 @@ class OnlineProbe(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the epoch's accuracy on augmented views."""
-        self._log(pl_module, "train", 1)
+        self._log(pl_module, "train")
 
     # Evaluation -----------------------------------------------------------------------------------
 
@@ -149,11 +150,11 @@ class OnlineProbe(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the accuracies on the validation split."""
-        self._log(pl_module, "val", 1, 5)
+        self._log(pl_module, "val")
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the accuracies on the test split."""
-        self._log(pl_module, "test", 1, 5)
+        self._log(pl_module, "test")
 
     @torch.no_grad()
     def _score(self, split: str, outputs: EvaluationOutput) -> None:
@@ -164,8 +165,9 @@ class OnlineProbe(L.Callback):
         self._count(split, head(features.to(head.weight.dtype)), labels)
 
     def _count(self, split: str, logits: Tensor, labels: Tensor) -> None:
-        counts = count_right(logits, labels)
-        self._counts[split] = self._counts[split] + counts if split in self._counts else counts
+        if split not in self._hits:
+            self._hits[split] = Hits(self.classes, logits.device)
+        self._hits[split].update(logits, labels)
 
     def _check(self, labels: Tensor) -> Tensor:
         """Labels, of which those beyond the classes are an error: on accelerators a later one."""
@@ -185,19 +187,17 @@ class OnlineProbe(L.Callback):
                 "labels go from 0 to the number of classes less one, and -1 means unlabelled"
             )
 
-    def _log(self, pl_module: L.LightningModule, split: str, *ks: int) -> None:
+    def _log(self, pl_module: L.LightningModule, split: str) -> None:
         if self._beyond is not None:
             self._refuse(self._beyond)
-        if split not in self._counts:
+        if split not in self._hits:
             return
-        counts = sum_over_ranks(self._counts.pop(split))
-        for k in ks:
-            if counts[0]:
+        for name, value in self._hits.pop(split).compute().items():
+            if split != "train" or name == "top1":
                 # Values, since Lightning cannot keep a callback's metrics. They are over all ranks
                 # already; their mean over ranks, which Lightning insists on, is the same.
-                value = counts[1 if k == 1 else 2] / counts[0]
                 many = rank_and_world()[1] > 1
-                pl_module.log(f"probe/{split}_top{k}", value, sync_dist=many)
+                pl_module.log(f"probe/{split}_{name}", value, sync_dist=many)
 
     # Checkpoints ----------------------------------------------------------------------------------
 
@@ -205,17 +205,14 @@ class OnlineProbe(L.Callback):
         """The head and its optimiser."""
         if self.head is None or self.optimizer is None:
             return {} if self._restored is None else self._restored
+        hits = self._hits.get("train", Hits(self.classes, self.head.weight.device))
+        with hits.sync_context():
+            counts = hits.counts.cpu()  # the epoch's, over all ranks: a resume goes on from there
         return {
             "head": self.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            # The epoch's, over all ranks: a resume goes on from there.
-            "counts": sum_over_ranks(self._train_counts().clone()).cpu(),
+            "counts": counts,
         }
-
-    def _train_counts(self) -> Tensor:
-        assert self.head is not None
-        none = torch.zeros(3, dtype=torch.int64, device=self.head.weight.device)
-        return self._counts.get("train", none)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until the next features say where it belongs."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.datamodule import ContrastiveDataModule, Split
@@ -110,7 +111,7 @@ def draw_confusion(snapshot: Snapshot) -> Figure:
     similarity, place = neighbours(val.features[scored], train.features[known], K)
     guess = vote(similarity, bank_labels[place], TEMPERATURE, len(names)).argmax(1)
     size = len(names)
-    counts = torch.bincount(truth * size + guess, minlength=size**2).view(size, size)
+    counts = multiclass_confusion_matrix(guess, truth, size, validate_args=False)
     side = 2.2 + min(max(0.42 * size, 3.5), 8)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axis = figure.subplots()
@@ -128,7 +129,7 @@ def draw_confusion(snapshot: Snapshot) -> Figure:
             colour = "white" if share[row, column] > 0.5 else "black"
             text = str(int(counts[row, column]))
             axis.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
-    top1 = (guess == truth).double().mean()
+    top1 = counts.diag().sum() / counts.sum()
     axis.set_title(
         f"kNN (k = {K}, cosine, temperature {TEMPERATURE}), frozen features\n"
         f"{literal(snapshot.name)}, {snapshot.when}\n"

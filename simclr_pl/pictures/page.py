@@ -85,8 +85,10 @@ def recipe_table(run: Run) -> Table:
 
 def results_table(run: Run) -> Table:
     """What has been evaluated: a row a file of results/."""
-    rows = [[_fraction(result.get(key)) for key in RESULT] for result in run.results]
-    return Table(list(RESULT), rows)
+    # Without a column for top-5 where there are fewer than six classes.
+    top5 = any(result.get("top5") is not None for result in run.results)
+    keys = [key for key in RESULT if top5 or key != "top5"]
+    return Table(keys, [[_fraction(result.get(key)) for key in keys] for result in run.results])
 
 
 def runs_table(runs: Sequence[Run]) -> Table:

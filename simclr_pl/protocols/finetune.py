@@ -17,7 +17,7 @@ from simclr_pl.core.model.trained import TrainedModule
 from simclr_pl.core.randomness import step_seed
 from simclr_pl.images.splits import no_labels
 from simclr_pl.protocols.backbone import Backbone
-from simclr_pl.protocols.scoring import count_right
+from simclr_pl.protocols.scoring import Hits
 
 EPOCHS = 60
 """The paper's for 1 % of ImageNet's labels (appendix B.5)."""
@@ -66,9 +66,9 @@ class FineTuning(TrainedModule):
             self.projector.eval().requires_grad_(False)
         self.recipe, self.spec, self.seed = recipe, backbone.spec, seed
         self.geometry = geometry_in(about)
-        self._counts = torch.zeros(3, dtype=torch.int64)
-        self.accuracies = (0.0, 0.0)
-        """Top-1 and top-5 of the last evaluation: fractions."""
+        self.hits = Hits(classes)
+        self.accuracies: dict[str, float] = {}
+        """`top1` and, of six classes or more, `top5` of the last evaluation: fractions."""
 
     def configure_model(self) -> None:
         """Lightning's hook: in the run's precision before a checkpoint's weights come in."""
@@ -104,34 +104,31 @@ class FineTuning(TrainedModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begins to count."""
-        self._counts = torch.zeros(3, dtype=torch.int64, device=self.device)
+        self.hits.reset()
 
     def validation_step(self, batch: LabelledImages, batch_idx: int) -> None:
-        """Counts labelled images, and those classified right."""
-        logits = self(batch.images)
-        self._counts += count_right(logits, batch.labels)
+        """Counts labelled images, each once over all ranks, and those classified right."""
+        self.hits.update(self(batch.images), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs `finetune/val_top1` and `finetune/val_top5`: each image once, over all ranks."""
+        """Logs `finetune/val_top1` and, of six classes or more, `finetune/val_top5`."""
         self._log_accuracies("val")
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
-        """Logs `finetune/test_top1` and `finetune/test_top5`."""
+        """Logs `finetune/test_top1` and, of six classes or more, `finetune/test_top5`."""
         self._log_accuracies("test")
 
     def _log_accuracies(self, split: str) -> None:
         fitting = self.trainer.state.fn == TrainerFn.FITTING
-        images, *right = sum_over_ranks(self._counts).tolist()
-        if not images and fitting:
+        self.accuracies = self.hits.compute()
+        if not self.accuracies and fitting:
             return  # a curve less; it may be another split that is to be scored
-        if not images:
+        if not self.accuracies:
             raise no_labels(split)
-        top1, top5 = (number / images for number in right)
-        self.accuracies = (top1, top5)
-        numbers = {f"finetune/{split}_top1": top1, f"finetune/{split}_top5": top5}
+        numbers = {f"finetune/{split}_{name}": value for name, value in self.accuracies.items()}
         if not fitting:  # after the last epoch, not in one more
             numbers["epoch"] = float(self.trainer.current_epoch - 1)
         # The same on every rank; Lightning would rather see it for itself.

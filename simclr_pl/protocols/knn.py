@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.protocols.scoring import Rows, Score, accuracies, best_of, choosing_parts
+from simclr_pl.protocols.scoring import (
+    Rows,
+    Score,
+    accuracies,
+    best_of,
+    choosing_parts,
+    count_right,
+)
 
 QUERIES, BANK = 1024, 16384
 """Rows and columns of the similarities that exist at a time: 64 MiB of float32."""
@@ -99,7 +106,8 @@ def evaluate_knn(
     # A class without a vote: its share counts as one in a thousand.
     k, temperature = grid[best_of(candidates, judged.labels, least=-6.9)]
     (scores,) = _log_shares(train, scored, classes, [(k, temperature)])
-    return Score(*accuracies(scores, scored.labels), {"k": k, "temperature": temperature})
+    chosen = {"k": k, "temperature": temperature}
+    return Score(chosen=chosen, **accuracies(scores, scored.labels))
 
 
 def _log_shares(
@@ -140,10 +148,8 @@ def knn_hits(
     queries, labels = queries[scored].to(wide), labels[scored]
     similarity, place = neighbours(queries, bank, max(ks), known)
     # Numbered by their order: labels may be as large as identifiers are.
-    classes, numbers = (part.to(labels.device) for part in bank_labels.unique(return_inverse=True))
-    near, counts = numbers[place], []
-    for k in ks:
-        shares = vote(similarity[:, :k], near[:, :k], temperature, len(classes))
-        right = (classes[shares.argmax(1)] == labels) & shares.isfinite().all(1)
-        counts.append(right.sum())
-    return torch.stack([*counts, scored.sum()])
+    every, numbers = torch.cat([bank_labels.to(labels.device), labels]).unique(return_inverse=True)
+    near, truth = numbers[place], numbers[len(bank_labels) :]
+    votes = (vote(similarity[:, :k], near[:, :k], temperature, len(every)) for k in ks)
+    right = [count_right(shares[:, :, None], truth) for shares in votes]
+    return torch.cat([*right, scored.sum()[None]])

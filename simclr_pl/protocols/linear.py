@@ -31,6 +31,7 @@ from simclr_pl.protocols.scoring import (
     accuracies,
     best_first,
     choosing_parts,
+    count_right,
     standardisation,
 )
 
@@ -121,7 +122,7 @@ class Fitted(NamedTuple):
         """Accuracies on the rows of a split, which had no part in the choice."""
         device = self.head.bias.device
         logits = self.head.logits(rows.features.to(device))[:, :, 0]
-        return Score(*accuracies(logits, rows.labels.to(device)), self.chosen)
+        return Score(chosen=self.chosen, **accuracies(logits, rows.labels.to(device)))
 
 
 def evaluate_linear(
@@ -256,8 +257,7 @@ def judge(heads: Heads, rows: Rows) -> tuple[Tensor, Tensor]:
     labels = rows.labels.to(right.device)
     for x, y in zip(rows.features.split(size), labels.split(size), strict=True):
         logits, target = heads.logits(x), y[:, None].expand(-1, len(right))
-        largest, place = logits.max(1)  # of which NaN is one
-        right += ((place == y[:, None]) & largest.isfinite()).sum(0)
+        right += count_right(logits, y)
         loss += F.cross_entropy(logits, target, reduction="none").sum(0)
     return right / len(labels), loss / len(labels)
 

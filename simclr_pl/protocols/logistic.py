@@ -52,7 +52,7 @@ def evaluate_logistic(
     candidates = _log_probabilities(train.at(fits), judged, classes, strengths)
     best = strengths[best_of(candidates, judged.labels, least=-100)]
     (scores,) = _log_probabilities(train, scored, classes, (best,))
-    return Score(*accuracies(scores, scored.labels), {"inverse_l2_strength": best})
+    return Score(chosen={"inverse_l2_strength": best}, **accuracies(scores, scored.labels))
 
 
 def _log_probabilities(

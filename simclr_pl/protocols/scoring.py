@@ -5,11 +5,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import multiclass_stat_scores
 
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.errors import UserError
 from simclr_pl.images.splits import holdout, no_labels
 from simclr_pl.protocols.features import Features
+
+SCORES_AT_A_TIME = 1_000_000
+"""Scores that are counted at a time: torchmetrics makes several `int64` of each."""
 
 
 class Rows(NamedTuple):
@@ -37,13 +42,13 @@ class Score(NamedTuple):
 
     Attributes:
         top1: share of the scored split that is classified right.
-        top5: share whose class is among the five likeliest (all, where there are fewer).
         chosen: what was chosen on the held-out part of train.
+        top5: share whose class is among the five likeliest; none of fewer than six classes.
     """
 
     top1: float
-    top5: float
     chosen: dict[str, float]
+    top5: float | None = None
 
 
 def labelled(split: Features, name: str) -> Rows:
@@ -65,19 +70,82 @@ def labelled(split: Features, name: str) -> Rows:
     return Rows(features, split.labels[known])
 
 
-def count_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """`int64 [3]`: labelled images, those classified right, and right among the five likeliest.
+def top_ks(classes: int) -> tuple[int, ...]:
+    """The k of top-k accuracies: 1, and 5 where there are six classes or more.
 
-    On the logits' device, without waiting for it. What is not finite is not right.
+    Of fewer, every class is among the five likeliest.
+    """
+    return (1, 5) if classes > 5 else (1,)
+
+
+class Hits(Metric):
+    """Accuracies of batches as they come, over all ranks.
+
+    torchmetrics keeps the counts and sums them over ranks. Those of a batch are made here: its own
+    update would make the host wait for the device, and takes NaN for the largest score. What is
+    not finite is not right.
 
     Args:
-        logits: `[B, classes]`.
-        labels: `int64 [B]`, `UNLABELLED` where unknown.
+        classes: C.
+        device: of the logits.
+
+    Attributes:
+        counts: `int64 [3]`: labelled rows, those classified right, right among the five likeliest.
     """
-    known = labels != UNLABELLED
-    likeliest = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    right = (likeliest == labels[:, None]) & logits.isfinite().all(1, keepdim=True)
-    return torch.stack([known.sum(), right[:, 0].sum(), right.any(1).sum()])
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, classes: int, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.ks = top_ks(classes)
+        none = torch.zeros(3, dtype=torch.int64, device=device)
+        self.add_state("counts", none, dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Counts a batch.
+
+        Args:
+            logits: `[B, C]`.
+            labels: `int64 [B]`, `UNLABELLED` where unknown.
+        """
+        known = labels != UNLABELLED
+        likeliest = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        right = (likeliest == labels[:, None]) & logits.isfinite().all(1, keepdim=True)
+        found = torch.stack([known.sum(), right[:, 0].sum(), right.any(1).sum()])
+        self.counts = self.counts + found
+
+    def compute(self) -> dict[str, float]:
+        """`top1` and, of six classes or more, `top5`; empty where no row is labelled."""
+        rows, *right = self.counts.tolist()
+        return {f"top{k}": n / rows for k, n in zip(self.ks, right, strict=False) if rows}
+
+
+def count_right(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
+    """How many rows each of H classifiers has right: `int64 [H]`, counted by torchmetrics.
+
+    A row that holds a NaN, which torchmetrics takes for the largest score, is not right, and
+    neither is one with an infinity for its own class: minus infinity is a class never seen.
+
+    Args:
+        scores: `[N, C, H]`; the larger, the likelier.
+        labels: `int64 [N]`, all of them known.
+        k: right is a class among the k likeliest.
+    """
+    _, classes, heads = scores.shape
+    numbers = torch.arange(classes, device=scores.device)[:, None]
+    right = torch.zeros(heads, dtype=torch.int64, device=scores.device)
+    size = max(1, SCORES_AT_A_TIME // (classes * heads))
+    for some, its in zip(scores.split(size), labels.split(size), strict=True):
+        own = its[:, None, None] == numbers
+        missed = (some.isnan() | (own & some.isinf())).any(1, keepdim=True)
+        clean = some.where(~missed, -own.to(some))  # the row's own class comes last
+        # To torchmetrics a classifier is a sample of many places.
+        clean, truth = clean.transpose(0, 2), its.expand(heads, -1)
+        right += multiclass_stat_scores(
+            clean, truth, classes, "micro", k, "samplewise", validate_args=False
+        )[:, 0]
+    return right
 
 
 def choosing_parts(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -120,7 +188,7 @@ def best_of(candidates: Sequence[Tensor], labels: Tensor, least: float) -> int:
         labels: `int64 [N]`.
         least: what cross-entropy counts at least for the right class: it isn't impossible.
     """
-    top1 = [accuracies(scores, labels)[0] for scores in candidates]
+    top1 = [accuracies(scores, labels)["top1"] for scores in candidates]
     right = [scores.gather(1, labels[:, None]).clamp(min=least) for scores in candidates]
     loss = [-float(scores.mean()) for scores in right]
     return best_first(torch.tensor(top1), torch.tensor(loss))[0]
@@ -138,17 +206,15 @@ def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(std > 1e-6 * (1e-2 + mean.abs()), std, torch.inf)
 
 
-def accuracies(scores: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Top-1 and top-5 of scores, where minus infinity is never right, nor anything beside a NaN.
+def accuracies(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """`top1` and, of six classes or more, `top5` of labelled rows.
 
     Args:
         scores: `[N, C]`; the larger, the likelier.
         labels: `int64 [N]`.
     """
-    values, places = scores.topk(min(5, scores.shape[1]), dim=1)
-    # (NaN counts as the largest.)
-    right = (places == labels[:, None]) & values.isfinite() & ~values[:, :1].isnan()
-    return float(right[:, 0].double().mean()), float(right.any(1).double().mean())
+    ks, scores = top_ks(scores.shape[1]), scores[:, :, None]
+    return {f"top{k}": int(count_right(scores, labels, k)) / len(labels) for k in ks}
 
 
 def check_above_zero(name: str, numbers: Sequence[float]) -> None:

@@ -252,15 +252,13 @@ def test_each_epoch_is_scored_anew() -> None:
     assert bench.epoch_end() == {}
 
 
-@pytest.mark.parametrize("classes", [2, 3, 4])
-def test_top_5_of_fewer_classes_is_everything(classes: int) -> None:
+@pytest.mark.parametrize("classes", [2, 5])
+def test_top_5_of_fewer_classes_is_not_logged(classes: int) -> None:
     bench = Bench(classes=classes)
     views, labels = draw(12, classes=classes)
     bench.train(views, labels)
     bench.score(views[0], (labels + 1) % classes)
-    logged = bench.epoch_end()
-    assert logged["probe/val_top5"] == 1
-    assert logged["probe/val_top1"] == 0
+    assert bench.epoch_end() == {"probe/val_top1": 0}
 
 
 # Checkpoints -------------------------------------------------------------------------------------
@@ -282,6 +280,7 @@ def test_a_restored_probe_continues_as_if_nothing_had_been(used: bool) -> None:
     again.probe.load_state_dict(state)
     assert again.probe.state_dict().keys() == state.keys()  # also before the first features
     assert steps(again, 3, 6).weights.equal(through.weights)
+    assert again.train_epoch_end() == through.train_epoch_end()  # of all the epoch's steps
 
 
 def test_a_probe_of_before_its_optimiser_was_fused_goes_on() -> None:
@@ -344,6 +343,10 @@ def train_and_score(sizes: list[int]) -> tuple[Tensor, dict[str, float], dict[st
 
     bench = Bench(classes=6, weight_decay=0.01)
     for step in range(3):
+        if step == 2:  # counts in a checkpoint are those of all ranks
+            state = bench.probe.state_dict()
+            bench = Bench(classes=6, weight_decay=0.01)
+            bench.probe.load_state_dict(state)
         views, labels = draw(sum(sizes), seed=step, classes=6)
         labels = some_unlabelled(labels)
         labels[: sizes[0]] = UNLABELLED if step == 1 else labels[: sizes[0]]  # none on rank 0

@@ -21,10 +21,8 @@ from simclr_pl.protocols.linear import Heads, Recipe, evaluate_linear, judge, tr
 from simclr_pl.protocols.logistic import evaluate_logistic
 from simclr_pl.protocols.scoring import (
     Rows,
-    accuracies,
     best_first,
     choosing_parts,
-    count_right,
     labelled,
 )
 
@@ -210,28 +208,6 @@ def test_the_head_of_augmented_features_is_chosen_on_clean_ones() -> None:
     assert orders[0][0] != orders[1][0]
     score = evaluate_linear(source, train.labels, test, 3, recipe, train.features)
     assert tuple(score.chosen.values()) == recipe.grid[orders[0][0]]
-
-
-@pytest.mark.parametrize("classes", [2, 5, 7])
-def test_top5_of_few_classes_is_one_and_of_more_the_share_of_the_five_likeliest(
-    classes: int,
-) -> None:
-    scores = torch.arange(classes, dtype=torch.float32).repeat(classes, 1)
-    labels = torch.arange(classes)
-    assert accuracies(scores, labels) == (1 / classes, min(5, classes) / classes)
-
-
-def test_a_score_that_is_not_finite_is_never_right() -> None:
-    scores = torch.tensor([[torch.nan, torch.nan], [-torch.inf, -torch.inf], [0.0, -torch.inf]])
-    assert accuracies(scores, torch.tensor([0, 0, 0])) == (1 / 3, 1 / 3)
-
-
-def test_a_class_beside_a_score_that_is_no_number_is_never_right() -> None:
-    scores = torch.arange(12.0).view(2, 6)
-    scores[:, 0] = torch.nan
-    labels = torch.tensor([4, 5])
-    assert accuracies(scores, labels) == (0, 0)
-    assert count_right(scores, labels).tolist() == [2, 0, 0]
 
 
 def test_a_head_that_is_no_number_has_nothing_right() -> None:
@@ -424,6 +400,7 @@ def test_l_bfgs_chooses_its_strength_on_the_same_tenth() -> None:
 def test_l_bfgs_knows_classes_that_train_lacks() -> None:
     train = blobs(300, 0)
     test = Rows(train.features, torch.where(train.labels == 2, 4, train.labels))
-    score = evaluate_logistic(train, test, 5, 0)
+    score = evaluate_logistic(train, test, 6, 0)
     assert score.top1 < 2 / 3
+    assert score.top5 is not None
     assert score.top5 <= 2 / 3 + 1e-9  # the class of a third of them was never seen

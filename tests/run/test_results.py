@@ -13,6 +13,8 @@ import torch
 from commands import QUICK, checkpoint, files, fit, rows, run
 
 from simclr_pl import ContrastiveDataModule, load_encoder
+from simclr_pl.pictures.page import results_table
+from simclr_pl.pictures.read_runs import read_runs
 from simclr_pl.run.results import sha256, write_result
 
 FIELDS = {
@@ -168,6 +170,23 @@ def test_without_labels_there_is_a_loss_and_no_accuracy(tmp_path: Path) -> None:
     found = result(directory, "val")
     assert (found["top1"], found["top5"]) == (None, None)
     assert found["loss"] > 0
+
+
+def test_top_5_of_four_classes_is_nowhere(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    np.savez(tmp_path / "data.npz", train_images=images, train_labels=np.arange(40) % 4)
+    directory = tmp_path / "run"
+    data = ("--data.dataset", "npz", "--data.root", tmp_path / "data.npz")
+    fit(directory, *data, "--data.batch_size", "16", "--seed_everything", "3")
+    assert "probe/val_top1" in rows(directory)[-1]
+    assert not [name for row in rows(directory) for name in row if "top5" in name]
+    for command, *options in (("validate",), ("linear", "--split", "val", "--seeds", "3", "4")):
+        outcome = run(command, "--run_dir", directory, *options)
+        assert "top1" in outcome.out, outcome
+        assert "top5" not in outcome.out
+    results = [json.loads(path.read_text()) for path in (directory / "results").iterdir()]
+    assert [found["top5"] for found in results] == [None] * 3
+    assert "top5" not in results_table(*read_runs([str(directory)])).head
 
 
 def test_a_result_is_replaced_whole(tmp_path: Path) -> None:

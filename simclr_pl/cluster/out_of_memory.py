@@ -8,14 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from simclr_pl.cluster.memory import (
-    PRIMITIVE,
-    PeakMemory,
-    collect,
-    free_memory,
-    of_process,
-    ran_out,
-)
+from simclr_pl.cluster.memory import collect, ran_out
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.model.simclr import SimCLR
 
@@ -78,36 +71,8 @@ def largest_batch(fits: Callable[[int], bool], too_many: int) -> int:
     return size
 
 
-def continued(
-    trainer: L.Trainer, model: L.LightningModule, images: int, free: int | None
-) -> int | None:
-    """The most images that fit on a CPU, by continuing the peaks of two batches that do.
-
-    Without memory a CPU's libraries crash, and the system kills: its end is no place for trials.
-
-    Args:
-        trainer: as `try_step` takes it.
-        model: on the CPU.
-        images: the larger of the two, above 1.
-        free: bytes that there are.
-
-    Returns:
-        A number, however large; `None` where nobody knows how much memory there is or was taken.
-    """
-    half, peaks = images // 2, []
-    for size in (half, images):
-        with PeakMemory(model.device) as peak:
-            try_step(trainer, model, size)
-        if free is None or peak.bytes is None:
-            return None
-        peaks.append(peak.bytes)
-    assert free is not None
-    each = max(1.0, (peaks[1] - peaks[0]) / (images - half))
-    return max(0, int(images + (free - peaks[1]) / each))
-
-
 class OutOfMemory(L.Callback):
-    """Where memory runs out, finds the largest batch that would have fitted."""
+    """Where an accelerator's memory runs out, finds the largest batch that would have fitted."""
 
     def __init__(self) -> None:
         self.sentence = ""
@@ -124,31 +89,12 @@ class OutOfMemory(L.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         world = trainer.world_size
         each = -(-data.batch_size // world)
-        if pl_module.device.type == "cpu":
-            found = self._continued(trainer, pl_module, each)
-            if found is None and PRIMITIVE in str(exception):
-                return  # who knows whether it was for memory
-        else:
+        most = None
+        # Without memory a CPU's libraries crash, and the system kills: no place for trials.
+        if pl_module.device.type != "cpu":
             found = largest_batch(lambda images: fits(trainer, pl_module, images), each)
-        most = None if found is None else int(MARGIN * min(found, each - 1)) * world
+            most = int(MARGIN * min(found, each - 1)) * world
         self.sentence = advise(trainer.global_step, data.batch_size, most, pl_module)
-
-    def _continued(self, trainer: L.Trainer, model: L.LightningModule, too_many: int) -> int | None:
-        """By two small batches, and by what the process had when it was refused more."""
-        free = free_memory(model.device)
-        if free is not None:
-            reached = of_process("VmHWM")
-            collect(model.device)
-            # Ranks share what is free; what this process has had it was given.
-            free = max(free // trainer.num_devices, reached - of_process("VmRSS"))
-        try:
-            found = continued(trainer, model, max(2, too_many // 16), free)
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out(error):
-                raise
-            return None
-        # Where a process's memory is limited its gaps count, and those grow with the batch.
-        return None if found is None else found // 2
 
 
 def advise(step: int, batch: int, most: int | None, model: L.LightningModule) -> str:
@@ -157,27 +103,29 @@ def advise(step: int, batch: int, most: int | None, model: L.LightningModule) ->
     Args:
         step: in which it did.
         batch: images of a step.
-        most: of them would have fitted, about; `None` where nobody knows.
+        most: of them would have fitted, about; `None` on a CPU, where nobody tries.
         model: whose options are named.
     """
     began = f"out of memory at step {step}, with batches of {batch} images"
-    if most is None:
-        return f"{began}; take a smaller one, a smaller encoder, or smaller images"
-    if most < 2:
+    micro: Any = model.micro_batch_size if isinstance(model, SimCLR) else None
+    if micro == 1:
+        return f"{began}, one at a time; take a smaller encoder, or smaller images"
+    if most is not None and most < 2:
         return f"{began}: not even two of them fit; take a smaller encoder, or smaller images"
-    began += f": about {most} fit. Give "
-    if not isinstance(model, SimCLR):
-        return f"{began}--batch_size {most}"
-    if model.micro_batch_size == 1:
-        return f"{began.split(':')[0]}, one at a time; take a smaller encoder, or smaller images"
-    if model.micro_batch_size:
-        return (
-            f"{began}--model.micro_batch_size {min(most, model.micro_batch_size // 2)}, which is "
-            f"{model.micro_batch_size} now"
+    if most is None:
+        start, size = f"{began}: give", f"{(micro or batch) // 2} or less"
+    else:
+        start, size = (
+            f"{began}: about {most} fit. Give",
+            str(min(most, micro // 2) if micro else most),
         )
+    if not isinstance(model, SimCLR):
+        return f"{start} --batch_size {size}"
+    if micro:
+        return f"{start} --model.micro_batch_size {size}, which is {micro} now"
     return (
-        f"{began}--model.micro_batch_size {most} to train on batches of {batch} in that memory "
-        f"(one more forward pass), or --data.batch_size {most}"
+        f"{start} --model.micro_batch_size {size} to train on batches of {batch} in that memory "
+        f"(one more forward pass), or --data.batch_size {size}"
     )
 
 

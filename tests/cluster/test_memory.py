@@ -9,7 +9,7 @@ import torch
 from commands import QUICK, REPOSITORY, Outcome, environment, finish, rows
 
 from simclr_pl import SimCLR
-from simclr_pl.cluster.memory import PeakMemory, free_memory, left_to_container, ran_out
+from simclr_pl.cluster.memory import PeakMemory, ran_out
 from simclr_pl.cluster.out_of_memory import advise, largest_batch
 
 LARGE = (
@@ -57,30 +57,6 @@ def test_a_peak_is_what_was_there_at_once() -> None:
             torch.ones(64 * 2**20, dtype=torch.uint8)
     assert peak.bytes is not None
     assert 60 * 2**20 < peak.bytes < 160 * 2**20
-    free = free_memory(torch.device("cpu"))
-    assert free is not None
-    assert 2**28 < free < 2**50
-
-
-def test_a_container_s_cache_is_free_memory_and_its_limit_the_end(tmp_path: Path) -> None:
-    def write(folder: Path, **files: object) -> None:
-        folder.mkdir(exist_ok=True)
-        for name, content in files.items():
-            (folder / f"memory.{name}").write_text(f"{content}\n")
-
-    assert left_to_container(tmp_path) is None
-    write(tmp_path, max=1000, current=900, stat="anon 300\ninactive_file 500\nactive_file 100")
-    assert left_to_container(tmp_path) == 600
-    write(tmp_path, max="max")
-    assert left_to_container(tmp_path) is None
-    first = tmp_path / "memory"
-    write(
-        first, limit_in_bytes=2000, usage_in_bytes=1900,
-        stat="inactive_file 1\ntotal_inactive_file 300",
-    )  # fmt: skip
-    assert left_to_container(tmp_path) == 400
-    write(first, limit_in_bytes=9223372036854771712)
-    assert left_to_container(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -90,7 +66,8 @@ def test_a_container_s_cache_is_free_memory_and_its_limit_the_end(tmp_path: Path
         (32, 40, "about 40 fit. Give --model.micro_batch_size 16, which is 32 now"),
         (1, 40, "with batches of 64 images, one at a time; take a smaller encoder, or smaller"),
         (None, 1, "not even two of them fit"),
-        (None, None, "take a smaller one, a smaller encoder"),
+        (None, None, "64 images: give --model.micro_batch_size 32 or less to train on batches of"),
+        (32, None, "give --model.micro_batch_size 16 or less"),
     ],
 )
 def test_what_is_advised_is_possible(micro: int | None, most: int | None, advice: str) -> None:
@@ -114,19 +91,12 @@ def train(directory: Path, gib: float, *args: object) -> Outcome:
     return finish(process, timeout=240)
 
 
-def suggested(sentence: str, flag: str) -> int:
-    return int(sentence.split(flag)[1].split(maxsplit=1)[0].rstrip(","))
-
-
 @pytest.mark.timeout(600)
-def test_out_of_memory_says_what_fits_and_that_does(tmp_path: Path) -> None:
+def test_out_of_memory_is_a_sentence(tmp_path: Path) -> None:
     said = train(tmp_path / "run", 2).sentence
-    assert "out of memory at step 0, with batches of 1400 images: about " in said
+    assert "out of memory at step 0, with batches of 1400 images: give " in said
     assert not (tmp_path / "run").exists()  # not a step was finished
-    micro = suggested(said, "--model.micro_batch_size ")
-    assert 100 < micro < 1400
-    assert micro == suggested(said, "--data.batch_size ")
-    outcome = train(tmp_path / "run", 2, "--model.micro_batch_size", micro)
+    outcome = train(tmp_path / "run", 2, "--model.micro_batch_size", 100)
     assert outcome.code == 0, outcome
     assert len([row for row in rows(tmp_path / "run") if "train/loss" in row]) == 2
 
@@ -136,7 +106,6 @@ def test_out_of_memory_says_what_fits_and_that_does(tmp_path: Path) -> None:
 def test_ranks_out_of_memory_end_with_the_sentence(tmp_path: Path) -> None:
     outcome = train(tmp_path / "run", 1.2, "--trainer.devices", 2)
     assert outcome.code != 0
-    # (How many fit is each rank's own affair: they share what there is.)
     assert "out of memory at step 0, with batches of 1400 images: " in outcome.err
     assert "Traceback" not in outcome.err
     assert not (tmp_path / "run").exists()

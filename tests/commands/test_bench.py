@@ -49,7 +49,7 @@ def test_the_file_holds_what_was_measured(measured: tuple[dict[str, Any], Outcom
     assert share["views"] == pytest.approx(speed["end_to_end"] / speed["views"])
     assert all(share[part] > 0 for part in parts - {"rest"})
     assert found["peak_memory_bytes"] > 50 * 2**20
-    assert 64 <= found["largest_batch"] <= 1458
+    assert found["largest_batch"] is None  # of a CPU
     assert found["matrix_flops_per_s"] > 1e8
     assert found["matrix_dtype"] == "float32"
     done = found["flops_per_image"] * speed["end_to_end"] / found["matrix_flops_per_s"]

@@ -235,7 +235,7 @@ def _lines(found: dict[str, Any], train: int) -> list[str]:
     rates = {name: f"{rate:,.0f} images/s" for name, rate in speed.items()}
     parts = ", ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in share.items())
     peak, largest = found["peak_memory_bytes"], found["largest_batch"]
-    fit = f"about {largest:,} images" if (largest or 0) < train else f"all {train:,} images fit"
+    fit = f"all {train:,} images fit" if largest == train else f"about {largest or 0:,} images"
     most = f"{found['matrix_flops_per_s'] / 1e9:,.0f} GFLOP/s"
     rows = {
         "machine": f"{found['device']}, precision {found['precision']}",
@@ -249,7 +249,7 @@ def _lines(found: dict[str, Any], train: int) -> list[str]:
         f"step (quartiles of {found['turns']} turns {low:.3f} to {high:.3f})",
         "a step": f"{1e3 * found['step_seconds']:.4g} ms: {parts}",
         "peak memory": "not known here" if peak is None else f"{peak / 1e9:.2f} GB",
-        "largest batch": "not known here" if largest is None else fit,
+        "largest batch": "not tried on a CPU" if largest is None else fit,
         "arithmetic": f"{found['flops_per_image'] / 1e9:.3g} GFLOP an image (two views, forward "
         f"and backward): {found['share_of_matrix_rate']:.0%} of what matrix products in "
         f"{found['matrix_dtype']} reach here, {most}",

@@ -9,8 +9,7 @@ import lightning as L
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from simclr_pl.cluster.memory import free_memory
-from simclr_pl.cluster.out_of_memory import MARGIN, continued, fits, largest_batch, try_step
+from simclr_pl.cluster.out_of_memory import MARGIN, fits, largest_batch, try_step
 from simclr_pl.core.batch import Batch
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.model.simclr import SimCLR
@@ -73,10 +72,7 @@ def device_name(device: torch.device) -> str:
 
 
 def largest(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> int | None:
-    """The largest batch that fits into memory, about, without micro-batches.
-
-    On CUDA batches are tried. On a CPU, where the system would rather kill a process than refuse it
-    memory, the peaks of two that fit are continued.
+    """The largest batch that fits into an accelerator's memory, about, without micro-batches.
 
     Args:
         trainer: whose precision counts.
@@ -84,18 +80,17 @@ def largest(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> i
         data: set up.
 
     Returns:
-        Images, at most those of train; `None` where the system doesn't say what is free.
+        Images, at most those of train; `None` on a CPU, where the system would rather kill a
+        process than refuse it memory.
     """
-    device, most = model.device, len(data.splits.train)
-    if device.type == "cuda":
-        size = data.batch_size
-        while size < most and fits(trainer, model, size):
-            size *= 2
-        if size >= most and fits(trainer, model, most):
-            return most
-        return int(MARGIN * largest_batch(lambda images: fits(trainer, model, images), size))
-    found = continued(trainer, model, max(2, data.batch_size), free_memory(device))
-    return None if found is None else min(most, int(MARGIN * found))
+    size, most = data.batch_size, len(data.splits.train)
+    if model.device.type == "cpu":
+        return None
+    while size < most and fits(trainer, model, size):
+        size *= 2
+    if size >= most and fits(trainer, model, most):
+        return most
+    return int(MARGIN * largest_batch(lambda images: fits(trainer, model, images), size))
 
 
 def arithmetic(trainer: L.Trainer, model: SimCLR) -> dict[str, Any]:

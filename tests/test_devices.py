@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError, FakeTen
 
 from simclr_pl import ContrastiveDataModule, SimCLR
 from simclr_pl.commands.bench.step_timing import BareStep
-from simclr_pl.core.batch import Batch, LabelledImages, MicroBatches
+from simclr_pl.core.batch import Batch, MicroBatches
 from simclr_pl.core.model import simclr
 from simclr_pl.core.model.checkpoint import KEY, description
 from simclr_pl.core.model.geometry import geometry_of
@@ -31,6 +31,7 @@ from simclr_pl.protocols.crops import encode_crops
 from simclr_pl.protocols.features import encode
 from simclr_pl.protocols.finetune import FineTuning
 from simclr_pl.protocols.knn import neighbours, vote
+from simclr_pl.protocols.labelled_datamodule import LabelledImages
 from simclr_pl.protocols.linear import Recipe, judge, train_heads
 from simclr_pl.protocols.scoring import Rows
 

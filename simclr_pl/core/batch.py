@@ -140,18 +140,6 @@ class EvaluationBatch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # a tuple has a method of that name
 
 
-class LabelledImages(NamedTuple):
-    """Images for supervised training, normalised, on the device.
-
-    Attributes:
-        images: `float [B, C, S, S]`, cropped and flipped in training, else clean.
-        labels: `int64 [B]`, `UNLABELLED` where unknown.
-    """
-
-    images: Tensor
-    labels: Tensor
-
-
 class StepOutput(TypedDict):
     """What a training step shows to callbacks. Everything but the loss is detached.
 

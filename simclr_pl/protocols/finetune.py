@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from simclr_pl.core.batch import LabelledImages
 from simclr_pl.core.distributed import sum_over_ranks
 from simclr_pl.core.model.batch_norm import globalise_batch_norm
 from simclr_pl.core.model.geometry import check_channels, geometry_in, geometry_of
@@ -17,6 +16,7 @@ from simclr_pl.core.model.trained import TrainedModule
 from simclr_pl.core.randomness import step_seed
 from simclr_pl.images.splits import no_labels
 from simclr_pl.protocols.backbone import Backbone
+from simclr_pl.protocols.labelled_datamodule import LabelledImages
 from simclr_pl.protocols.scoring import Hits
 
 EPOCHS = 60

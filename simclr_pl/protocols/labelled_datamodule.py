@@ -1,12 +1,26 @@
 """The data of supervised training: few labelled images, one crop of each an epoch."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from simclr_pl.core.batch import UNLABELLED, Batch, LabelledImages
+from torch import Tensor
+
+from simclr_pl.core.batch import UNLABELLED, Batch
 from simclr_pl.core.data.datamodule import ContrastiveDataModule, Split
 from simclr_pl.core.data.loaders import EvaluationLoader, TrainLoader
 from simclr_pl.core.errors import UserError
 from simclr_pl.images.splits import draw_fraction, no_labels
+
+
+class LabelledImages(NamedTuple):
+    """Images for supervised training, normalised, on the device.
+
+    Attributes:
+        images: `float [B, C, S, S]`, cropped and flipped in training, else clean.
+        labels: `int64 [B]`, `UNLABELLED` where unknown.
+    """
+
+    images: Tensor
+    labels: Tensor
 
 
 class LabelledDataModule(ContrastiveDataModule):

@@ -14,13 +14,13 @@ from ranks import ranks
 from torch import Tensor, nn
 
 from simclr_pl import ContrastiveDataModule, UserError
-from simclr_pl.core.batch import UNLABELLED, LabelledImages
+from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.model.checkpoint import KEY
 from simclr_pl.core.model.optim import OptimizerRecipe
 from simclr_pl.core.randomness import epoch_order
 from simclr_pl.protocols.backbone import load_backbone
 from simclr_pl.protocols.finetune import FineTuning
-from simclr_pl.protocols.labelled_datamodule import LabelledDataModule
+from simclr_pl.protocols.labelled_datamodule import LabelledDataModule, LabelledImages
 
 # As the command does: head_only means it.
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")

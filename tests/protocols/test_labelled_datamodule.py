@@ -13,10 +13,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from simclr_pl import ContrastiveDataModule, SimCLRViews, UserError
-from simclr_pl.core.batch import UNLABELLED, LabelledImages
+from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.randomness import epoch_order
 from simclr_pl.images.splits import draw_fraction
-from simclr_pl.protocols.labelled_datamodule import LabelledDataModule
+from simclr_pl.protocols.labelled_datamodule import LabelledDataModule, LabelledImages
 
 
 def labelled(fraction: float = 0.1, **data: Any) -> LabelledDataModule:

@@ -28,6 +28,21 @@ _CALLBACKS: dict[type[L.Callback], str] = {
 """Lightning's callbacks that are refused in training, and why."""
 
 
+_UNTRAINED = "give at least 1 (an untrained encoder is the baseline of compare)"
+
+_NOT_ZERO = {
+    "max_epochs": _UNTRAINED,
+    "max_steps": _UNTRAINED,
+    "limit_train_batches": "give at least 1 batch, or leave it out",
+}
+
+_LEAST = {
+    "check_val_every_n_epoch": (1, ""),
+    "log_every_n_steps": (0, " (never)"),
+    "gradient_clip_val": (0, " (off)"),
+}
+
+
 def check_trainer(trainer: L.Trainer, *, training: bool | None = None) -> None:
     """Looks at a Trainer before it begins anything.
 
@@ -44,9 +59,7 @@ def check_trainer(trainer: L.Trainer, *, training: bool | None = None) -> None:
     if not training:
         return
     check_accumulation(trainer)
-    _check_length(trainer)
-    if trainer.limit_train_batches == 0:
-        raise UserError("trainer.limit_train_batches is 0: give at least 1 batch, or leave it out")
+    _check_numbers(trainer)
     if synchronises_batch_norm(trainer):
         raise UserError(
             "trainer.sync_batchnorm is not used: batch norm is global by the recipe's own key, "
@@ -62,23 +75,15 @@ def check_trainer(trainer: L.Trainer, *, training: bool | None = None) -> None:
             raise UserError(f"{name} {_WHOLE_BATCH}")
 
 
-def _check_length(trainer: L.Trainer) -> None:
+def _check_numbers(trainer: L.Trainer) -> None:
     """Raises `UserError` for a training without a step, and for intervals that are none."""
-    for name in ("max_epochs", "max_steps"):
+    for name, why in _NOT_ZERO.items():
         if getattr(trainer, name) == 0:
-            raise UserError(
-                f"trainer.{name} is 0, which trains nothing: give at least 1 (an untrained encoder "
-                "is the baseline of compare)"
-            )
-    every: int | None = trainer.check_val_every_n_epoch
-    if every is not None and every < 1:
-        raise UserError(f"trainer.check_val_every_n_epoch is {every}, but must be at least 1")
-    often: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    if often < 0:
-        raise UserError(f"trainer.log_every_n_steps is {often}, but must be 0 (never) or more")
-    norm = trainer.gradient_clip_val
-    if norm is not None and not norm >= 0:
-        raise UserError(f"trainer.gradient_clip_val is {norm}, but must be 0 (off) or more")
+            raise UserError(f"trainer.{name} is 0, which trains nothing: {why}")
+    for name, (least, word) in _LEAST.items():
+        value = getattr(trainer, name)
+        if value is not None and not value >= least:
+            raise UserError(f"trainer.{name} is {value}, but must be {least}{word} or more")
 
 
 def _accumulates(schedule: GradientAccumulationScheduler) -> bool:

@@ -73,7 +73,8 @@ def add_options(parser: LightningArgumentParser) -> None:
         "--init_from",
         type=str | None,
         default=None,
-        help="checkpoint whose weights a new run starts from",
+        help="weights that a new run starts from: a run's checkpoint, a state dict (.pth, "
+        ".safetensors), torchvision:NAME or timm:NAME",
     )
     parser.add_argument("--wandb", type=WandbChoice, default=WandbChoice())
     explain_wandb(parser)

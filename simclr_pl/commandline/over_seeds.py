@@ -1,18 +1,16 @@
 """What commands that evaluate a frozen encoder share: the encoder or a baseline, and its data."""
 
-from typing import Literal, NamedTuple
+import sys
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from simclr_pl.commandline.baselines import choose_encoder
 from simclr_pl.commandline.target import Pretrained
 from simclr_pl.core.data.datamodule import ContrastiveDataModule, Split
-from simclr_pl.core.model.checkpoint import load_encoder
-from simclr_pl.protocols.backbone import load_backbone
 from simclr_pl.protocols.features import accelerator, encode
 from simclr_pl.protocols.scoring import Rows, labelled
-
-Baseline = Literal["pixels", "random"]
 
 
 class Frozen(NamedTuple):
@@ -21,10 +19,14 @@ class Frozen(NamedTuple):
     Attributes:
         encoder: in eval mode, on the GPU where there is one.
         data: set up; crops and flips are the recipe's, colours are left alone.
+        label: what to call a baseline that is in the encoder's place.
+        about: what results say of that.
     """
 
     encoder: nn.Module
     data: ContrastiveDataModule
+    label: str | None
+    about: dict[str, Any]
 
     @property
     def device(self) -> torch.device:
@@ -38,51 +40,26 @@ class Frozen(NamedTuple):
         return labelled(encoded, split).to(self.device)
 
 
-class Pixels(nn.Module):
-    """The clean image itself as features: float `[B, C, S, S]` to `[B, C * S * S]`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.nothing = nn.Parameter(torch.empty(0))
-        """So that it has a device, as encoders have."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Flattens."""
-        return images.flatten(1)
-
-
-def choose_encoder(pretrained: Pretrained, baseline: Baseline | None) -> nn.Module:
-    """The encoder of a checkpoint, or what it is compared with, in eval mode.
+def freeze(pretrained: Pretrained, baseline: str | None = None) -> Frozen:
+    """An encoder on the GPU, where there is one, and its data; a line says whose weights it has.
 
     Args:
-        pretrained: the checkpoint.
-        baseline: raw pixels, or the weights that pretraining began with: they follow from its
-            seed.
-
-    Raises:
-        UserError: weights that don't fit.
-    """
-    if baseline == "pixels":
-        return Pixels()
-    if baseline == "random":
-        content, source = pretrained.content, str(pretrained.checkpoint)
-        return load_backbone(
-            content, source, fresh=pretrained.seed, encoder=pretrained.own_encoder
-        ).encoder.eval()
-    return load_encoder(pretrained.checkpoint, encoder=pretrained.own_encoder)
-
-
-def freeze(pretrained: Pretrained, baseline: Baseline | None = None) -> Frozen:
-    """An encoder on the GPU, where there is one, and its data.
+        pretrained: the checkpoint, and its run.
+        baseline: what to put in its encoder's place, as `choose_encoder` takes it.
 
     Raises:
         UserError: as `choose_encoder`; whatever is wrong with the data.
     """
-    encoder = choose_encoder(pretrained, baseline).to(accelerator())
-    return Frozen(encoder, pretrained.data())
+    chosen = choose_encoder(pretrained, baseline)
+    about: dict[str, Any] = {"baseline": baseline}
+    if chosen.weights is not None:
+        about["baseline_weights"] = chosen.weights
+        sys.stdout.write(f"baseline: {chosen.weights}\n")
+    encoder = chosen.encoder.to(accelerator())
+    return Frozen(encoder, pretrained.data(), chosen.label, about)
 
 
-def protocol_name(name: str, baseline: Baseline | None, label_fraction: float) -> str:
+def protocol_name(name: str, label: str | None, label_fraction: float) -> str:
     """`linear`, `knn-pixels`, `linear-random-0.01`: what was evaluated, and how many labels."""
-    parts = [name, baseline, None if label_fraction == 1 else f"{label_fraction:g}"]
+    parts = [name, label, None if label_fraction == 1 else f"{label_fraction:g}"]
     return "-".join(part for part in parts if part)

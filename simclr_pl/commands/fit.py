@@ -37,6 +37,8 @@ from simclr_pl.core.speed.compiler import check_compiler
 from simclr_pl.lightning_internals import parser_of
 from simclr_pl.monitors.throughput import Throughput
 from simclr_pl.protocols.features import FeatureWriter
+from simclr_pl.protocols.start_weights import start_model
+from simclr_pl.protocols.weight_files import read_weights
 from simclr_pl.run.best import keep_in, say_unseen
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, StopOnNaN
 from simclr_pl.run.config import portable, save_config
@@ -74,16 +76,23 @@ class _SaveConfig(SaveConfigCallback):
 
 
 class _InitFrom(L.Callback):
-    """Starts a new run from the weights of another, of the same architecture."""
+    """Starts a new run from weights: all of another run's, or an encoder's from anywhere."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, source: str) -> None:
+        self.weights = read_weights(source)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SimCLR)
-        checkpoint = read_checkpoint(self.path)
-        check_stem(checkpoint[KEY], pl_module.spec, self.path)
-        fit_weights(pl_module, checkpoint["state_dict"], self.path)
+        if pl_module.pretrained:
+            raise UserError(
+                "--init_from and model.encoder_args.pretrained are two starts: give one of them"
+            )
+        name, ours = self.weights.name, self.weights.ours
+        if ours is None:
+            start_model(pl_module, self.weights)
+        else:
+            check_stem(ours[KEY], pl_module.spec, name)
+            fit_weights(pl_module, self.weights.tensors, name)
 
 
 class SimCLRCLI(LightningCLI):
@@ -151,8 +160,6 @@ class SimCLRCLI(LightningCLI):
         elif self.subcommand == "fit":
             if config.resume and config.run_dir is None:
                 raise UserError("--resume needs --run_dir, the directory of the run to continue")
-            if config.init_from:
-                read_checkpoint(config.init_from)
             if config.tensorboard:
                 check_tensorboard()
             again = f"--resume --run_dir {self.run.path}"

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from simclr_pl.commandline.call import call
-from simclr_pl.commandline.over_seeds import Baseline, freeze, protocol_name
+from simclr_pl.commandline.over_seeds import freeze, protocol_name
 from simclr_pl.commandline.scores import report
 from simclr_pl.commandline.target import DataChoice, check_seeds, find_pretrained
 from simclr_pl.images.splits import draw_fraction
@@ -20,7 +20,7 @@ def knn(
     data: DataChoice = DataChoice(),  # noqa: B008 - frozen
     split: Literal["val", "test"] = "test",
     label_fraction: float = 1.0,
-    baseline: Baseline | None = None,
+    baseline: str | None = None,
     seeds: list[int] | None = None,
     k: list[int] | None = None,
     temperature: list[float] | None = None,
@@ -41,7 +41,9 @@ def knn(
         split: what to score; test is for the end.
         label_fraction: share of each class's labelled training images, above 0 and at most 1; the
             same images as `finetune` takes with that seed.
-        baseline: evaluate raw pixels instead, or the weights that pretraining began with.
+        baseline: evaluate something else in the encoder's place: pixels, random (the weights that
+            pretraining began with), imagenet (those that its library publishes), or a file of
+            weights.
         seeds: of the tenth that chooses (default: the run's seed).
         k: numbers of neighbours to choose from (default: 1, 5, 10, 20, 50, 100, 200).
         temperature: temperatures to choose from (default: 0.03, 0.07, 0.2).
@@ -68,10 +70,10 @@ def knn(
         part = train.at(draw_fraction(train.labels, label_fraction, seed))
         return evaluate_knn(part, scored, frozen.data.num_classes, seed, ks, temperatures)
 
-    protocol = protocol_name("knn", baseline, label_fraction)
+    protocol = protocol_name("knn", frozen.label, label_fraction)
     chosen = [pretrained.seed] if seeds is None else seeds
     return report(
-        pretrained, protocol, split, chosen, evaluate, wandb=wandb, baseline=baseline,
+        pretrained, protocol, split, chosen, evaluate, wandb=wandb, **frozen.about,
         label_fraction=label_fraction, epoch=0 if baseline else pretrained.epoch,
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from simclr_pl.commandline.call import call
-from simclr_pl.commandline.over_seeds import Baseline, Frozen, freeze, protocol_name
+from simclr_pl.commandline.over_seeds import Frozen, freeze, protocol_name
 from simclr_pl.commandline.scores import report
 from simclr_pl.commandline.target import DataChoice, check_seeds, find_pretrained
 from simclr_pl.core.errors import UserError
@@ -32,7 +32,7 @@ def linear(
     data: DataChoice = DataChoice(),  # noqa: B008 - frozen
     split: Literal["val", "test"] = "test",
     label_fraction: float = 1.0,
-    baseline: Baseline | None = None,
+    baseline: str | None = None,
     solver: Literal["sgd", "lbfgs"] = "sgd",
     augment: bool = False,
     seeds: list[int] | None = None,
@@ -56,7 +56,9 @@ def linear(
         split: what to score; test is for the end.
         label_fraction: share of each class's labelled training images, above 0 and at most 1; the
             same images as `finetune` takes with that seed.
-        baseline: evaluate raw pixels instead, or the weights that pretraining began with.
+        baseline: evaluate something else in the encoder's place: pixels, random (the weights that
+            pretraining began with), imagenet (those that its library publishes), or a file of
+            weights.
         solver: sgd, or lbfgs (L2-regularised logistic regression, the paper's transfer protocol).
         augment: train on fresh crops and flips in each epoch, as the paper does on ImageNet; each
             epoch then is a pass through the encoder, twice (to choose, and to train again). The
@@ -105,10 +107,10 @@ def linear(
         return evaluate_linear(lambda _: part.features, part.labels, scored, classes, of_seed)
 
     name = "linear-augmented" if augment else "linear" if solver == "sgd" else "linear-lbfgs"
-    protocol = protocol_name(name, baseline, label_fraction)
+    protocol = protocol_name(name, frozen.label, label_fraction)
     chosen = [pretrained.seed] if seeds is None else seeds
     scores = report(
-        pretrained, protocol, split, chosen, evaluate, wandb=wandb, baseline=baseline,
+        pretrained, protocol, split, chosen, evaluate, wandb=wandb, **frozen.about,
         solver=solver, label_fraction=label_fraction, epoch=0 if baseline else pretrained.epoch,
     )  # fmt: skip
     frozen.data.teardown()

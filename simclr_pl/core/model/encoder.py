@@ -35,7 +35,8 @@ class EncoderSpec(NamedTuple):
         stem: `auto` chooses by the image size, `small` is a 3x3 convolution of stride 1 and no
             max-pool, `medium` the same with stride 2 (a quarter of the work), `imagenet` leaves
             the network as its library makes it.
-        args: further keyword arguments of its constructor.
+        args: further keyword arguments of its constructor. A library's `pretrained` is no
+            architecture, and left out of what was built.
     """
 
     name: str
@@ -97,7 +98,8 @@ def build_encoder(spec: EncoderSpec, own: Choice | None = None) -> BuiltEncoder:
     elif own is not None and own.target is None:
         own = None
     if own is None:
-        network, maker = _create(spec)
+        args = {key: value for key, value in spec.args.items() if key != "pretrained"}
+        network, maker = _create(spec := spec._replace(args=args))
     else:
         size = {"channels": spec.channels, "image_size": spec.image_size}
         network, maker = own.target, spec.name

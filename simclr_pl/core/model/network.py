@@ -65,12 +65,14 @@ class Network(NamedTuple):
         encoder: images `[B, C, S, S]` to features `[B, D]`.
         spec: what rebuilds the encoder.
         stem: what became of its stem, in words.
+        pretrained: whether the recipe asks for its library's weights, which are no architecture.
     """
 
     projector: nn.Module
     encoder: nn.Module
     spec: EncoderSpec
     stem: str
+    pretrained: Any
 
 
 def build_network(model: Any, own: Choice, geometry: Geometry, stem: Stem) -> Network:
@@ -105,4 +107,5 @@ def build_network(model: Any, own: Choice, geometry: Geometry, stem: Stem) -> Ne
     if isinstance(model.objective, nn.Module):
         model.objective.to(dtype)
     network = encoder.module.to(dtype).to(memory_format=torch.channels_last)
-    return Network(projector.to(dtype), network, encoder.spec, encoder.stem)
+    asked = args["pretrained"] if args.keys() - encoder.spec.args else None
+    return Network(projector.to(dtype), network, encoder.spec, encoder.stem, asked)

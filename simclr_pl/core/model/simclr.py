@@ -46,7 +46,8 @@ class SimCLR(TrainedModule):
         encoder: a torchvision ResNet's name (resnet18, ...), any timm model's, mlp, or one's own
             module, `[B, C, S, S]` to `[B, D]`, which gets `channels` and `image_size` if it names
             them.
-        encoder_args: further keyword arguments of the encoder's constructor.
+        encoder_args: further keyword arguments of the encoder's constructor. `pretrained: true`
+            starts a new run from the library's weights: see `simclr_pl.protocols.start_weights`.
         stem: `small` is a 3x3 convolution of stride 1 without max-pool, `medium` the same with
             stride 2, `imagenet` the library's own, `auto` chooses small for ResNets up to 64 px
             (the paper's appendix B.9).
@@ -133,6 +134,8 @@ class SimCLR(TrainedModule):
                 chosen, temperature=temperature, block_size=loss_block_size
             )
         self.stem_built = ""
+        self.pretrained: Any = None
+        """Whether the encoder is still to get its library's weights (`encoder_args`)."""
         self.encoder: nn.Module
         self.projector: nn.Module
 
@@ -171,7 +174,7 @@ class SimCLR(TrainedModule):
         own = chosen_encoder(self.encoder) if hasattr(self, "encoder") else self._encoder
         network = build_network(self, own, geometry, stem)
         # Optimisers in checkpoints know parameters by this order.
-        self.projector, self.encoder, self.spec, self.stem_built = network
+        self.projector, self.encoder, self.spec, self.stem_built, self.pretrained = network
         self.geometry = geometry
 
     # Checkpoints ------------------------------------------------------------------------------
@@ -207,13 +210,22 @@ class SimCLR(TrainedModule):
         geometry = geometry_in(about)
         if self.geometry is None:
             self._build(geometry, checkpoints.stem_in(about))
-            return
-        checkpoints.check_stem(about, self.spec, "the checkpoint")
-        if self.strict_loading:
-            checkpoints.check_weights(self, checkpoint["state_dict"], "the checkpoint")
-        self.geometry = geometry
+        else:
+            checkpoints.check_stem(about, self.spec, "the checkpoint")
+            if self.strict_loading:
+                checkpoints.check_weights(self, checkpoint["state_dict"], "the checkpoint")
+        self.geometry, self.pretrained = geometry, None
 
     # Training ---------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Loads the library's weights where the recipe asks for them and no checkpoint came."""
+        if self.pretrained:
+            start = "simclr_pl.protocols.start_weights.start_pretrained"  # a ring's
+            lookup(start, {}, "model.encoder_args.pretrained").target(self, self.pretrained)
+            self.pretrained = None
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of images: float `[B, C, S, S]`, normalised, to `[B, D]`."""

@@ -1,0 +1,259 @@
+"""Weights to start from: what of a file fits an encoder is loaded, and one line says what was.
+
+Names are compared below a prefix such as `module.backbone.`, and shapes have to be equal; the first
+convolution alone is fitted to the encoder's, in channels and in size. Whatever is guessed stands in
+that line. Weights of another network are refused: those of ResNet-50 have three quarters of
+ResNet-18's names and shapes.
+"""
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor, nn
+
+from simclr_pl.core.errors import UserError
+from simclr_pl.protocols.weight_files import Weights, published_weights
+
+if TYPE_CHECKING:
+    from simclr_pl.core.model.simclr import SimCLR
+
+PREFIXES = frozenset({"module", "model", "backbone", "encoder", "encoder_q", "base_encoder"})
+"""What wrappers, and other packages' models, have in front of an encoder's names.
+
+DDP; Lightning modules; lightly, solo-learn and sthalles' SimCLR; SupContrast and SimSiam; MoCo's
+query encoder, v1 and v2, and v3. Momentum encoders are no such: nobody's published weights are.
+"""
+
+_COUNTS = "num_batches_tracked"
+"""A buffer that batch norm counts in, which older files lack and nothing depends on."""
+
+_SHOWN = 3
+"""Names that the line gives of each kind."""
+
+
+class Match(NamedTuple):
+    """What of some weights fits an encoder.
+
+    Attributes:
+        taken: tensors for the encoder, by its names and in its shapes.
+        fitted: what had to be done to the first convolution, in words.
+        resized: whether that is another size: then the network isn't quite the one that was
+            trained.
+        absent: why each of the encoder's other tensors keeps its value, in words.
+        misshapen: how many of those are there, and have another shape.
+        unused: names in the file of what the encoder doesn't have: its classifier, a momentum
+            encoder.
+        prefix: of the names in the file.
+    """
+
+    taken: dict[str, Tensor]
+    fitted: str
+    resized: bool
+    absent: list[str]
+    misshapen: int
+    unused: list[str]
+    prefix: str
+
+    @property
+    def found(self) -> int:
+        """How many of the encoder's tensors there are."""
+        return sum(not name.endswith(_COUNTS) for name in self.taken)
+
+    @property
+    def of_another_network(self) -> bool:
+        """Whether more than a quarter of the tensors is absent, or more than a tenth misshapen."""
+        total = self.found + len(self.absent)
+        return len(self.absent) > total / 4 or self.misshapen > total / 10
+
+    @property
+    def share(self) -> str:
+        """`60 of the 62 tensors`."""
+        return f"{self.found} of the {self.found + len(self.absent)} tensors"
+
+    def line(self) -> str:
+        """What matched and what did not."""
+        below = f" below '{self.prefix}'" if self.prefix else ""
+        parts = [f"{self.share} of the encoder start from it{below}{self.fitted}"]
+        if self.absent:
+            parts.append(f"{len(self.absent)} stay as initialised ({_some(self.absent)})")
+        if self.unused:
+            parts.append(f"{len(self.unused)} in the file are not used ({_some(self.unused)})")
+        return "; ".join(parts)
+
+
+def start_encoder(encoder: nn.Module, weights: Weights, network: str) -> str:
+    """Loads what fits of some weights into an encoder, in place.
+
+    Args:
+        encoder: as it was initialised.
+        weights: of an encoder like it, perhaps with a head, or in a larger model.
+        network: what to call the encoder.
+
+    Returns:
+        The line that says what matched and what did not.
+
+    Raises:
+        UserError: another network's; numbers that are not finite.
+    """
+    match = compare(encoder, weights)
+    if match.of_another_network:
+        raise UserError(
+            f"{weights.name} holds another network than {network}: it has {match.share} of the "
+            f"encoder ({_some(match.absent)}), and {_some(match.unused) or 'nothing'} beside them. "
+            "Give weights of this encoder, or choose model.encoder and encoder_args like theirs"
+        )
+    load(encoder, match, weights.name)
+    return f"start weights from {weights.name}: {match.line()}"
+
+
+def start_model(model: "SimCLR", weights: Weights) -> None:
+    """Starts a model's encoder from some weights; rank 0 says what matched.
+
+    Raises:
+        UserError: as `start_encoder`.
+    """
+    line = start_encoder(model.encoder, weights, model.spec.name)
+    if model.trainer.is_global_zero:
+        sys.stdout.write(f"{line}\n")
+
+
+def start_pretrained(model: "SimCLR", asked: Any) -> None:
+    """Starts a model from the pretrained weights of its encoder's library.
+
+    Args:
+        model: built, and not trained.
+        asked: the value of `pretrained` in its recipe.
+
+    Raises:
+        UserError: as `published_weights` and `start_encoder`; another value than true.
+    """
+    if asked is not True:
+        raise UserError(
+            f"model.encoder_args.pretrained is {asked!r}, but must be true or false: weights of a "
+            "file are given by --init_from FILE"
+        )
+    start_model(model, published_of(model.encoder, model.spec.name, model.spec.args))
+
+
+def published_of(encoder: nn.Module, name: str, args: dict[str, Any]) -> Weights:
+    """The pretrained weights of a network that one of the libraries built.
+
+    Raises:
+        UserError: as `published_weights`; another class's.
+    """
+    library = type(encoder).__module__.partition(".")[0]
+    if library not in ("torchvision", "timm"):
+        raise UserError(
+            f"{name} is no network of torchvision or timm, which have the pretrained weights: "
+            "give a file of weights"
+        )
+    return published_weights(library, name, args)
+
+
+def load(encoder: nn.Module, match: Match, source: str) -> None:
+    """Loads what matched, in place.
+
+    Raises:
+        UserError: numbers that are not finite.
+    """
+    if not all(bool(tensor.isfinite().all()) for tensor in match.taken.values()):
+        raise UserError(
+            f"{source} has weights that are not finite (NaN or infinity): use another file"
+        )
+    encoder.load_state_dict(match.taken, strict=False)
+
+
+def compare(encoder: nn.Module, weights: Weights) -> Match:
+    """Finds the names of an encoder among those of some weights.
+
+    Of several prefixes below which there are such names, the one with the most is taken.
+    """
+    own = encoder.state_dict()
+    first = _first_convolution(encoder)
+
+    def fits(name: str, tensor: Tensor) -> bool:
+        return name in own and own[name].shape == tensor.shape
+
+    def count(names: dict[str, str]) -> int:
+        return sum(fits(name, weights.tensors[there]) for name, there in names.items())
+
+    prefix, names = max(_renamed(encoder, weights.tensors), key=lambda each: count(each[1]))
+    taken, absent, fitted, resized, misshapen = {}, [], "", False, 0
+    for name, value in own.items():
+        tensor = weights.tensors.get(names.get(name, ""))
+        if tensor is None:
+            if not name.endswith(_COUNTS):
+                absent.append(f"{name} is not there")
+            continue
+        if name == first:
+            given, tensor = [*tensor.shape], _fitted(tensor, value)
+            if [*tensor.shape] != given:
+                resized = given[2:] != [*tensor.shape[2:]]
+                fitted = f" ({name}, {given} there, is fitted to {[*tensor.shape]})"
+        if tensor.shape == value.shape:
+            taken[name] = tensor
+        else:
+            misshapen += 1
+            absent.append(f"{name} is {[*tensor.shape]} there and {[*value.shape]} here")
+    used = {names[name] for name in taken}
+    unused = [n for n in weights.tensors if n not in used and not n.endswith(_COUNTS)]
+    return Match(taken, fitted, resized, absent, misshapen, unused, prefix)
+
+
+def _renamed(
+    encoder: nn.Module, tensors: dict[str, Tensor]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Prefixes of a file's names, and the names below each as the encoder may have them.
+
+    Numbers are those of the encoder's children, in their order: tutorials cut a classifier off by
+    `nn.Sequential(*list(resnet.children())[:-1])`.
+    """
+    found: dict[str, dict[str, str]] = {"": {}}
+    for name in tensors:
+        prefix, rest = "", name
+        while True:
+            found.setdefault(prefix, {})[rest] = name
+            word, _, below = rest.partition(".")
+            if word not in PREFIXES or not below:
+                break
+            prefix, rest = f"{prefix}{word}.", below
+    yield from found.items()
+    children = [name for name, _ in encoder.named_children()]
+    for prefix, names in found.items():
+        numbered = {}
+        for name, there in names.items():
+            number, _, rest = name.partition(".")
+            if number.isdecimal() and int(number) < len(children):
+                numbered[f"{children[int(number)]}.{rest}"] = there
+        yield prefix, numbered
+
+
+def _first_convolution(encoder: nn.Module) -> str:
+    convolutions = (n for n, part in encoder.named_modules() if isinstance(part, nn.Conv2d))
+    return f"{next(convolutions, '')}.weight"
+
+
+def _fitted(weight: Tensor, wanted: Tensor) -> Tensor:
+    """A first convolution's weight with the wanted channels and kernel size, where that is known.
+
+    The kernel is resampled so that it answers to images as it did to larger ones (Beyer et al.
+    2023, FlexiViT), which is what a 3x3 stem for small images is to do. On digits, features of a
+    frozen ResNet were better so than with the middle of its 7x7 kernel, and than with a fresh stem.
+    One channel gets the sum over red, green and blue; more get them in turn, rescaled, as in timm.
+    """
+    if weight.dim() != 4 or wanted.dim() != 4 or len(weight) != len(wanted):
+        return weight
+    from timm.layers.patch_embed import resample_patch_embed  # late: timm takes seconds
+    from timm.models import adapt_input_conv
+
+    size, channels = [*wanted.shape[2:]], wanted.shape[1]
+    if [*weight.shape[2:]] != size:
+        weight = resample_patch_embed(weight.float(), size)
+    if weight.shape[1] == 3 != channels:
+        weight = adapt_input_conv(channels, weight)
+    return weight
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join([*names[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])])

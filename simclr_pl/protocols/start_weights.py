@@ -118,22 +118,22 @@ def start_model(model: "SimCLR", weights: Weights) -> None:
         sys.stdout.write(f"{line}\n")
 
 
-def start_pretrained(model: "SimCLR", asked: Any) -> None:
-    """Starts a model from the pretrained weights of its encoder's library.
+def pretrained(model: "SimCLR") -> None:
+    """Starts a model from the weights of its encoder's library, as `pretrained: true` asks for.
 
     Args:
         model: built, and not trained.
-        asked: the value of `pretrained` in its recipe.
 
     Raises:
         UserError: as `published_weights` and `start_encoder`; another value than true.
     """
-    if asked is not True:
+    if model.pretrained is not True:
         raise UserError(
-            f"model.encoder_args.pretrained is {asked!r}, but must be true or false: weights of a "
-            "file are given by --init_from FILE"
+            f"model.encoder_args.pretrained is {model.pretrained!r}, but must be true or "
+            "false: weights of a file are given by --init_from FILE"
         )
     start_model(model, published_of(model.encoder, model.spec.name, model.spec.args))
+    model.pretrained = None
 
 
 def published_of(encoder: nn.Module, name: str, args: dict[str, Any]) -> Weights:

@@ -65,7 +65,8 @@ class Network(NamedTuple):
         encoder: images `[B, C, S, S]` to features `[B, D]`.
         spec: what rebuilds the encoder.
         stem: what became of its stem, in words.
-        pretrained: whether the recipe asks for its library's weights, which are no architecture.
+        pretrained: what the recipe says of its library's weights, which are no architecture; `None`
+            once they, or a checkpoint's, have come.
     """
 
     projector: nn.Module

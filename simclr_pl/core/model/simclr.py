@@ -10,7 +10,7 @@ from simclr_pl.core.batch import EvaluationBatch, EvaluationOutput, MicroBatches
 from simclr_pl.core.distributed import rank_and_world, sum_over_ranks
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lightning_internals import restricted_classmethod
-from simclr_pl.core.lookup import Door, written
+from simclr_pl.core.lookup import Door, lookup, written
 from simclr_pl.core.model import checkpoint as checkpoints
 from simclr_pl.core.model.batch_norm import globalise_batch_norm
 from simclr_pl.core.model.encoder import Stem, chosen_encoder
@@ -134,8 +134,6 @@ class SimCLR(TrainedModule):
                 chosen, temperature=temperature, block_size=loss_block_size
             )
         self.stem_built = ""
-        self.pretrained: Any = None
-        """Whether the encoder is still to get its library's weights (`encoder_args`)."""
         self.encoder: nn.Module
         self.projector: nn.Module
 
@@ -220,10 +218,8 @@ class SimCLR(TrainedModule):
 
     def on_fit_start(self) -> None:
         """Loads the library's weights where the recipe asks for them and no checkpoint came."""
-        if self.pretrained:
-            start = "simclr_pl.protocols.start_weights.start_pretrained"  # a ring's
-            lookup(start, {}, "model.encoder_args.pretrained").target(self, self.pretrained)
-            self.pretrained = None
+        if self.pretrained:  # (A ring's, looked up where it is needed.)
+            lookup("simclr_pl.protocols.start_weights.pretrained", {}, "pretrained").target(self)
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
 

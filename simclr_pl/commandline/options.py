@@ -73,8 +73,7 @@ def add_options(parser: LightningArgumentParser) -> None:
         "--init_from",
         type=str | None,
         default=None,
-        help="weights that a new run starts from: a run's checkpoint, a state dict (.pth, "
-        ".safetensors), torchvision:NAME or timm:NAME",
+        help="weights to start from: a file, torchvision:NAME or timm:NAME",
     )
     parser.add_argument("--wandb", type=WandbChoice, default=WandbChoice())
     explain_wandb(parser)

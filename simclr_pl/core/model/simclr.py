@@ -46,8 +46,8 @@ class SimCLR(TrainedModule):
         encoder: a torchvision ResNet's name (resnet18, ...), any timm model's, mlp, or one's own
             module, `[B, C, S, S]` to `[B, D]`, which gets `channels` and `image_size` if it names
             them.
-        encoder_args: further keyword arguments of the encoder's constructor. `pretrained: true`
-            starts a new run from the library's weights: see `simclr_pl.protocols.start_weights`.
+        encoder_args: further keyword arguments of its constructor, or its library's weights to
+            start from (`pretrained: true`).
         stem: `small` is a 3x3 convolution of stride 1 without max-pool, `medium` the same with
             stride 2, `imagenet` the library's own, `auto` chooses small for ResNets up to 64 px
             (the paper's appendix B.9).

@@ -13,7 +13,12 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, set_loader
 
-from simclr_pl.commandline.shorthand import loads_wandb_mode, with_wandb_mode
+from simclr_pl.commandline.shorthand import (
+    add_argument,
+    loads_wandb_mode,
+    with_door_arguments,
+    with_wandb_mode,
+)
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.paths import expanded
@@ -113,7 +118,12 @@ def call(
     if typing.get_type_hints(function).get("wandb") is WandbChoice:
         args = with_wandb_mode(args)
         explain_wandb(parser)
-    chosen = parser.parse_args(_as_options(function, args[1:]))
+    rest, doors = with_door_arguments(args[1:])
+    chosen = parser.parse_args(_as_options(function, rest))
+    for door, name, value in doors:
+        if door not in chosen:
+            raise UserError(f"{args[0]} has no option --{door}.{name}: see {args[0]} --help")
+        chosen[door] = add_argument(chosen[door], name, value)
     return function(**parser.instantiate_classes(chosen).as_dict())
 
 

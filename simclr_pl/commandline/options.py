@@ -10,9 +10,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from simclr_pl.commandline.call import OneSentence, explain_wandb
 from simclr_pl.commandline.help import help_of
 from simclr_pl.commandline.shorthand import (
-    add_door_argument,
+    add_argument,
+    with_door_arguments,
     with_wandb_mode,
-    without_door_arguments,
 )
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import name_of
@@ -43,10 +43,11 @@ class Parser(OneSentence, LightningArgumentParser):
         among its `init_args`; a class that a file names may be given one more in the same way.
         """
         given = sys.argv[1:] if args is None else args
-        rest, found = without_door_arguments(with_wandb_mode(given))
+        rest, found = with_door_arguments(with_wandb_mode(given))
         config = super().parse_args(rest, *more, **options)
         for door, name, value in found:
-            add_door_argument(config[config.subcommand], door, name, value)
+            own = config[config.subcommand]
+            own[door] = add_argument(own[door], name, value)
         return config
 
 

@@ -1,5 +1,6 @@
 """What a person writes in short: `--run_dir RUN` for a run's configuration, `--wandb off`."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -46,44 +47,59 @@ def with_wandb_mode(args: list[str]) -> list[str]:
     return [re.sub(r"^--wandb(?==|$)", "--wandb.mode", arg) for arg in args]
 
 
-def without_door_arguments(args: list[str]) -> tuple[list[str], list[tuple[str, str, Any]]]:
-    """A command line without `--model.optimizer.lr 0.1` and its like, and these.
+def with_door_arguments(args: list[str]) -> tuple[list[str], list[tuple[str, str, Any]]]:
+    """A command line in which `--model.optimizer CLASS --model.optimizer.lr 0.1` is one option.
 
     Args:
         args: command and options.
 
     Returns:
-        What is left, and (door, argument, value) of each that was taken out.
+        The command line, and (door, argument, value) of each door that it does not name: a file has
+        named what these are given to.
+
+    Raises:
+        UserError: such an argument beside `--print_config`, which knows nothing of it.
     """
-    rest, found, words = [], [], iter(args)
+    rest: list[str] = []
+    found: list[tuple[str, str, Any]] = []
+    places: dict[str, int] = {}
+    words = iter(args)
     for arg in words:
         option, equals, value = arg.partition("=")
         door = next((door for door in DOORS if option.startswith(f"--{door}.")), None)
-        if door is None:
-            rest.append(arg)
+        if door is not None:
+            name = option.removeprefix(f"--{door}.").removeprefix("init_args.")
+            found.append((door, name, load_yaml(value if equals else next(words, ""))))
             continue
-        name = option.removeprefix(f"--{door}.").removeprefix("init_args.")
-        if not equals:
-            value = next(words, "")
-        found.append((door, name, load_yaml(value)))
+        rest.append(arg)
+        if option.removeprefix("--") in DOORS:
+            rest[-1:] = [option, value if equals else next(words, "")]
+            places[option.removeprefix("--")] = len(rest) - 1
+    for door, name, value in found:
+        if door in places:
+            chosen = add_argument(load_yaml(rest[places[door]]), name, value)
+            rest[places[door]] = json.dumps(chosen)
+    found = [each for each in found if each[0] not in places]
+    if found and any(arg.startswith("--print_config") for arg in args):
+        door, name, _ = found[0]
+        raise UserError(
+            f"--print_config with --{door}.{name}: give --{door} too, which a file names"
+        )
     return rest, found
 
 
-def add_door_argument(config: Any, door: str, name: str, value: Any) -> None:
-    """Gives what was chosen at a door one more argument.
+def add_argument(chosen: Any, name: str, value: Any) -> dict[str, Any]:
+    """What was chosen at a door, with one more argument.
 
     Args:
-        config: of a command.
-        door: one of `DOORS`.
+        chosen: a name, a class path, or a mapping of `class_path` and `init_args`.
         name: the argument's, or `class_path`.
         value: its value.
     """
-    chosen = config[door]
     whole = dict(chosen) if isinstance(chosen, dict) else {"class_path": chosen}
     if name == "class_path":
-        config[door] = {**whole, "class_path": value}
-    else:
-        config[door] = {**whole, "init_args": {**(whole.get("init_args") or {}), name: value}}
+        return {**whole, "class_path": value}
+    return {**whole, "init_args": {**(whole.get("init_args") or {}), name: value}}
 
 
 def loads_wandb_mode(load: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -23,11 +23,12 @@ class DataChoice:
     """Another data set than the run's own (transfer).
 
     Args:
-        dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, or npz.
+        dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, or npz; or a class path of
+            your own.
         root: folder of the data; for `npz` the file.
     """
 
-    dataset: str | None = None
+    dataset: Door | None = None
     root: str | None = None
 
 

@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from commands import QUICK, QUIET, checkpoint, run
 from torch import Tensor, nn
 
@@ -230,4 +231,19 @@ def test_arguments_of_a_door_are_given_beside_it(tmp_path: Path) -> None:
     again = run("fit", *quick, *own[:4], *adam[:2], "--model.optimizer.lr", "0.5",
                 "--run_dir", tmp_path / "run", "--resume")  # fmt: skip
     assert "model.optimizer.init_args.lr was 0.25" in again.sentence
-    assert run("linear", "--run_dir", tmp_path / "run", "--epochs", "1").code == 0
+    linear = ("linear", "--run_dir", tmp_path / "run", "--epochs", "1", "--split", "val")
+    inverted = ("--data.dataset", "examples.dataset.Inverted", "--data.dataset.limit", 500)
+    scored = run(*linear, *inverted)
+    assert scored.code == 0, scored
+    assert "examples.dataset.Inverted's train split: 500 images" in scored.out
+    assert "linear has no option --data.views.x" in run(*linear, "--data.views.x", 1).sentence
+
+
+def test_arguments_of_a_door_are_among_what_is_printed() -> None:
+    adam = ("--model.optimizer=torch.optim.Adam", "--model.optimizer.lr", "0.25")
+    printed = run("fit", *adam, "--print_config").out
+    assert yaml.safe_load(printed)["model"]["optimizer"] == {
+        "class_path": "torch.optim.Adam", "init_args": {"lr": 0.25},
+    }  # fmt: skip
+    alone = run("fit", "--model.optimizer.lr", "0.25", "--print_config").sentence
+    assert "give --model.optimizer too" in alone

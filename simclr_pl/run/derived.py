@@ -6,9 +6,11 @@ from typing import Any
 import lightning as L
 
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
+from simclr_pl.core.lookup import name_of
 from simclr_pl.core.model.objective import NTXent
 from simclr_pl.core.model.optim import WarmupCosine
 from simclr_pl.core.model.simclr import SimCLR
+from simclr_pl.core.views.own import count_of
 
 
 class DerivedTable(L.Callback):
@@ -56,12 +58,17 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
     compares = isinstance(model.objective, NTXent)
     negatives = f", {2 * batch - 2} negatives an anchor" if compares else ""
     parameters = sum(p.numel() for p in model.parameters())
+    views = {}
+    if data.given_views not in (None, "simclr"):
+        count = count_of(data.makes_views)
+        views["views"] = f"{name_of(data.given_views)}, {count} of each image"
     return {
         "device": f"{world} x {device.type}, precision {trainer.precision}",
         "data": f"{data.dataset}: {len(data.splits.train)} images ({labelled} labelled for the "
         f"probe), {len(data.splits.val)} for validation, {data.num_classes} classes, " + where,
         "images": f"{data.channels} x {data.image_size} x {data.image_size}, "
         f"mean {list(data.mean or ())}, std {list(data.std or ())}" + _empty(data),
+        **views,
         "encoder": f"{model.spec.name}, stem {model.stem_built}, {parameters / 1e6:.2f} M "
         "parameters with the projector" + (", compiled" if model.hparams["compiled"] else ""),
         "global batch": f"{batch} images ({per_device} a device){negatives}",

@@ -68,6 +68,12 @@ def test_micro_batches_and_what_they_mean_for_batch_norm(tmp_path: Path) -> None
     )
 
 
+def test_views_of_ones_own_are_named(tmp_path: Path) -> None:
+    own = ("--data.views", "examples.views.Dropped", "--data.views.share", "0.3")
+    table = shown(fit(tmp_path / "run", *own, "--trainer.max_epochs", "1"))
+    assert table["views"] == "examples.views.Dropped, 2 of each image"
+
+
 def test_a_run_without_a_directory_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

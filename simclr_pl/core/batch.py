@@ -25,8 +25,8 @@ class Batch(NamedTuple):
 
     Attributes:
         images: `uint8 [B, C, H, W]`, whole images; or `uint8 [B, K, C, S, S]` where a worker
-            process has already cut K crops from each decoded file: both views (K = 2, training),
-            the clean centre (K = 1, features), or both views and the clean centre (K = 3,
+            process has already cut K crops from each decoded file: its views (K = V, training),
+            the clean centre (K = 1, features), or views and the clean centre (K = V + 1,
             evaluation).
         labels: `int64 [B]`, `UNLABELLED` where unknown.
         index: `int64 [B]`, the place of each image in its split: what its randomness hangs on.

@@ -17,9 +17,6 @@ from simclr_pl.core.views.crop import CLEAN_SHARE, centre_boxes
 from simclr_pl.core.views.simclr import SimCLRViews
 from simclr_pl.images.decode import BadImageError, Box, EncodedImage
 
-KINDS: dict[Cut, list[int]] = {"views": [2], "clean": [1], "both": [2, 1]}
-"""Crops of an image that are decoded together: of views, and of the clean image."""
-
 PHOTOGRAPHS = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """ImageNet's: what images of three channels are normalised with that nobody has counted."""
 
@@ -122,6 +119,11 @@ class FileItems:
         return EncodedImage(self.paths[place], max_pixels)
 
 
+def kinds(cut: Cut, views: int) -> list[int]:
+    """How many crops of an image are decoded together: of its views, and of the clean image."""
+    return {"views": [views], "clean": [1], "both": [views, 1]}[cut]
+
+
 class Place(NamedTuple):
     """Which image, in which epoch."""
 
@@ -172,6 +174,7 @@ class Crops(Dataset[Read]):
     ) -> None:
         self.items, self.labels, self.views, self.cut = items, labels, views, cut
         self.reading, self.training = reading, training
+        self.kinds = kinds(cut, views.count)
         self._order: tuple[int, Tensor] | None = None
 
     def __getitems__(self, places: list[Place]) -> Read:
@@ -182,7 +185,7 @@ class Crops(Dataset[Read]):
         """
         epoch, size = places[0].epoch, self.views.image_size
         index = torch.tensor([place.image for place in places])
-        shape = (sum(KINDS[self.cut]), self.items.channels, size, size)
+        shape = (sum(self.kinds), self.items.channels, size, size)
         crops = torch.empty(len(index), *shape, dtype=torch.uint8)
         failed = self._cut(index, epoch, crops)
         if failed and self.reading.on_bad_image == "error":
@@ -211,7 +214,7 @@ class Crops(Dataset[Read]):
                 continue
             boxes = self._boxes(index[list(files)], epoch, list(files.values()))
             # Views and the clean image are decoded as if the other had not been asked for.
-            groups = zip(*(kind.tolist() for kind in boxes.split(KINDS[self.cut], 1)), strict=True)
+            groups = zip(*(kind.tolist() for kind in boxes.split(self.kinds, 1)), strict=True)
             for (row, file), of_file in zip(files.items(), groups, strict=True):
                 try:
                     file.crops(of_file, self.views.image_size, crops[row])
@@ -241,14 +244,15 @@ class Crops(Dataset[Read]):
         return (int(order[(first + step) % len(order)]) for step in range(len(order)))
 
     def _boxes(self, index: Tensor, epoch: int, files: Sequence[Opened]) -> Tensor:
-        """`int64 [B, K, 4]`: both views' boxes, then the clean one, as far as they are wanted."""
+        """`int64 [B, K, 4]`: the views' boxes, then the clean one, as far as they are wanted."""
         height = torch.tensor([file.height for file in files])
         width = torch.tensor([file.width for file in files])
         boxes: list[Tensor] = []
         if self.cut != "clean":
-            view = torch.arange(2).repeat_interleave(len(index))
-            how = self.views.draw(index.repeat(2), epoch, view)
-            boxes += self.views.boxes(how, height.repeat(2), width.repeat(2)).chunk(2)
+            count = self.views.count
+            view = torch.arange(count).repeat_interleave(len(index))
+            how = self.views.draw(index.repeat(count), epoch, view)
+            boxes += self.views.boxes(how, height.repeat(count), width.repeat(count)).chunk(count)
         if self.cut != "views":
             boxes.append(centre_boxes(height, width, CLEAN_SHARE))
         return torch.stack(boxes, 1)

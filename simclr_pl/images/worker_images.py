@@ -15,7 +15,7 @@ from simclr_pl.core.data.sources import Statistics
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.views.simclr import SimCLRViews
 from simclr_pl.images.unreadable import Unreadable
-from simclr_pl.images.worker_crops import KINDS, Crops, FileItems, Items, Place, Read, Reading
+from simclr_pl.images.worker_crops import Crops, FileItems, Items, Place, Read, Reading, kinds
 from simclr_pl.images.worker_processes import batches_of, begin, check_room, end_workers, sent
 
 
@@ -61,13 +61,12 @@ class WorkerImages:
         """The same images, cut as the paper's views say, by so many processes.
 
         Raises:
-            UserError: views of another kind, or more of them, of which the workers cut no boxes.
+            UserError: views of another kind, of which the workers cut no boxes.
         """
-        if not isinstance(views, SimCLRViews) or views.count != SimCLRViews.count:
+        if not isinstance(views, SimCLRViews):
             raise UserError(
-                "data.views: workers cut both views' boxes of image files as SimCLRViews says: "
-                "make your class a subclass of it with two views, or pack the folder "
-                "(python -m simclr_pl pack)"
+                "data.views: workers cut the views' boxes of image files as SimCLRViews says: make "
+                "your class a subclass of it, or pack the folder (python -m simclr_pl pack)"
             )
         twin = self._twin(self.items, self.labels)
         twin.views, twin.workers = paper, workers
@@ -85,7 +84,7 @@ class WorkerImages:
             if self.views is None:
                 raise ValueError("call prepared before asking for batches")
             crop = self.channels * self.views.image_size**2
-            largest = max(map(len, plan), default=0) * sum(KINDS[cut]) * crop
+            largest = max(map(len, plan), default=0) * sum(kinds(cut, self.views.count)) * crop
             check_room(largest, self.workers, len(plan))
             sampler = _Plan()
             loader = DataLoader(

@@ -57,12 +57,15 @@ def check_settings(
     blur: float,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    count: int,
 ) -> None:
     """Looks at the arguments of `SimCLRViews`.
 
     Raises:
         UserError: a value out of its range.
     """
+    if count < 2:
+        raise UserError(f"data.views.count is {count}, but each image has at least 2 views")
     if image_size < MIN_SIDE:
         raise UserError(
             f"data.image_size is {image_size}, but views need at least {MIN_SIDE} pixels"

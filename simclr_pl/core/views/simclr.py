@@ -55,13 +55,11 @@ class SimCLRViews(nn.Module):
         compiled: compile what makes them, cuts (but of images of many sizes), colours (of 1 or 3
             channels) and, on accelerators, blur: the same views to rounding, and the first batches
             wait for the compiler.
+        count: V, views of each image.
 
     Raises:
         UserError: a value out of its range; `compiled` without a C++ compiler.
     """
-
-    count = 2
-    """V, views of each image: known before any is made."""
 
     def __init__(
         self,
@@ -76,14 +74,15 @@ class SimCLRViews(nn.Module):
         std: tuple[float, ...] = (0.229, 0.224, 0.225),
         seed: int = 0,
         compiled: bool = False,
+        count: int = 2,
     ) -> None:
         super().__init__()
         keep_freed_memory()
         self.compiled = compiled
         if compiled:
             check_compiler("data.compiled")
-        check_settings(image_size, scale, flip, jitter, grayscale, blur, mean, std)
-        self.image_size = image_size
+        check_settings(image_size, scale, flip, jitter, grayscale, blur, mean, std, count)
+        self.image_size, self.count = image_size, count
         self.scale = scale
         self.flip, self.jitter, self.grayscale, self.blur = flip, jitter, grayscale, blur
         self.seed = seed
@@ -92,23 +91,22 @@ class SimCLRViews(nn.Module):
     @torch.no_grad()
     def forward(
         self, images: Tensor, index: Tensor, epoch: int, sizes: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Makes two views.
+    ) -> tuple[Tensor, ...]:
+        """Makes the views.
 
         Args:
-            images: `uint8 [B, C, H, W]`; or `uint8 [B, 2, C, S, S]` where a worker has
-                already cut both views' boxes.
+            images: `uint8 [B, C, H, W]`; or `uint8 [B, V, C, S, S]` where a worker has already
+                cut the views' boxes.
             index: `int64 [B]`, each image's place in its split.
             epoch: the epoch, from 0.
             sizes: `int64 [B, 2]`, height and width of each image in pixels, where they don't fill
                 `images`; nothing behind them is looked at.
 
         Returns:
-            Two tensors `float32 [B, C, S, S]`, normalised.
+            V tensors `float32 [B, C, S, S]`, normalised.
         """
-        # Both in one go: small batches, too, are worked on in large parts.
-        both = self._views(images, index, epoch, sizes, 2)
-        return both[: len(images)], both[len(images) :]
+        # All in one go: small batches, too, are worked on in large parts.
+        return self._views(images, index, epoch, sizes, self.count).tensor_split(self.count)
 
     @torch.no_grad()
     def one(self, images: Tensor, index: Tensor, epoch: int, sizes: Tensor | None = None) -> Tensor:

@@ -102,7 +102,7 @@ def test_of_image_files_the_views_are_subclasses_of_the_papers(tmp_path: Path) -
         pixels = np.full((20, 30, 3), i, np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
     options = {"dataset": "folder", "root": str(tmp_path), "image_size": 8}
-    with pytest.raises(UserError, match=r"subclass of it with two views, or pack the folder"):
+    with pytest.raises(UserError, match=r"subclass of it, or pack the folder"):
         ready(Shifted, **options)
     data, paper = ready(Brighter, **options), ready(None, **options)
     batch = first_batch(paper)
@@ -121,3 +121,21 @@ def test_what_is_no_views_is_refused_in_a_sentence(views: Any, said: str) -> Non
     data = ready(views)
     with pytest.raises(UserError, match=f"data.views: .*{said}"):
         data.make_views(first_batch(data))
+
+
+@pytest.mark.parametrize("source", ["digits", "folder"])
+def test_the_papers_views_may_be_more_than_two(source: str, tmp_path: Path) -> None:
+    for i in range(12):
+        noise = np.random.default_rng(i).integers(0, 256, (20, 30, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{i}.png")
+    options = {"dataset": source, "root": str(tmp_path), "image_size": 8}
+    two = ready(None, **options)
+    four = ready({"class_path": "simclr", "init_args": {"count": 4}}, **options)
+    made, wanted = four.make_views(first_batch(four)), two.make_views(first_batch(two))
+    assert (made.per_image, len(made.views)) == (4, 12)
+    assert made.views[:6].equal(wanted.views)
+    assert len({view.numpy().tobytes() for view in made.views}) == 12
+    loader = four.evaluation_loader("train", "both")
+    both = four.make_clean(next(iter(loader)), views=True)
+    assert both.views is not None
+    assert len(both.views.views) == 4 * len(both.clean)

@@ -188,7 +188,7 @@ def best_of(candidates: Sequence[Tensor], labels: Tensor, least: float) -> int:
         labels: `int64 [N]`.
         least: what cross-entropy counts at least for the right class: it isn't impossible.
     """
-    top1 = [accuracies(scores, labels)["top1"] for scores in candidates]
+    top1 = [int(count_right(scores[:, :, None], labels)) / len(labels) for scores in candidates]
     right = [scores.gather(1, labels[:, None]).clamp(min=least) for scores in candidates]
     loss = [-float(scores.mean()) for scores in right]
     return best_first(torch.tensor(top1), torch.tensor(loss))[0]

@@ -148,7 +148,7 @@ def _of_torchvision(name: str, args: dict[str, Any]) -> Weights:
     tensors = _fetched(
         f"torchvision:{name}",
         chosen.url,
-        f"put it into {folder}",
+        f"put it into {folder}, or give",
         lambda: chosen.get_state_dict(map_location="cpu", check_hash=True, weights_only=True),
     )
     return Weights(f"torchvision:{name} ({chosen.name})", tensors)
@@ -176,7 +176,7 @@ def _of_timm(name: str, args: dict[str, Any]) -> Weights:
             network = timm.create_model(name, pretrained=True, **args)
         return dict(network.state_dict())
 
-    tensors = _fetched(f"timm:{name}", address, "keep it", build)
+    tensors = _fetched(f"timm:{name}", address, "give", build)
     return Weights(f"timm:{name.partition('.')[0]} ({about.tag})", tensors)
 
 
@@ -192,7 +192,7 @@ def _fetched(
     except OSError as error:
         raise UserError(
             f"the weights of {name} could not be fetched ({_short(error)}): where there is no "
-            f"internet, fetch {address} elsewhere, {keep}, and give the file in place of the name"
+            f"internet, fetch {address} elsewhere, and {keep} the file in place of the name"
         ) from error
     except Exception as error:  # of weights that don't fit, libraries raise anything
         raise UserError(
@@ -204,7 +204,7 @@ def _fetched(
 
 
 def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
 
 
 def _unknown(library: str, name: str, known: list[str]) -> UserError:

@@ -108,7 +108,7 @@ def test_weights_behind_the_run_s_own_stem_see_images_as_they_are(
     assert chosen.weights == f"{tmp_path / 'it.pth'} (sha256 {sha256(tmp_path / 'it.pth')})"
 
 
-def test_another_run_s_encoder_is_a_baseline(source: Path, tmp_path: Path) -> None:
+def test_another_run_s_encoder_is_a_baseline(source: Path, weights: Path, tmp_path: Path) -> None:
     fit(tmp_path / "other", "--model.stem", "medium", "--seed_everything", "1")
     last = tmp_path / "other" / "checkpoints" / "last.ckpt"
     chosen = choose_encoder(of(source), str(last))
@@ -116,6 +116,8 @@ def test_another_run_s_encoder_is_a_baseline(source: Path, tmp_path: Path) -> No
     with torch.no_grad():
         assert torch.equal(chosen.encoder(images), load_encoder(last)(images))
     assert chosen.label == f"weights-last-{sha256(last)[:8]}"
+    medium = choose_encoder(of(tmp_path / "other"), str(weights))
+    assert str(medium.weights).endswith("images enlarged 2 times")
 
 
 def test_imagenet_is_the_library_s_weights_of_the_run_s_network(

@@ -1,42 +1,15 @@
 """scripts/sweep.sh, as far as it goes without W&B: its own client and agent, at a small server."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from commands import QUICK, REPOSITORY, checkpoint, environment
+from commands import checkpoint
+from sweeps import swept, write
 from wandb_server import wandb_server
 
 from simclr_pl.commands.sweep.space import read_search
 from simclr_pl.run.directory import RunDirectory
-
-SCRIPT = REPOSITORY / "scripts" / "sweep.sh"
-
-
-def swept(*args: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs the script with this interpreter as `python`."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return subprocess.run(
-        ["bash", SCRIPT, *map(str, args)],
-        env=environment(PATH=path, **variables),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-
-
-def write(path: Path, *options: str) -> Path:
-    """The shipped sweep, its runs short, with further options."""
-    content = yaml.safe_load((REPOSITORY / "configs" / "sweep.yaml").read_text())
-    place = content["command"].index("fit") + 1
-    content["command"] = [*content["command"][:place], *QUICK, *options, "${args}"]
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return path
 
 
 def test_the_server_s_values_reach_fit_as_options(tmp_path: Path) -> None:

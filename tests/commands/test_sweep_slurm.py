@@ -7,7 +7,7 @@ import pytest
 import slurm
 import yaml
 from commands import REPOSITORY, checkpoint
-from test_sweep_script import swept, write
+from sweeps import swept, write
 from wandb_server import wandb_server
 
 pytestmark = [

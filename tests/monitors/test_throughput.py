@@ -41,8 +41,10 @@ class Slow(ArrayImages):
 
     take: Callable[[], None]
 
-    def batches(self, plan: Sequence[Tensor], epoch: int, cut: Cut) -> Iterator[Batch]:
-        for batch in super().batches(plan, epoch, cut):
+    def batches(
+        self, plan: Sequence[Tensor], epoch: int, cut: Cut, *, training: bool = False
+    ) -> Iterator[Batch]:
+        for batch in super().batches(plan, epoch, cut, training=training):
             if cut == "views":
                 self.take()
             yield batch

@@ -14,8 +14,8 @@ from PIL import Image
 from simclr_pl import ContrastiveDataModule, UserError
 from simclr_pl.commandline.target import DataChoice, find_pretrained
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data import datamodule
 from simclr_pl.core.data.sources import Splits
+from simclr_pl.images import datasets
 from simclr_pl.images.datasets import load
 from simclr_pl.images.fingerprint import Contents, changes, check_same_kind
 from simclr_pl.images.heldout import OLDER, HeldOut
@@ -67,7 +67,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Splits]]:
         found.append(load(*args, **options))
         return found[-1]
 
-    monkeypatch.setattr(datamodule, "load", reading)
+    monkeypatch.setattr(datasets, "load", reading)
     return found
 
 
@@ -216,6 +216,7 @@ def changed(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.long
 def test_what_evaluates_a_run_has_its_validation_images(
     command: str, begun: Path, changed: Path, read: list[Splits]
 ) -> None:

@@ -231,6 +231,7 @@ def test_a_server_that_does_not_answer_costs_seconds_and_no_number(
     assert [row["train/loss"] for row in history(found)] == [1.5]
 
 
+@pytest.mark.processes
 def test_asked_to_be_online_without_a_key_a_run_is_offline_and_nobody_is_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,7 +41,7 @@ def test_a_recipe_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     assert not config.read_text(encoding="utf-8").isascii()
     command = ("fit", "--config", config, *QUICK, "--trainer.max_epochs", 1)
     command = (*command, "--wandb.notes", "\u00e9 \u00b1", "--run_dir", tmp_path / "run")
-    done = finish(start(*command, env=environment(**PLAIN)))
+    done = finish(start(*command, fresh=True, env=environment(**PLAIN)))
     assert (done.code, done.err) == (0, "")
     assert "checkpoints/last.ckpt" in files(tmp_path / "run")
 

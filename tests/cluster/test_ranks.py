@@ -78,7 +78,7 @@ def test_a_rank_outlives_the_first_one_by_seconds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("after", [0, 2.5])
 def test_a_rank_does_not_outlive_the_first_one_at_start_up(after: float, tmp_path: Path) -> None:
     """Before the ranks have met, when no connection is there to be lost."""
-    process = start("fit", *LONG, "--run_dir", tmp_path / "run")
+    process = start("fit", *LONG, "--run_dir", tmp_path / "run", fresh=True)
     end = time.monotonic() + 120
     while not (ranks := [child for child in children(process) if is_rank(child)]):
         assert process.poll() is None, finish(process)
@@ -175,7 +175,7 @@ def test_ranks_with_different_images_are_told(tmp_path: Path) -> None:
 def test_a_rank_that_starts_late_is_waited_for_in_words(tmp_path: Path) -> None:
     port, run = free_port(), tmp_path / "run"
     first = rank(0, port, run)
-    time.sleep(25)
+    time.sleep(14)
     done = both(first, rank(1, port, run))
     assert [(outcome.code, outcome.err) for outcome in done] == [(0, "")] * 2
     assert f"rank 0 of 2 has waited for the others for 10 s, at 127.0.0.1:{port}" in done[0].out

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from warm import Warm
 
 from simclr_pl.__main__ import main
 
@@ -97,8 +98,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**mine, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
-def start(*args: object, **options: Any) -> subprocess.Popen[str]:
-    """Starts `python -m simclr_pl ARGS` as a process of its own, without a terminal."""
+def start(*args: object, fresh: bool = False, **options: Any) -> subprocess.Popen[str]:
+    """Starts `python -m simclr_pl ARGS` as a process of its own, without a terminal.
+
+    One that isn't `fresh` comes without the interpreter's start and its imports: see `warm`.
+    """
     defaults: dict[str, Any] = {
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,
@@ -107,7 +111,7 @@ def start(*args: object, **options: Any) -> subprocess.Popen[str]:
         "env": environment(),
     }
     command = [sys.executable, "-m", "simclr_pl", *map(str, args)]
-    return subprocess.Popen(command, **{**defaults, **options})
+    return (subprocess.Popen if fresh else Warm)(command, **{**defaults, **options})
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 120) -> Outcome:

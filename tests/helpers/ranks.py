@@ -31,7 +31,7 @@ LEAVE = b"leave"
 
 # Ranks are forked from a clean server that has paid for the imports once: 2 to 5 seconds a rank.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torchvision", "lightning"])
+_CONTEXT.set_forkserver_preload(["simclr_pl.commands.fit", "timm", "sklearn.datasets"])
 
 
 class RankError(AssertionError):

@@ -15,7 +15,7 @@ EXAMPLES = sorted(path.stem for path in (REPOSITORY / "examples").glob("*.yaml")
 KEPT = QUICK[: QUICK.index("--model.encoder")], QUICK[QUICK.index("--wandb") :]
 """Of the quick recipe what no example is about."""
 
-QUICKLY = tuple(word for part in KEPT for word in part)
+QUICKLY = (*(word for part in KEPT for word in part), "--linear.every_n_epochs", "0")
 
 LONGER = ("--trainer.limit_train_batches", "6", "--trainer.max_epochs", "3")
 
@@ -32,6 +32,7 @@ def options(*names: str) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.long
 def test_an_example_has_at_most_20_lines_and_trains(name: str, tmp_path: Path) -> None:
     for path in (REPOSITORY / "examples").glob(f"{name}.*"):
         lines = path.read_text().splitlines()
@@ -42,6 +43,7 @@ def test_an_example_has_at_most_20_lines_and_trains(name: str, tmp_path: Path) -
     assert run("linear", "--run_dir", tmp_path / "run", "--split", "val", "--epochs", 1).code == 0
 
 
+@pytest.mark.long
 def test_nothing_of_nt_xent_is_said_of_another_objective(tmp_path: Path) -> None:
     """Its chance level and its negatives follow from the batch; others state theirs, or nothing."""
     done = run("fit", *options("decoupled"), "--run_dir", tmp_path / "run")

@@ -21,6 +21,7 @@ SHORT = [
     "--trainer.limit_val_batches=1",
     "--trainer.log_every_n_steps=1",
     "--wandb=off",
+    "--linear.every_n_epochs=0",
 ]
 
 
@@ -39,6 +40,8 @@ def _short_sweep(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.long
+@pytest.mark.processes
 def test_commands_inside_sentences_and_tables_run_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -53,6 +56,8 @@ def test_commands_inside_sentences_and_tables_run_too(
 
 @pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # of wandb-workspaces' own code
 @pytest.mark.timeout(600)
+@pytest.mark.long
+@pytest.mark.processes
 def test_commands_run_in_the_order_of_the_readme(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,8 @@
 """`bench`: what it measures, says and writes. How fast anything is decides nothing here."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +14,12 @@ from commands import ENCODER_ARGS, Outcome, fit, run
 from PIL import Image
 
 from simclr_pl import ContrastiveDataModule, SimCLR
+from simclr_pl.commands.bench import ceilings
 from simclr_pl.commands.bench.bench import bottleneck
 from simclr_pl.core.batch import Batch, Views
 
 MODEL = (
-    *("--trainer.accelerator", "cpu", "--model.encoder", "resnet10t"),
+    *("--trainer.accelerator", "cpu", "--model.encoder", "resnet10t", "--model.optimizer", "sgd"),
     *("--model.encoder_args", ENCODER_ARGS, "--seconds", "0.2"),
 )
 
@@ -25,14 +28,32 @@ def bench(*args: object) -> Outcome:
     return run("bench", *MODEL, *args)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _hasty() -> Iterator[None]:
+    """Data alone is read for a moment: how fast it is decides nothing here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ceilings, "DATA_SECONDS", 0.1)
+        yield
+
+
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Outcome]:
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder, in which is measured."""
+    return tmp_path_factory.mktemp("here")
+
+
+@pytest.fixture(scope="module")
+def measured(
+    here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Outcome]:
     out = tmp_path_factory.mktemp("bench") / "deep" / "bench.json"
-    outcome = bench("--data.batch_size", 64, "--out", out)
+    with contextlib.chdir(here):
+        outcome = bench("--data.batch_size", 64, "--model.projection_dim", 128, "--out", out)
     assert (outcome.code, outcome.err) == (0, "")
     return json.loads(out.read_text()), outcome
 
 
+@pytest.mark.long
 def test_the_file_holds_what_was_measured(measured: tuple[dict[str, Any], Outcome]) -> None:
     found, _ = measured
     speed, share = found["images_per_s"], found["share"]
@@ -59,6 +80,7 @@ def test_the_file_holds_what_was_measured(measured: tuple[dict[str, Any], Outcom
     assert "torch" in found["versions"]
 
 
+@pytest.mark.long
 def test_a_person_reads_the_same_and_what_to_change(
     measured: tuple[dict[str, Any], Outcome],
 ) -> None:
@@ -70,29 +92,26 @@ def test_a_person_reads_the_same_and_what_to_change(
     assert "--" in found["bottleneck"]
 
 
-def test_it_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    outcome = bench("--data.batch_size", 64)
-    assert outcome.code == 0
-    assert list((tmp_path / "here").iterdir()) == []
+@pytest.mark.long
+@pytest.mark.usefixtures("measured")
+def test_it_leaves_nothing_behind(here: Path) -> None:
+    assert list(here.iterdir()) == []
 
 
-def test_operations_are_counted_as_the_formula_has_them(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_operations_are_counted_as_the_formula_has_them(
+    measured: tuple[dict[str, Any], Outcome], tmp_path: Path
+) -> None:
     """A projector's last layer of P outputs and width F: 2FP a view, three times, two views."""
-    found = []
-    for width in (128, 256):
-        out = tmp_path / f"{width}.json"
-        outcome = bench("--model.projection_dim", width, "--data.batch_size", 32, "--out", out)
-        assert outcome.code == 0
-        found.append(json.loads(out.read_text())["flops_per_image"])
-    assert found[1] - found[0] == pytest.approx(2 * 3 * 2 * 16 * 128)
+    out = tmp_path / "256.json"
+    assert bench("--model.projection_dim", 256, "--data.batch_size", 32, "--out", out).code == 0
+    found = json.loads(out.read_text())["flops_per_image"] - measured[0]["flops_per_image"]
+    assert found == pytest.approx(2 * 3 * 2 * 16 * 128)
 
 
 @pytest.mark.parametrize(
     ("options", "batch"),
     [
-        (("--trainer.devices", 2), 32),
         (("--trainer.devices", 2, "--trainer.num_nodes", 2), 16),
         (("--trainer.devices", "0,1"), 32),
         (("--trainer.devices", "[0,1,3,4]", "--model.micro_batch_size", 20), 16),
@@ -101,6 +120,7 @@ def test_operations_are_counted_as_the_formula_has_them(tmp_path: Path) -> None:
         (("--trainer.fast_dev_run", "true", "--trainer.max_steps", 3), 64),
     ],
 )
+@pytest.mark.long
 def test_other_recipes_are_measured_on_one_device(
     tmp_path: Path, options: tuple[object, ...], batch: int
 ) -> None:
@@ -113,6 +133,7 @@ def test_other_recipes_are_measured_on_one_device(
         assert found["matrix_dtype"] == "bfloat16"
 
 
+@pytest.mark.long
 def test_a_share_of_the_micro_batch_is_measured_and_its_views_are_made_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +156,7 @@ def test_a_share_of_the_micro_batch_is_measured_and_its_views_are_made_twice(
     assert len(made) % 3 == 2
 
 
+@pytest.mark.long
 def test_nothing_ends_it_early(tmp_path: Path) -> None:
     """EarlyStopping of a number of the validation that there is none of here, for one."""
     overlay = tmp_path / "early.yaml"
@@ -178,6 +200,7 @@ def test_bfloat16_is_advised_where_it_is_not_used() -> None:
         assert ("bf16-mixed" in bottleneck(found, _Data(), model)) is advised  # type: ignore[arg-type]
 
 
+@pytest.mark.processes
 def test_image_files_are_measured_with_their_workers(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
@@ -192,6 +215,7 @@ def test_image_files_are_measured_with_their_workers(tmp_path: Path) -> None:
     assert json.loads(out.read_text())["dataset"] == "folder"
 
 
+@pytest.mark.long
 def test_a_run_stands_for_its_recipe_and_is_left_alone(tmp_path: Path) -> None:
     fit(tmp_path / "run")
     before = sorted(path.name for path in (tmp_path / "run").rglob("*"))

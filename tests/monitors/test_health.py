@@ -1,6 +1,7 @@
 """Health while training: the numbers, on any number of ranks; warnings that real runs earn."""
 
 import contextlib
+import functools
 import io
 import math
 from collections.abc import Callable
@@ -357,10 +358,17 @@ def printed(model: Other, epochs: int, *callbacks: L.Callback, path: Path | None
     return out.getvalue()
 
 
+@functools.cache
+def through(kind: str) -> str:
+    """What a run says that nobody has broken off."""
+    build, epochs, callbacks, _ = CASES[kind]
+    return printed(build(), epochs, HealthMonitor(10), *callbacks)
+
+
 @pytest.mark.parametrize("kind", CASES)
+@pytest.mark.long
 def test_trouble_is_said_once_with_a_remedy(kind: str) -> None:
-    build, epochs, callbacks, sentence = CASES[kind]
-    out = printed(build(), epochs, HealthMonitor(10), *callbacks)
+    sentence, out = CASES[kind][-1], through(kind)
     assert out.count(sentence) == out.count("warning: ") == 1, out
     assert "--model.learning_rate" in out
     assert len(out.strip().splitlines()) == 1
@@ -368,19 +376,21 @@ def test_trouble_is_said_once_with_a_remedy(kind: str) -> None:
 
 @pytest.mark.parametrize("broken_off", ["before", "behind"])
 @pytest.mark.parametrize("kind", CASES)
+@pytest.mark.long
 def test_trouble_is_said_once_over_a_resume(kind: str, broken_off: str, tmp_path: Path) -> None:
     """Counting goes on in the middle of a window; what was said is not said again."""
     build, epochs, callbacks, _ = CASES[kind]
-    through = printed(build(), epochs, HealthMonitor(10), *callbacks)
     path = tmp_path / "broken-off.ckpt"
     first = 13 if broken_off == "before" else epochs
     parts = [
         printed(build(), end, HealthMonitor(10), *callbacks, path=path)
         for end in (first, epochs + (0 if broken_off == "before" else 15))
     ]
-    assert parts == (["", through] if broken_off == "before" else [through, ""])
+    whole = through(kind)
+    assert parts == (["", whole] if broken_off == "before" else [whole, ""])
 
 
+@pytest.mark.long
 def test_many_looks_or_few_make_no_difference() -> None:
     outs = [printed(collapsing(), 25, HealthMonitor(every)) for every in (1, 5, 50)]
     assert outs[0]
@@ -399,6 +409,7 @@ HEALTHY: dict[str, tuple[Callable[[], Other], int, int]] = {
 
 
 @pytest.mark.parametrize("name", HEALTHY)
+@pytest.mark.long
 def test_a_healthy_run_is_left_in_peace(name: str) -> None:
     build, batch, epochs = HEALTHY[name]
     out = io.StringIO()
@@ -409,9 +420,15 @@ def test_a_healthy_run_is_left_in_peace(name: str) -> None:
     assert out.getvalue() == ""
 
 
+@pytest.mark.long
 def test_the_digits_recipe_is_left_in_peace(tmp_path: Path) -> None:
     config = REPOSITORY / "configs" / "digits.yaml"
-    more = ("--trainer.max_epochs=20", "--health.every_n_steps=5", "--wandb=off")
+    more = (
+        "--trainer.max_epochs=20",
+        "--health.every_n_steps=5",
+        "--wandb=off",
+        "--linear.every_n_epochs=0",
+    )
     outcome = run("fit", "--config", config, *more, "--run_dir", tmp_path / "run")
     assert outcome.code == 0, outcome
     assert "warning" not in outcome.out + outcome.err
@@ -432,6 +449,7 @@ class Closed(io.StringIO):
         return super().write(text)
 
 
+@pytest.mark.long
 def test_a_warning_that_cannot_be_printed_ends_no_training() -> None:
     build, epochs, callbacks, _ = CASES["collapse"]
     out, lightning = Closed(), trainer(HealthMonitor(10), *callbacks, max_epochs=epochs)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Linters, types, import contract, tests. Arguments go to pytest: `bash scripts/test.sh -m slow`.
+# Linters, types, import contract, tests. `scripts/test.sh quick` leaves out tests that start processes
+# or compute for long: under three minutes on two cores. Other arguments go to pytest: `-m slow`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/install.sh dev
@@ -9,7 +10,12 @@ bin=.venv/bin
 "$bin/ruff" check .
 "$bin/mypy"
 "$bin/lint-imports"
-if [ $# -gt 0 ]; then
+if [ "${1:-}" = quick ]; then
+    shift
+    exec "$bin/pytest" --numprocesses 2 --dist worksteal \
+        -m "not slow and not processes and not long" "$@"
+elif [ $# -gt 0 ]; then
     exec "$bin/pytest" "$@"
 fi
-exec "$bin/pytest" --numprocesses 2 --dist loadfile --cov --cov-report term
+exec "$bin/pytest" --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+    --cov --cov-report term

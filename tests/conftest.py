@@ -3,11 +3,15 @@
 import os
 import shutil
 import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from commands import fit
+from processes import Guard, starts_processes
 
 from simclr_pl.images.builtin import FASHION_DEBIAN
 
@@ -18,9 +22,10 @@ os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 # they mostly wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# A shell that runs the tests in the background has SIGINT ignored, which processes inherit: tests
-# that send it to one would wait for ever.
+# A shell that runs the tests in the background has SIGINT ignored, and nohup SIGHUP; processes
+# inherit that, and tests that send them one would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -59,12 +64,58 @@ def finished(source: Path, tmp_path: Path) -> Path:
     return directory
 
 
+GUARD = Guard()
+
+LONG = 10.0
+"""Seconds of computing at which a quick run says that a test is to be marked `long`."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Lets no test of a quick run start processes, so that those that do get their mark."""
+    GUARD.started.clear()
+    GUARD.forbidden = "not processes" in item.config.option.markexpr
+    try:
+        return (yield)
+    finally:
+        GUARD.forbidden = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fails a test that was kept from starting a process, or takes a quick run's time."""
+    begin = time.process_time()
+    try:
+        result = yield
+    finally:
+        if GUARD.started:
+            raise GUARD.failure()
+    seconds = time.process_time() - begin
+    if seconds > LONG and "not long" in item.config.option.markexpr:
+        pytest.fail(f"it computes for {seconds:.0f} s: mark it with @pytest.mark.long", False)
+    return result
+
+
+COST = {"slurm": 90, "processes": 8, "long": 4}
+"""Seconds of a test, roughly."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what this machine cannot do, and says so."""
+    """Marks tests that start processes; skips what this machine cannot do, and says so."""
     for item in items:
+        marked = any(item.get_closest_marker(name) for name in ("processes", "ddp", "slurm"))
+        if marked or starts_processes(item):
+            item.add_marker("processes")
         if item.get_closest_marker("data") and not FASHION_DEBIAN.is_dir():
             item.add_marker(
                 pytest.mark.skip(reason="Debian's dataset-fashion-mnist isn't installed")
             )
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    if "PYTEST_XDIST_WORKER" in os.environ:  # files in parallel: none that takes minutes comes last
+        seconds: Counter[Path] = Counter()
+        for item in items:
+            marks = {mark.name for mark in item.iter_markers()}
+            seconds[item.path] += sum(COST[name] for name in COST.keys() & marks)
+        items.sort(key=lambda item: -seconds[item.path])

@@ -134,6 +134,7 @@ def test_a_recipe_asks_for_linear_evaluation_on_val_at_a_few_epochs(
     assert linear.every_n_epochs % trainer.check_val_every_n_epoch == 0
 
 
+@pytest.mark.long
 def test_digits_recipe_trains_as_shipped_but_for_its_length(tmp_path: Path) -> None:
     recipe = ("--config", CONFIGS / "digits.yaml", "--wandb", "off")
     outcome = run("fit", *recipe, "--trainer.max_epochs", "1", "--run_dir", tmp_path / "run")
@@ -142,6 +143,7 @@ def test_digits_recipe_trains_as_shipped_but_for_its_length(tmp_path: Path) -> N
 
 
 @pytest.mark.data
+@pytest.mark.long
 def test_fashion_mnist_trains_an_epoch_through_its_recipe(tmp_path: Path) -> None:
     recipe = ("--config", CONFIGS / "fashion_mnist.yaml", *HERE, "--data.batch_size", "64")
     limits = [

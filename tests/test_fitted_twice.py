@@ -37,6 +37,7 @@ def numbers(*callbacks: L.Callback, module: L.LightningModule | None = None) -> 
     [OnlineProbe, lambda: KNNMonitor(1), lambda: HealthMonitor(1), lambda: LinearEvaluation(1, 2)],
     ids=["probe", "knn", "health", "linear"],
 )
+@pytest.mark.long
 def test_a_monitor_logs_the_same_of_a_second_fit(build: Any) -> None:
     callback = build()
     numbers(callback, module=Wide())
@@ -58,6 +59,7 @@ def test_a_fit_that_was_broken_off_leaves_nothing_to_the_next(build: Any) -> Non
     assert numbers(callback) == numbers(build())
 
 
+@pytest.mark.long
 def test_trouble_is_said_in_each_fit(capsys: pytest.CaptureFixture[str]) -> None:
     health = HealthMonitor(10)
     for _ in range(2):

@@ -105,6 +105,7 @@ def test_lightning_still_has_every_private_class_and_method_that_is_used() -> No
     assert hasattr(ModelCheckpoint, "_save_topk_checkpoint")
 
 
+@pytest.mark.processes
 def test_torch_still_has_every_private_name_of_a_loader_that_is_used() -> None:
     loader = DataLoader(list(range(4)), num_workers=1, persistent_workers=True)  # type: ignore[arg-type]
     assert lightning_internals.running_iterator(loader) is None

@@ -61,6 +61,7 @@ def test_resumed_by_new_code_it_ends_as_by_old_code(old: Path) -> None:
     assert [int(row["step"]) for row in rows(old)] == list(range(8))
 
 
+@pytest.mark.long
 def test_it_is_scored_and_drawn(old: Path) -> None:
     assert run("linear", "--run_dir", old, "--split", "val", "--epochs", 2).code == 0
     (result,) = (old / "results").glob("linear-val-*.json")

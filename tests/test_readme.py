@@ -123,6 +123,7 @@ def test_every_override_of_the_change_one_thing_table_is_accepted(
         assert "model:" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_python_example_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = [block for kind, block in BLOCKS if kind == "python"]

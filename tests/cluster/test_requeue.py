@@ -45,6 +45,7 @@ def stopped(said: Path, run: Path, step: int = 3) -> int:
         return main(["fit", *QUICK, "--run_dir", str(run), "--resume", callback])
 
 
+@pytest.mark.processes
 def test_a_stop_is_said_before_the_job_is_queued_again(said: Path, tmp_path: Path) -> None:
     """Slurm may end all of the job as soon as it has queued it."""
     run = tmp_path / "run"
@@ -57,6 +58,7 @@ def test_a_stop_is_said_before_the_job_is_queued_again(said: Path, tmp_path: Pat
     assert (tmp_path / "before").read_text() == said.read_text() == sentence
 
 
+@pytest.mark.processes
 def test_a_job_that_is_not_queued_again_says_so(said: Path, tmp_path: Path) -> None:
     scontrol(tmp_path, FAILING)
     assert stopped(said, tmp_path / "run", step=0) == UNFINISHED
@@ -89,6 +91,7 @@ IN_VAIN = (
 
 
 @pytest.mark.parametrize(("count", "code"), [(2, UNFINISHED), (3, GIVEN_UP)])
+@pytest.mark.processes
 def test_a_job_that_never_reaches_a_step_is_queued_again_three_times(
     said: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, code: int
 ) -> None:
@@ -101,6 +104,7 @@ def test_a_job_that_never_reaches_a_step_is_queued_again_three_times(
         )
 
 
+@pytest.mark.processes
 def test_restarts_that_led_somewhere_do_not_count(
     said: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

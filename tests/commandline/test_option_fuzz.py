@@ -161,6 +161,7 @@ def test_every_command_has_options_to_draw_from(
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.long
 def test_a_few_hostile_options_end_in_a_sentence_or_well(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def seconds(line: str) -> int:
     return sum(part * 60**power for power, part in enumerate(reversed(parts)))
 
 
+@pytest.mark.long
 def test_the_time_left_is_that_of_the_whole_run_at_this_sessions_pace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ def test_the_definition_is_read_back_by_the_library_as_it_was_made(tmp_path: Pat
 
 
 @installed
+@pytest.mark.processes
 def test_a_view_is_saved_where_a_server_answers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -127,6 +128,7 @@ def test_a_view_is_saved_where_a_server_answers(
 
 @installed
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
+@pytest.mark.processes
 def test_a_server_that_does_not_answer_costs_seconds_and_the_file_is_written(
     silent: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -652,6 +652,7 @@ def test_a_checkpoint_on_its_own_keeps_everything_beside_it(finished: Path, tmp_
     assert_same_bits(alone.parent / "finetune" / "finetune-0.1-seed0", home(finished))
 
 
+@pytest.mark.processes
 def test_image_files_are_decoded_by_workers_that_end(tmp_path: Path) -> None:
     for number in range(48):
         folder = tmp_path / "images" / ("dark", "bright")[number % 2]

@@ -315,6 +315,7 @@ fork_in_threads = pytest.mark.filterwarnings(  # Python 3.12 and later say so of
 
 
 @fork_in_threads
+@pytest.mark.processes
 def test_a_folder_of_class_folders_trains_with_two_workers(tmp_path: Path) -> None:
     for seed in range(32):
         draw(tmp_path / "images" / ("cats" if seed % 2 else "dogs") / f"{seed}.jpg", seed)
@@ -324,6 +325,7 @@ def test_a_folder_of_class_folders_trains_with_two_workers(tmp_path: Path) -> No
 
 
 @fork_in_threads
+@pytest.mark.processes
 def test_a_folder_without_labels_trains_with_two_workers(tmp_path: Path) -> None:
     for seed in range(32):
         draw(tmp_path / "images" / f"{seed}.jpg", seed)

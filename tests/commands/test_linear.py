@@ -61,6 +61,7 @@ def test_a_result_says_how_it_came_about(command: str, finished: Path) -> None:
     assert all(name in found for name in chosen)
 
 
+@pytest.mark.long
 def test_the_number_is_the_protocol_s_on_features_of_the_loaded_encoder(finished: Path) -> None:
     worked("linear", "--checkpoint", weights(finished), "--split", "val", "--seeds", 3)
     data = ContrastiveDataModule("digits")
@@ -91,6 +92,7 @@ def test_without_seeds_the_run_s_own_is_used(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "results" / "knn-test-seed5.json").is_file()
 
 
+@pytest.mark.long
 def test_solvers_and_augmentation_are_protocols_of_their_own(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -179,6 +181,7 @@ def test_another_data_set_is_seen_as_the_encoder_was_trained(
     assert made[-1].image_size == about["image_size"]
 
 
+@pytest.mark.processes
 def test_image_files_are_decoded_by_workers_that_end(tmp_path: Path) -> None:
     for number in range(48):
         folder = tmp_path / "images" / ("dark", "bright")[number % 2]

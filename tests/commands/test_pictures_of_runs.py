@@ -40,6 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return RunDirectory(path)
 
 
+@pytest.mark.long
 def test_compare_scores_three_columns_and_says_what_they_are(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +72,7 @@ def test_compare_s_untrained_encoder_is_the_one_the_run_began_with(run: RunDirec
     torch.testing.assert_close(first, again)
 
 
+@pytest.mark.long
 def test_compare_fails_where_the_required_margin_is_missed(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +114,7 @@ def test_views_draws_image_files_as_workers_cut_them(tmp_path: Path) -> None:
     _is_a_picture(target)
 
 
+@pytest.mark.long
 def test_report_draws_the_curves(run: RunDirectory) -> None:
     assert main(["report", f"--run_dir={run.path}"]) == 0
     _is_a_picture(run.pictures / "curves.png")

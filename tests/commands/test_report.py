@@ -101,6 +101,7 @@ def digits(source: Path) -> Snapshot:
 # One run ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_finished_run_gets_every_picture_and_a_page_of_its_own(finished: Path) -> None:
     run("compare", "--run_dir", finished, "--draws", 2)
     outcome = run("report", finished)
@@ -175,6 +176,7 @@ def test_curves_have_a_panel_for_each_topic_that_was_logged(finished: Path) -> N
     assert "epoch 2, seed 0" in text
 
 
+@pytest.mark.long
 def test_curves_of_a_run_that_diverged_are_drawn_as_far_as_they_go(finished: Path) -> None:
     with (finished / "metrics.csv").open("a") as file:
         file.write("4,2,nan,inf\n".replace("\n", "," * (_columns(finished) - 4) + "\r\n"))
@@ -274,6 +276,7 @@ def test_images_of_any_number_of_channels_can_be_shown() -> None:
 # Images without labels ----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_unlabelled_images_get_the_pictures_that_need_no_labels(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
@@ -307,6 +310,7 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+@pytest.mark.long
 def test_several_runs_are_compared(finished: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     fit(other, "--seed_everything", 5, "--data.batch_size", 64, "--trainer.max_epochs", 3)
@@ -373,6 +377,7 @@ def test_tables_keep_odd_names_in_their_cells() -> None:
 # What is wrong ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_errors_are_sentences(finished: Path, tmp_path: Path) -> None:
     assert "nowhere holds no run" in run("report", "nowhere").sentence
     assert "report runs/mine" in run("report").sentence
@@ -409,6 +414,7 @@ def test_broken_files_are_named(finished: Path, file: str, content: str, says: s
     assert Path(file).name in sentence
 
 
+@pytest.mark.long
 def test_a_fine_tuned_run_is_drawn_but_for_projections(finished: Path) -> None:
     quick = ("--label_fraction", "0.1", "--epochs", "3", "--trainer.accelerator", "cpu")
     assert run("finetune", "--run_dir", finished, *quick, "--wandb", "off").code == 0
@@ -421,6 +427,7 @@ def test_a_fine_tuned_run_is_drawn_but_for_projections(finished: Path) -> None:
     assert "finetune-0.1-seed0" in page
 
 
+@pytest.mark.long
 def test_checkpoints_that_cannot_be_used_are_said_and_curves_go_without(finished: Path) -> None:
     path = finished / "checkpoints" / "last.ckpt"
     good = torch.load(path, weights_only=True)

@@ -63,6 +63,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Outcome
 # Tables -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.processes
 def test_each_run_has_its_directory_and_got_its_values_as_options(
     swept: tuple[Path, Path, Outcome],
 ) -> None:
@@ -80,6 +81,7 @@ def test_each_run_has_its_directory_and_got_its_values_as_options(
     assert "step 16/16" in outcome.out
 
 
+@pytest.mark.processes
 def test_the_table_has_the_last_value_sorted_and_failures_as_such(
     swept: tuple[Path, Path, Outcome],
 ) -> None:
@@ -116,6 +118,7 @@ def test_the_best_is_first_whatever_the_goal_and_nan_is_never_best() -> None:
 # Going on -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.processes
 def test_a_sweep_is_not_written_over_and_resumes_as_itself_alone(
     swept: tuple[Path, Path, Outcome], tmp_path: Path
 ) -> None:
@@ -131,6 +134,7 @@ def test_a_sweep_is_not_written_over_and_resumes_as_itself_alone(
     assert before == after
 
 
+@pytest.mark.processes
 def test_resume_tries_what_failed_again_and_nothing_else(
     swept: tuple[Path, Path, Outcome],
 ) -> None:
@@ -184,6 +188,7 @@ def test_two_sweeps_don_t_share_a_folder(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["lock"]
 
 
+@pytest.mark.processes
 def test_a_metric_that_no_run_logs_ends_the_sweep_at_its_first(tmp_path: Path) -> None:
     metric = {"name": "probe/val_top", "goal": "maximize"}
     config = write(tmp_path / "mine.yaml", {"seed_everything": {"values": [1, 2]}}, metric=metric)
@@ -193,6 +198,7 @@ def test_a_metric_that_no_run_logs_ends_the_sweep_at_its_first(tmp_path: Path) -
     assert not (tmp_path / "out" / "001").exists()
 
 
+@pytest.mark.processes
 def test_a_sweep_of_failures_ends_with_the_first_one_s_sentence(tmp_path: Path) -> None:
     config = write(tmp_path / "mine.yaml", {"model.temperature": {"values": [-1]}})
     outcome = run("sweep", "--local", "2", "--config", config, "--out", tmp_path / "out")

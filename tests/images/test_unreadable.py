@@ -83,6 +83,7 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
 
 
 @forks
+@pytest.mark.processes
 def test_another_image_takes_the_place_whatever_the_ranks_workers_and_resumes(
     paths: list[Path], views: SimCLRViews
 ) -> None:
@@ -151,6 +152,7 @@ def notes(paths: list[Path], folder: Path, images: int = 1000) -> Unreadable:
 
 
 @forks
+@pytest.mark.processes
 def test_each_file_is_written_down_once_over_ranks_workers_and_resumes(
     paths: list[Path], views: SimCLRViews, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

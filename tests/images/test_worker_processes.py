@@ -22,6 +22,7 @@ from simclr_pl.images.worker_images import ImageFiles
 from simclr_pl.images.worker_processes import told_of_waiting
 
 pytestmark = [
+    pytest.mark.processes,
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
     pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"),
 ]

@@ -197,6 +197,7 @@ def test_values_out_of_range_are_refused(options: dict[str, Any], sentence: str)
 # In a run -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_logged_numbers_are_those_of_val_against_train() -> None:
     model, data = Other(), digits()
     lightning = trainer(KNNMonitor(1), max_epochs=1)

@@ -58,6 +58,7 @@ def train(
     return trainer, model, logged
 
 
+@pytest.mark.long
 def test_it_logs_the_protocol_s_number_when_it_is_due_and_at_the_end() -> None:
     trainer, model, logged = train(LinearEvaluation(every_n_epochs=2))
     assert ["linear/val_top1" in numbers for numbers in logged] == [False, True, True]
@@ -70,6 +71,7 @@ def test_it_logs_the_protocol_s_number_when_it_is_due_and_at_the_end() -> None:
     assert 0.2 < expected <= 1
 
 
+@pytest.mark.long
 def test_the_test_split_is_scored_where_that_is_asked_for_behind_the_last_step_alone() -> None:
     asked = LinearEvaluation(every_n_epochs=1, epochs=1, test_at_end=True)
     *_, logged = train(asked, epochs=2)
@@ -79,6 +81,7 @@ def test_the_test_split_is_scored_where_that_is_asked_for_behind_the_last_step_a
     assert "linear/test_top1" not in logged[0]
 
 
+@pytest.mark.long
 def test_of_several_validations_in_the_last_epoch_only_the_last_scores_test(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -106,6 +109,7 @@ def test_without_a_labelled_test_split_there_is_no_number_for_it(labels: int | N
     assert "linear/test_top1" not in logged[-1]
 
 
+@pytest.mark.long
 def test_training_takes_the_same_course() -> None:
     _, plain, before = train()
     _, evaluated, after = train(LinearEvaluation(every_n_epochs=1, epochs=1))
@@ -189,6 +193,7 @@ def test_a_value_that_cannot_be_is_a_sentence(arguments: dict[str, int], words: 
         LinearEvaluation(**arguments)
 
 
+@pytest.mark.long
 def test_the_command_line_turns_it_on_and_a_resume_may_change_it(tmp_path: Any) -> None:
     directory = tmp_path / "run"
     fit(directory, "--linear.every_n_epochs", 1, "--linear.test_at_end", "true")

@@ -136,6 +136,7 @@ def _every(epochs: int) -> tuple[str, ...]:
     return ("--pictures.every_n_epochs", str(epochs))
 
 
+@pytest.mark.long
 def test_pictures_come_when_they_are_due_and_after_the_last_epoch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -159,10 +160,12 @@ def test_pictures_come_when_they_are_due_and_after_the_last_epoch(
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.long
 def test_it_draws_in_the_run_s_precision(precision: str) -> None:
     assert album_of(simclr(), Gallery(), precision=precision).named(3) == EVERY | {"views"}
 
 
+@pytest.mark.long
 def test_a_module_without_a_projector_gets_no_similarities() -> None:
     class Bare(Other):
         def __init__(self) -> None:
@@ -176,6 +179,7 @@ def test_a_module_without_a_projector_gets_no_similarities() -> None:
     assert album_of(Bare(), Gallery()).named(3) == EVERY - {"similarities"} | {"views"}
 
 
+@pytest.mark.processes
 def test_unlabelled_files_get_what_needs_no_class_and_their_workers_end(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
@@ -204,6 +208,7 @@ def test_unlabelled_files_get_what_needs_no_class_and_their_workers_end(tmp_path
 
 
 @pytest.mark.parametrize("build", [simclr, Other], ids=["simclr", "another module"])
+@pytest.mark.long
 def test_training_takes_the_same_course_to_the_bit(
     build: Callable[[], L.LightningModule],
 ) -> None:

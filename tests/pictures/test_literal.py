@@ -22,6 +22,7 @@ def test_a_name_is_drawn_letter_by_letter_and_in_the_legend(name: str) -> None:
     assert png(figure)
 
 
+@pytest.mark.long
 def test_a_report_of_classes_with_strange_names(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

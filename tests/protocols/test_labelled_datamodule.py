@@ -196,6 +196,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.processes
 def test_files_are_cut_by_workers_as_without_them(pictures: Path) -> None:
     seen = []
     for workers in (0, 1):

@@ -317,6 +317,7 @@ def test_both_solvers_agree_on_digits() -> None:
 
 
 @pytest.mark.data
+@pytest.mark.long
 def test_both_solvers_agree_on_fashion_mnist_to_a_third_of_a_point() -> None:
     data = ContrastiveDataModule("fashion_mnist", root=str(FASHION_DEBIAN), seed=0)
     data.prepare_data()

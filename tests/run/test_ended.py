@@ -56,6 +56,7 @@ def check_goes_on(directory: Path, whole: Path, *args: object) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 6, 8])
+@pytest.mark.long
 def test_a_stop_has_all_that_an_end_has_and_goes_on(tmp_path: Path, whole: Path, step: int) -> None:
     done = fit(tmp_path / "run", *RECIPE, ends(step))
     last = rows(tmp_path / "run")[-1]
@@ -79,6 +80,7 @@ def test_a_stop_without_validation_goes_on_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.long
 def test_early_stopping_has_all_that_an_end_has_and_goes_on(
     tmp_path: Path, whole: Path, every: int
 ) -> None:
@@ -96,6 +98,7 @@ def test_early_stopping_has_all_that_an_end_has_and_goes_on(
     check_goes_on(tmp_path / "run", whole, *often)
 
 
+@pytest.mark.long
 def test_early_stopping_in_mid_epoch_is_no_end_of_an_epoch(tmp_path: Path) -> None:
     often = ("--trainer.val_check_interval", 2)
     fit(tmp_path / "run", *RECIPE, *often, f"--trainer.callbacks+={EARLY}")
@@ -112,6 +115,7 @@ def test_a_last_epoch_that_no_validation_meets_is_validated(tmp_path: Path) -> N
     assert [row["step"] for row in found if "knn/val_top1" in row] == ["11"]
 
 
+@pytest.mark.long
 def test_the_time_of_earlier_sessions_does_not_end_a_run_at_once(tmp_path: Path) -> None:
     timed = ("--trainer.max_epochs", 100_000, "--trainer.max_time", "00:00:00:01")
     done = fit(tmp_path / "run", *RECIPE, *timed)

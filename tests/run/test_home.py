@@ -27,6 +27,7 @@ def well(*args: object) -> None:
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.long
 def test_commands_and_recipes_know_the_home_directory(home: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
     np.savez(home / "data.npz", train_images=pixels, train_labels=np.arange(40) % 4)

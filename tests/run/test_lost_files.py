@@ -102,6 +102,7 @@ def test_another_model_is_no_resume_though_the_recipe_is_lost(finished: Path) ->
 # W&B's --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.processes
 def test_what_is_known_of_w_and_b_is_mended(finished: Path) -> None:
     directory = RunDirectory(finished)
     directory.wandb_id.write_text("")

@@ -93,6 +93,7 @@ def test_a_configuration_has_the_bytes_of_a_path(tmp_path: Path) -> None:
         assert read_config(path) == content
 
 
+@pytest.mark.processes
 def test_weights_and_biases_has_the_names_of_classes_and_data(home: Path, tmp_path: Path) -> None:
     quick = [option for option in QUICK if option not in ("--wandb", "off")]
     data = ("--data.dataset", "folder", "--data.root", home / "images", "--data.num_workers", "0")
@@ -110,6 +111,7 @@ def test_tensorboard_says_that_it_cannot_write_there(home: Path, tmp_path: Path)
     assert not (home / "other").exists()
 
 
+@pytest.mark.long
 def test_it_is_resumed_evaluated_and_reported(trained: tuple[Path, str], home: Path) -> None:
     directory, _ = trained
     grid = ("--epochs", "1", "--learning_rates", "1", "--weight_decays", "0")

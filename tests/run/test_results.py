@@ -39,6 +39,7 @@ def result(directory: Path, split: str) -> dict[str, Any]:
     return loaded
 
 
+@pytest.mark.long
 def test_validate_gives_the_last_epochs_numbers_again(finished: Path) -> None:
     outcome = run("validate", "--run_dir", finished)
     assert (outcome.code, outcome.err) == (0, "")

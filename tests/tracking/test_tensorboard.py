@@ -37,6 +37,7 @@ def numbers(directory: Path) -> dict[str, dict[int, float]]:
     }
 
 
+@pytest.mark.long
 def test_the_overlay_gives_the_same_numbers_and_pictures_over_a_resume(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     recipe = (*QUICK[: QUICK.index("--wandb")], *OVERLAY, "--pictures.every_n_epochs", 2)
@@ -81,6 +82,7 @@ def test_a_fine_tuning_writes_its_numbers_too(finished: Path) -> None:
             assert value == pytest.approx(float(row["finetune/loss"]), rel=1e-6)
 
 
+@pytest.mark.long
 def test_a_resume_hides_what_a_killed_run_had_logged_behind_its_checkpoint(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     fit(directory, "--tensorboard", "true")

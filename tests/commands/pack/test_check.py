@@ -47,6 +47,7 @@ def left_out(directory: Path) -> list[str]:
 WHY = "no kind of image that PIL knows"
 
 
+@pytest.mark.long
 def test_a_run_goes_on_without_bad_files_and_names_them(skipped: Path) -> None:
     assert left_out(skipped) == [f"{name} {WHY}" for name in ("200.png", "201.png", "510.png")]
     assert float(rows(skipped)[-1]["val/loss"]) > 0

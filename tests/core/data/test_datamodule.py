@@ -475,6 +475,7 @@ def test_tools_work_without_a_trainer() -> None:
     assert data.make_clean(batch, views=False).views is None
 
 
+@pytest.mark.processes
 def test_data_apart_is_the_same_and_ends_without_disturbing_what_goes_on(folder: Path) -> None:
     data = ready(dataset="folder", root=str(folder), image_size=16, batch_size=4, num_workers=1)
     loader = data.evaluation_loader("train", "both")

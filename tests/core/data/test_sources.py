@@ -91,6 +91,7 @@ def complaint(source: ImageFiles, batches: list[Tensor]) -> str:
 @pytest.mark.parametrize("cut", get_args(Cut))
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.processes
 def test_worker_processes_give_the_bits_of_one_process(
     files: list[Path], views: SimCLRViews, cut: Cut
 ) -> None:

@@ -144,6 +144,7 @@ def alike(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+@pytest.mark.long
 def test_a_flipped_bit_is_refused_unless_it_makes_no_difference(tmp_path: Path) -> None:
     """In headers, records and the table at the end, of which torch looks at little."""
     weights = {"weight": torch.arange(6.0).view(2, 3), "count": torch.tensor([3])}

@@ -106,6 +106,7 @@ def test_scoring_on_other_data_changes_nothing(stage: str, first: Path, tmp_path
         assert wants(tmp_path / "scored.ckpt") == wants(first)
 
 
+@pytest.mark.long
 def test_the_stem_is_the_one_that_was_built(first: Path, tmp_path: Path) -> None:
     model = simclr()
     fitted(model, tmp_path / "small.ckpt")

@@ -88,6 +88,7 @@ def test_a_schedule_of_single_batches_trains() -> None:
 # Processes that are forked or spawned -------------------------------------------------------------
 
 
+@pytest.mark.processes
 def test_lightnings_choice_in_a_notebook_with_several_devices_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -126,6 +127,7 @@ def test_an_old_run_with_a_callback_that_is_refused_now_is_scored(
 
 
 @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
+@pytest.mark.processes
 def test_averaged_weights_leave_the_training_as_it_is(source: Path, tmp_path: Path) -> None:
     fit(tmp_path / "run", "--trainer.callbacks", '[{"class_path": "EMAWeightAveraging"}]')
     averaged, plain = ([r["train/loss"] for r in rows(d)] for d in (tmp_path / "run", source))

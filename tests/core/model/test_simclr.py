@@ -42,6 +42,7 @@ class Recording(SimCLR):
 # The ten lines of Python -------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_python_use_trains_and_logs_what_is_promised(tmp_path: Path) -> None:
     run = L.Trainer(
         max_epochs=1,
@@ -154,6 +155,7 @@ def test_validation_is_the_mean_loss_over_images_and_clean_features_in_eval_mode
         ("bf16-mixed", torch.float32, torch.bfloat16),
     ],
 )
+@pytest.mark.long
 def test_other_precisions_run(precision: str, weights: torch.dtype, features: torch.dtype) -> None:
     model = Recording(optimizer="sgd", warmup_epochs=0)
     probe = OnlineProbe()

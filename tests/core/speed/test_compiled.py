@@ -14,6 +14,7 @@ from simclr_pl import load_encoder
 from simclr_pl.core.speed.compiler import compiled
 
 pytestmark = [
+    pytest.mark.processes,
     pytest.mark.timeout(600),
     # The compiler's own look at what comes between encoder and projector; it is not shown.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),

@@ -212,6 +212,7 @@ def test_features_of_three_views_come_view_by_view() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, SIZE])
 @pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.long
 def test_each_part_is_encoded_alone_and_buffers_move_once_by_the_mean(name: str, size: int) -> None:
     want = steps(build(name), in_parts(size), literally)
     assert_same(steps(build(name), in_parts(size), encode_in_parts), want)
@@ -529,6 +530,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.processes
 def test_crops_that_come_from_workers_are_views_in_parts(folder: Path) -> None:
     data = {
         "dataset": "folder", "root": str(folder), "batch_size": 10, "image_size": 8,

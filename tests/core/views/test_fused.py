@@ -87,6 +87,7 @@ def test_every_order_and_strength_is_the_other_implementations(channels: int) ->
 
 @needs_compiler
 @pytest.mark.timeout(600)
+@pytest.mark.processes
 def test_compiled_views_are_the_same_views() -> None:
     for count, channels, size, options in (
         (40, 3, 32, {"blur": 0.5}),
@@ -108,6 +109,7 @@ def test_compiled_views_are_the_same_views() -> None:
 
 @needs_compiler
 @pytest.mark.timeout(600)
+@pytest.mark.processes
 def test_compiled_views_do_not_depend_on_the_batch() -> None:
     images, index = photos(24, 3, 32, 32), torch.arange(24)
     views = SimCLRViews(32, **plain(3), compiled=True)
@@ -123,6 +125,7 @@ def test_compiled_views_do_not_depend_on_the_batch() -> None:
 
 @needs_compiler
 @pytest.mark.timeout(600)
+@pytest.mark.processes
 def test_images_of_many_sizes_do_not_compile_again_and_again() -> None:
     """Each batch of a packed folder is padded to its own largest image."""
     views = SimCLRViews(16, **plain(3))
@@ -140,6 +143,7 @@ def test_images_of_many_sizes_do_not_compile_again_and_again() -> None:
 
 @needs_compiler
 @pytest.mark.timeout(600)
+@pytest.mark.processes
 def test_a_run_trains_on_compiled_views_and_resumes_without(tmp_path: Path) -> None:
     """On the same curve, to what rounding does in four steps; a resume may change the key."""
     outcome = fit(tmp_path / "fast", "--data.compiled", "true", "--data.jitter", "0.5")

@@ -1,5 +1,7 @@
 """YAML as every command reads it: by one set of rules, and with a sentence for what is wrong."""
 
+import copy
+import functools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,11 +85,20 @@ def read_text(path: Path) -> str:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A YAML configuration.
+    """A YAML configuration, which is read once as long as its file stays the same.
 
     Raises:
         UserError: no such file, or one that no configuration can be; not YAML; a key twice.
     """
+    try:
+        about = path.stat()
+    except OSError:
+        return _read(path, 0, 0)
+    return copy.deepcopy(_read(path, about.st_size, about.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=64)
+def _read(path: Path, size: int, changed: int) -> dict[str, Any]:
     try:
         content = load_yaml(read_text(path))
     except yaml.reader.ReaderError as error:  # control characters

@@ -10,7 +10,7 @@ from commands import REPOSITORY, checkpoint, rows, run
 
 from simclr_pl import ContrastiveDataModule, SimCLR
 from simclr_pl.commandline.options import Parser
-from simclr_pl.commands.fit import SimCLRCLI
+from simclr_pl.commands.fit import PretrainingCLI
 from simclr_pl.core.model.encoder import EncoderSpec, build_encoder
 from simclr_pl.images.datasets import DATASETS
 from simclr_pl.monitors.linear import LinearEvaluation
@@ -37,7 +37,7 @@ IMAGES = {
 """Channels and side of each data set's images."""
 
 
-class Built(SimCLRCLI):
+class Built(PretrainingCLI):
     """The command line, up to the point where training would begin."""
 
     def fit(self, **kwargs: object) -> None:

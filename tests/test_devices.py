@@ -7,6 +7,7 @@ steps.
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +27,6 @@ from simclr_pl.core.model.optim import OptimizerName, OptimizerRecipe, build_opt
 from simclr_pl.core.speed.constants import constant
 from simclr_pl.pictures import encoded_sample as snapshot
 from simclr_pl.protocols import finetune
-from simclr_pl.protocols.backbone import load_backbone
 from simclr_pl.protocols.crops import encode_crops
 from simclr_pl.protocols.features import encode
 from simclr_pl.protocols.finetune import FineTuning
@@ -73,13 +73,13 @@ def model(data: ContrastiveDataModule, stem: str) -> SimCLR:
 
 
 @pytest.fixture
-def tuning(model: SimCLR, data: ContrastiveDataModule) -> FineTuning:
+def tuning(model: SimCLR, data: ContrastiveDataModule, tmp_path: Path) -> FineTuning:
     assert model.geometry is not None
     weights = {f"encoder.{name}": value for name, value in model.encoder.state_dict().items()}
     about = description(model.spec, model.geometry, 0)
-    backbone = load_backbone({KEY: about, "state_dict": weights}, "it")
-    recipe = OptimizerRecipe("sgd", 0.1, "linear", 1e-4, 0.9, 0)
-    built = FineTuning(backbone, data.num_classes, recipe, about)
+    torch.save({KEY: about, "state_dict": weights}, tmp_path / "it.ckpt")
+    built = FineTuning(str(tmp_path / "it.ckpt"), weight_decay=1e-4)
+    built.add_head(data.num_classes)
     built._trainer = quiet()
     return built
 

@@ -119,7 +119,8 @@ def call(
         args = with_wandb_mode(args)
         explain_wandb(parser)
     rest, doors = with_door_arguments(args[1:])
-    chosen = parser.parse_args(_as_options(function, rest))
+    hints = {f"--{name}": str(hint) for name, hint in typing.get_type_hints(function).items()}
+    chosen = parser.parse_args(as_options(hints, rest))
     for door, name, value in doors:
         if door not in chosen:
             raise UserError(f"{args[0]} has no option --{door}.{name}: see {args[0]} --help")
@@ -134,12 +135,15 @@ def explain_wandb(parser: ArgumentParser) -> None:
             action.metavar, action.help = "MODE", "short for --wandb.mode"
 
 
-def _as_options(function: Callable[..., Any], args: list[str]) -> list[str]:
+def as_options(hints: dict[str, str], args: list[str]) -> list[str]:
     """Options as a person writes them, as the parser wants them.
 
     `--seeds 0 1 2`, or `--seeds 0 --seeds 1`, is `--seeds=[0,1,2]`; `--augment` alone is true.
+
+    Args:
+        hints: the type of each option that takes a list or a yes or no, in words.
+        args: the options.
     """
-    hints = {f"--{name}": str(hint) for name, hint in typing.get_type_hints(function).items()}
     found: dict[str, list[str]] = {}
     rest: list[str] = []
     name = ""
@@ -147,7 +151,7 @@ def _as_options(function: Callable[..., Any], args: list[str]) -> list[str]:
         option, equals, value = arg.partition("=")
         if option.startswith("--"):
             name = option if "list[" in hints.get(option, "") else ""
-            if hints.get(arg) == str(bool) and following not in ("true", "false"):
+            if hints.get(arg) in (str(bool), "bool") and following not in ("true", "false"):
                 rest.append(f"{arg}=true")
             elif name:
                 found.setdefault(name, []).extend([value] if equals else [])
@@ -163,7 +167,6 @@ def _as_options(function: Callable[..., Any], args: list[str]) -> list[str]:
 def data_of(
     configs: list[Path],
     overrides: dict[str, Any] | None = None,
-    kind: type[ContrastiveDataModule] = ContrastiveDataModule,
     kept: HeldOut | None = None,
 ) -> ContrastiveDataModule:
     """The data module of configuration files, prepared and set up.
@@ -171,21 +174,15 @@ def data_of(
     Args:
         configs: later ones win.
         overrides: arguments of the data module, which win over all of them.
-        kind: of data module.
         kept: the validation images of the run that the data are for.
     """
-    merged: dict[str, Any] = {}
-    for path in configs:
-        content = read_config(path)
-        merged |= {"seed": content["seed_everything"]} if "seed_everything" in content else {}
-        merged |= {k: v for k, v in (content.get("data") or {}).items() if v is not None}
+    merged = data_arguments(configs)
+    if merged.pop("label_fraction", None) is not None:  # a fine-tuning, which leaves colours alone
+        merged |= {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
     # Tools look at a few views, or at none: they don't wait for a compiler.
     merged |= {"compiled": False} | (overrides or {})
-    for name in ("scale", "mean", "std"):
-        if isinstance(merged.get(name), list):
-            merged[name] = tuple(merged[name])
     try:
-        data = kind(**merged)
+        data = ContrastiveDataModule(**merged)
     except TypeError as error:
         where = configs[-1] if configs else "the command line"
         raise UserError(f"data in {where}: {str(error).split('() ')[-1]}") from error
@@ -195,13 +192,28 @@ def data_of(
     return data
 
 
+def data_arguments(configs: list[Path]) -> dict[str, Any]:
+    """What configurations say of their data, later ones winning, and of its seed."""
+    merged: dict[str, Any] = {}
+    for path in configs:
+        content = read_config(path)
+        merged |= {"seed": content["seed_everything"]} if "seed_everything" in content else {}
+        merged |= {k: v for k, v in (content.get("data") or {}).items() if v is not None}
+    for name in ("scale", "mean", "std"):
+        if isinstance(merged.get(name), list):
+            merged[name] = tuple(merged[name])
+    return merged
+
+
 def _plain(message: str, known: list[str]) -> str:
     """The parser's message in one line."""
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", message).split())
     text = re.sub(r"^Parser key \"?([\w.]+)\"?: *", r"\1: ", text)
     text = re.sub(r"Expected an? <class '(\w+)'>\. Got value: ", r"expected \1, got ", text)
     text = re.sub(r"Expected a typing\.Literal\[(.*?)\]\. Got value: ", r"expected \1, got ", text)
-    text = re.sub(r"the following arguments are required: (\w+).*", r"--\1 is required", text)
+    text = re.sub(
+        r"the following arguments are required: ([\w.]+\.)?(\w+).*", r"--\2 is required", text
+    )
     union = re.search(
         r"Does not validate .*? Subtypes: \[(.*)\] Errors: .* Given value: (.*)", text
     )

@@ -75,14 +75,15 @@ def help_of(parser: Any, only: str | None) -> str:
 
 
 def _is_shown(action: argparse.Action, only: str | None) -> bool:
-    name = action.option_strings[-1].lstrip("-") if action.option_strings else action.dest
-    group, _, option = name.partition(".")
+    names = [name.lstrip("-") for name in action.option_strings] or [action.dest]
+    name = names[-1]
+    groups = {name.partition(".")[0] for name in names}
     if action.help == argparse.SUPPRESS or name.endswith(".help"):
         return False
     if only is not None:
-        return group == only and bool(option)
+        return "." in name and only in groups
     # (`--model FILE` gives a whole group: the file is for --config.)
-    return group != "trainer" and not (action.help or "").startswith(
+    return groups != {"trainer"} and not (action.help or "").startswith(
         "Path to a configuration file."
     )
 

@@ -2,12 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from simclr_pl.commandline.call import OneSentence, explain_wandb
+from simclr_pl.commandline.call import OneSentence, as_options, explain_wandb
 from simclr_pl.commandline.help import help_of
 from simclr_pl.commandline.shorthand import (
     add_argument,
@@ -32,6 +32,12 @@ class Parser(OneSentence, LightningArgumentParser):
     only: str | None = None
     """The group of options that `--help` is asked for."""
 
+    hints: ClassVar = {
+        "--seeds": "list[int]",
+        **dict.fromkeys(("--resume", "--tensorboard", "--from_scratch", "--head_only"), "bool"),
+    }
+    """Options that take a list, or of which the name alone says yes."""
+
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """A line or two for each option."""
         return help_of(self, self.only)
@@ -42,40 +48,37 @@ class Parser(OneSentence, LightningArgumentParser):
         `--model.optimizer torch.optim.Adam --model.optimizer.lr 0.001` is that class with an `lr`
         among its `init_args`; a class that a file names may be given one more in the same way.
         """
-        given = sys.argv[1:] if args is None else args
+        given = as_options(self.hints, sys.argv[1:] if args is None else args)
         rest, found = with_door_arguments(with_wandb_mode(given))
         config = super().parse_args(rest, *more, **options)
         for door, name, value in found:
             own = config[config.subcommand]
+            if door not in own:
+                raise UserError(f"{config.subcommand} has no option --{door}.{name}: see --help")
             own[door] = add_argument(own[door], name, value)
         return config
 
 
-def add_options(parser: LightningArgumentParser) -> None:
-    """Adds what belongs to a run: the callbacks' groups, its directory, its loggers."""
+def add_monitors(parser: LightningArgumentParser) -> None:
+    """Adds the groups of the callbacks that watch a pretraining."""
     parser.add_lightning_class_args(OnlineProbe, "probe")
     parser.add_lightning_class_args(KNNMonitor, "knn")
     parser.add_lightning_class_args(HealthMonitor, "health")
     parser.add_lightning_class_args(LinearEvaluation, "linear")
     parser.add_lightning_class_args(Gallery, "pictures")
     parser.add_lightning_class_args(SaveCheckpoint, "checkpoint")
-    parser.add_argument(
-        "--run_dir",
-        type=str | None,
-        default=None,
-        help="folder for everything of this run (default: runs/<config name>/<time>)",
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the run in --run_dir, or start it where there is none yet",
-    )
-    parser.add_argument(
-        "--init_from",
-        type=str | None,
-        default=None,
-        help="weights to start from: a file, torchvision:NAME or timm:NAME",
-    )
+
+
+def add_run_options(parser: LightningArgumentParser, run_dir: str, resume: str) -> None:
+    """Adds what belongs to a run: its directory, its loggers, and defaults of its Trainer.
+
+    Args:
+        parser: of the command.
+        run_dir: help of `--run_dir`.
+        resume: help of `--resume`.
+    """
+    parser.add_argument("--run_dir", type=str | None, default=None, help=run_dir)
+    parser.add_argument("--resume", type=bool, default=False, help=resume)
     parser.add_argument("--wandb", type=WandbChoice, default=WandbChoice())
     explain_wandb(parser)
     parser.add_argument(
@@ -86,7 +89,6 @@ def add_options(parser: LightningArgumentParser) -> None:
     )
     parser.set_defaults(
         {
-            "trainer.max_epochs": 100,
             "trainer.num_sanity_val_steps": 0,
             "trainer.use_distributed_sampler": False,
             "trainer.enable_model_summary": False,

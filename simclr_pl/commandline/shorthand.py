@@ -28,7 +28,7 @@ def spelled_out(args: list[str]) -> list[str]:
     Raises:
         UserError: a directory without a run.
     """
-    args = [part for arg in args for part in _split_equals(arg)]
+    args = [part for arg in args for part in split_equals(arg)]
     command, *rest = args
     if command == "fit" or rest[-1:] == ["--run_dir"]:
         return args
@@ -119,7 +119,7 @@ def loads_wandb_mode(load: Callable[[str], Any]) -> Callable[[str], Any]:
     return loaded
 
 
-def _split_equals(arg: str) -> list[str]:
+def split_equals(arg: str) -> list[str]:
     """`--run_dir=RUN` is `--run_dir RUN`."""
     return arg.split("=", 1) if re.match(r"--(run_dir|config|ckpt_path)=", arg) else [arg]
 

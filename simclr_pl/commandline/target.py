@@ -105,32 +105,21 @@ class Pretrained(NamedTuple):
             self.run.path / name / (Path(self._of_data("root")).stem if same_kind else self.dataset)
         )
 
-    def data(
-        self,
-        kind: type[ContrastiveDataModule] = ContrastiveDataModule,
-        kept: HeldOut | None = None,
-        **arguments: Any,
-    ) -> ContrastiveDataModule:
+    def data(self) -> ContrastiveDataModule:
         """The data, with size and statistics of the images that the encoder was trained on.
-
-        Args:
-            kind: of data module.
-            kept: validation images of a training on these data, where it has begun (default: those
-                that the run has kept, of its own data).
-            arguments: of it, which win over the configuration's.
 
         Raises:
             UserError: whatever is wrong with the data; images with other channels.
         """
         # Colours are left alone: the protocols know clean images, and crops with flips.
-        overrides: dict[str, Any] = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0, **arguments}
+        overrides: dict[str, Any] = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
         if self.chosen.dataset is not None:
             overrides |= {"dataset": self.chosen.dataset, "mean": None, "std": None}
         if self.chosen.root is not None:
             overrides |= {"root": self.chosen.root}
         overrides |= {"image_size": self.about["image_size"]}
-        kept = kept or self.held_out
-        data = data_of(self.configs, overrides, kind, kept)
+        kept = self.held_out
+        data = data_of(self.configs, overrides, kept)
         channels = self.about["encoder"]["channels"]
         if data.channels != channels:
             raise UserError(
@@ -140,7 +129,7 @@ class Pretrained(NamedTuple):
             )
         trained = {name: tuple(self.about[name]) for name in ("mean", "std")}
         if any(getattr(data, name) != value for name, value in trained.items()):
-            data = data_of(self.configs, overrides | trained, kind, kept)
+            data = data_of(self.configs, overrides | trained, kept)
         say_missing(data)
         data.left_out = None if self.run is None else self.run.left_out
         return data

@@ -19,7 +19,7 @@ from simclr_pl.core.errors import UserError
 from simclr_pl.core.model.checkpoint import INCOMPLETE, read_checkpoint
 from simclr_pl.images.worker_processes import told_of_waiting
 from simclr_pl.run.checkpoints import SaveCheckpoint
-from simclr_pl.run.config import check_same_recipe
+from simclr_pl.run.config import check_same_recipe, save_config
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.ended import ended_by
 from simclr_pl.run.metrics import MetricsFile, say_lost
@@ -53,12 +53,14 @@ class Session:
         """The checkpoint to go on from, where there is one and that was asked for."""
         self._began = False
         self._ranks = Ranks({})
+        self.recipe: dict[str, Any] = {}
 
-    def claim(self, recipe: dict[str, Any], *, resume: bool) -> None:
+    def claim(self, recipe: dict[str, Any], defaults: dict[str, Any], *, resume: bool) -> None:
         """Takes the directory, for a new run or for the one that is in it.
 
         Args:
             recipe: the run's, as its config.yaml is to hold it.
+            defaults: of all options.
             resume: whether to continue what is there.
 
         Raises:
@@ -66,13 +68,14 @@ class Session:
                 another recipe; another process trains in it.
         """
         self.stop.how_to_go_on = "" if resume else self.again
-        self._ranks = Ranks(recipe)
+        self.recipe, self._ranks = recipe, Ranks(recipe)
         self.run.claim(resume=resume)
         checkpoint = None
         if resume and self.run.last_checkpoint.exists():
             checkpoint = read_checkpoint(self.run.last_checkpoint)
             _check_resumable(checkpoint, str(self.run.last_checkpoint))
-            check_same_recipe(self.run, recipe, checkpoint.get("hyper_parameters") or {})
+            model = checkpoint.get("hyper_parameters") or {}
+            check_same_recipe(self.run, recipe, model, defaults)
             self.resume_from = self.run.last_checkpoint
         self.stop.restarts = Restarts(checkpoint)
 
@@ -90,8 +93,8 @@ class Session:
     def callbacks(self) -> list[L.Callback]:
         """Watch over ranks and data; note that a step was finished, and why it was the last."""
         assert self.stop.restarts is not None
-        watching = [_Began(self), OutOfMemory(), self._ranks, self.stop.restarts]
-        return [*watching, OlderRuns(), KeepSeen(self.run, self.resume_from)]
+        watching = [OutOfMemory(), self._ranks, self.stop.restarts, OlderRuns()]
+        return [*watching, KeepSeen(self.run, self.resume_from), _Began(self)]
 
     def train(self, trainer: L.Trainer, model: L.LightningModule, data: Any) -> None:
         """`Trainer.fit`, from the start or from the checkpoint to go on from.
@@ -147,7 +150,10 @@ class Session:
             if isinstance(callback, SaveCheckpoint):
                 callback.stop_amid_wait(trainer)
 
-    def end(self, error: BaseException | None = None) -> None:
+    def __enter__(self) -> None:
+        """Within it the training is done."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Closes the run of Weights & Biases: the next training of this process has its own."""
         end_run(self.run, error)
         if error is None:
@@ -163,6 +169,11 @@ class Session:
 class _Began(L.Callback):
     def __init__(self, session: Session) -> None:
         self.session = session
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Nothing has been refused: from here on config.yaml is that of this command."""
+        if stage == "fit" and trainer.is_global_zero:
+            save_config(self.session.run, self.session.recipe)
 
     def on_train_batch_end(self, *args: Any) -> None:
         self.session._began = True

@@ -1,343 +1,283 @@
 """`finetune`: what the pretrained network is worth as a start, with few labels or with all."""
 
-from dataclasses import asdict, dataclass
+import argparse
+import inspect
+import itertools
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+from lightning.pytorch.cli import LightningArgumentParser
 
-from simclr_pl.cluster.requeue import job
-from simclr_pl.cluster.signals import StopRequest
-from simclr_pl.commandline.call import call
-from simclr_pl.commandline.progress import Progress
+from simclr_pl.commandline.call import data_arguments
+from simclr_pl.commandline.cli import SimCLRCLI, run_command
+from simclr_pl.commandline.options import add_run_options
 from simclr_pl.commandline.scores import report
-from simclr_pl.commandline.target import DataChoice, Pretrained, check_seeds, find_pretrained
-from simclr_pl.commandline.trainer_options import refused_by_lightning
-from simclr_pl.commandline.training import Session, quieten
+from simclr_pl.commandline.shorthand import split_equals
+from simclr_pl.commandline.target import (
+    DataChoice,
+    Pretrained,
+    check_seeds,
+    find_pretrained,
+)
+from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.model.optim import OptimizerRecipe
-from simclr_pl.core.model.refused import check_trainer
+from simclr_pl.core.model.simclr import SimCLR
 from simclr_pl.core.paths import expanded
-from simclr_pl.monitors.throughput import Throughput
-from simclr_pl.protocols.backbone import load_backbone
-from simclr_pl.protocols.finetune import EPOCHS, STEPS, FineTuning
+from simclr_pl.lightning_internals import parser_of
+from simclr_pl.protocols.finetune import (
+    DECIDES,
+    EPOCHS,
+    FROM_PRETRAINED,
+    FROM_SCRATCH,
+    STEPS,
+    FineTuning,
+)
 from simclr_pl.protocols.labelled_datamodule import LabelledDataModule
 from simclr_pl.protocols.scoring import Score
-from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint, StopOnNaN
-from simclr_pl.run.config import save_config
-from simclr_pl.run.directory import RunDirectory, is_rank_zero
+from simclr_pl.run.checkpoints import SaveCheckpoint
+from simclr_pl.run.config import is_fine_tuning
+from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import sha256
-from simclr_pl.run.seen import kept_by
-from simclr_pl.tracking.artifacts import LogCheckpoints, artifact_of
-from simclr_pl.tracking.loggers import Tracking
-from simclr_pl.tracking.tensorboard import check_tensorboard
-from simclr_pl.tracking.wandb import WandbChoice
+from simclr_pl.run.seen import kept_by, say_missing
+from simclr_pl.run.yaml_file import read_config
+from simclr_pl.tracking.artifacts import artifact_of
 
-FROM_PRETRAINED = 0.05
-"""The paper's learning rate for a batch of 256 (appendix B.5)."""
+SHORT = {**DECIDES, "checkpoint": "model.checkpoint", "epochs": "trainer.max_epochs"}
+"""Options that are also written without their group."""
 
-FROM_SCRATCH = 0.2
-"""The baseline's own: of 0.05, 0.2 and 0.5 the best on Fashion-MNIST's val, with 1 % of labels."""
+PRETRAINING = {*inspect.signature(SimCLR).parameters} - {
+    *inspect.signature(FineTuning).parameters
+} | {"encoder"}
+"""Keys of `model` by which a recipe is known as one of pretraining."""
 
+LENGTH = f"{EPOCHS}, more of few images: {STEPS:,} steps"
 
-@dataclass(frozen=True)
-class TrainerChoice:
-    """Lightning's Trainer, as far as it has a say here.
+COLOURS = {"jitter", "grayscale", "blur"}
 
-    Args:
-        accelerator: cpu, gpu, or auto.
-        devices: how many of them, or which; the recipe stays the same.
-        num_nodes: machines.
-        strategy: Lightning's name; auto is DDP where there are several devices.
-        precision: 32-true, bf16-mixed, 64-true, ...
-        gradient_clip_val: largest norm of the gradient (default: no clipping).
-        deterministic: forbid algorithms whose sums have no fixed order.
-        log_every_n_steps: how often numbers are logged, in optimiser steps.
-        enable_progress_bar: show steps, numbers and the time left.
-    """
+NOT_OF_THE_RUN = {
+    *COLOURS, *("views", "compiled", "predict_split", "seed", "batch_size", "label_fraction"),
+}  # fmt: skip
+"""Keys of the pretraining's `data` that its fine-tuning does not take over."""
 
-    accelerator: str = "auto"
-    devices: int | str | list[int] = "auto"
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: str | int = "32-true"
-    gradient_clip_val: float | None = None
-    deterministic: bool = False
-    log_every_n_steps: int = 10
-    enable_progress_bar: bool = True
+HELP = """The pretrained network, trained on with a share of train's labels.
+
+A classifier that starts at zero is put on the encoder, and all of it is trained on crops and flips
+(SGD with Nesterov momentum, a cosine to zero, no weight decay: the paper's appendix B.5). Nothing
+is chosen on the way: the last epoch's network is scored once. `val`'s labels are never trained on.
+Accuracies are fractions from 0 to 1. Each seed is a run of its own, in
+RUN/finetune/<protocol>-seed<seed>."""
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """What decides the result, beside the checkpoint and the data; config.yaml holds it."""
+class _Trainer(L.Trainer):
+    def finetune(
+        self,
+        split: Literal["val", "test"] = "test",
+        seeds: list[int] | None = None,
+        out: str | None = None,
+    ) -> None:
+        """Trains with each seed, and scores the last epoch's network.
 
-    label_fraction: float
-    from_projector_layer: int
-    from_scratch: bool
-    head_only: bool
-    epochs: int | None
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
+        Args:
+            split: what to score; test is for the end.
+            seeds: of the draw of labels, order, crops and fresh weights (default: the run's seed).
+            out: folder for the runs, instead of RUN/finetune.
+        """
 
-    @property
-    def optimizer(self) -> OptimizerRecipe:
-        return OptimizerRecipe(
-            "sgd", self.learning_rate, "linear", self.weight_decay, 0.9, 0, nesterov=True
+
+class FineTuningCLI(SimCLRCLI):
+    """Trainings that differ by their seed alone; data and checkpoint are a pretraining's."""
+
+    command = "finetune"
+    job = "finetune"
+    longer = "--epochs"
+    remedy = "lower --learning_rate"
+
+    pretrained: Pretrained
+    seeds: list[int]
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what belongs to a run, and the short names."""
+        add_run_options(
+            parser,
+            "directory of a run, instead of a checkpoint: its last one",
+            "go on with what was broken off, or begin",
         )
+        # What a run's config.yaml says of its data, for a resume to compare.
+        parser.add_argument(
+            "--derived", type=dict[str, Any] | None, default=None, help=argparse.SUPPRESS
+        )
+        parser.set_defaults(
+            {
+                "trainer.precision": "32-true",
+                "trainer.deterministic": False,
+                "trainer.log_every_n_steps": 10,
+                "trainer.enable_progress_bar": True,
+                "trainer.check_val_every_n_epoch": None,
+                "seed_everything": None,
+                "data.dataset": None,
+                "data.root": None,
+            }
+        )
+        known = parser._option_string_actions
+        for short, name in SHORT.items():
+            action = known[f"--{short}"] = known[f"--{name}"]
+            action.option_strings = [f"--{short}", *action.option_strings]
+        known["--epochs"].help = f"passes over the labelled images (default: {LENGTH})"
 
-    @property
-    def fields(self) -> dict[str, Any]:
-        """As plain values, but for the epochs: how many they come to depends on the data."""
-        return {name: value for name, value in asdict(self).items() if name != "epochs"}
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses twice: the defaults of data and seed are those of the checkpoint's run."""
+        (command, *rest), recipes = _without_pretrainings(sys.argv[1:])
+        given = [arg for arg in rest if not arg.startswith("--print_config")]
+        first = parser.parse_args([command, "--model.checkpoint=", *given])[command]
+        check_seeds(first.seeds)
+        chosen = DataChoice(first.data.dataset, first.data.root)
+        path = first.model.checkpoint or None
+        self.pretrained = find_pretrained(path, first.run_dir, recipes or None, chosen)
+        about, of_run = self.pretrained.about, data_arguments(self.pretrained.configs)
+        data = {
+            "root": ContrastiveDataModule().root,
+            **{key: value for key, value in of_run.items() if key not in NOT_OF_THE_RUN},
+            "image_size": about["image_size"],
+            "mean": tuple(about["mean"]),
+            "std": tuple(about["std"]),
+        }
+        parser_of(self, command).set_defaults(
+            {
+                **{f"data.{key}": value for key, value in data.items()},
+                "seed_everything": self.pretrained.seed,
+                "model.encoder": self.pretrained.own_encoder,
+                "model.learning_rate": (
+                    FROM_SCRATCH if first.model.from_scratch else FROM_PRETRAINED
+                ),
+            }
+        )
+        path = str(self.pretrained.checkpoint.absolute())
+        super().parse_arguments(parser, [command, f"--model.checkpoint={path}", *rest])
+        self.options.seed_everything = (self.options.seeds or [self.options.seed_everything])[0]
 
     @property
     def protocol(self) -> str:
         """Its name, as in `finetune-projector1-0.01`."""
-        parts = ["supervised" if self.from_scratch else "finetune"]
-        parts += [f"projector{self.from_projector_layer}"] if self.from_projector_layer else []
-        parts += ["head"] if self.head_only else []
-        return "-".join([*parts, f"{self.label_fraction:g}"])
+        model, layers = self.options.model, self.options.model.from_projector_layer
+        parts = ["supervised" if model.from_scratch else "finetune"]
+        parts += [f"projector{layers}"] if layers else []
+        parts += ["head"] if model.head_only else []
+        return "-".join([*parts, f"{self.options.data.label_fraction:g}"])
 
-    def check(self) -> None:
-        """Raises `UserError` for values that no run could mean."""
-        self.optimizer.check("")
-        for name, least in (("epochs", 1), ("batch_size", 2), ("from_projector_layer", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{name} is {value}, but must be at least {least}")
-        if self.from_scratch and self.head_only:
+    def run_with(self, seed: int) -> RunDirectory:
+        """Where the training with a seed goes."""
+        out = self.options.out
+        folder = expanded(out) if out else self.pretrained.folder("finetune")
+        return RunDirectory(folder / f"{self.protocol}-seed{seed}", "--out")
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses what no run could mean, before the first of them begins."""
+        super().before_instantiate_classes()
+        epochs = self.options.trainer.max_epochs
+        if epochs is not None and epochs < 1:
+            raise UserError(f"epochs is {epochs}, but must be at least 1")
+        self.seeds = self.options.seeds or [int(self.options.seed_everything)]
+        for seed in self.seeds:
+            self.run_with(seed).check_free(resume=self.options.resume)
+        run, scratch = self.pretrained.run, self.options.model.from_scratch
+        if run is not None and not scratch:
+            self.artifact = artifact_of(run, self.pretrained.checkpoint)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Reads the data, by which a training has its length, claims its directory, and goes on."""
+        options, data = self.options, self.datamodule
+        run = self.run_with(int(options.seed_everything))
+        resumed = options.resume and run.last_checkpoint.exists()
+        data.kept = kept_by(run, run.last_checkpoint) if resumed else self.pretrained.held_out
+        data.prepare_data()
+        data.setup()
+        say_missing(data)
+        data.check_scored(options.split)
+        # A multiple of ten: of its ten validations the last one is the last epoch's.
+        epochs = options.trainer.max_epochs or max(EPOCHS, 10 * -(-STEPS // (10 * data.steps)))
+        every = options.trainer.check_val_every_n_epoch or max(1, epochs // 10)
+        lengths = {"max_epochs": epochs, "check_val_every_n_epoch": every}
+        vars(options.trainer).update(lengths)
+        derived = {
+            "checkpoint_sha256": sha256(self.pretrained.checkpoint),
+            "labels": data.labels,
+            "classes": data.num_classes,
+        }
+        self.claim(run, "--resume", derived=derived)
+        trainer = super().instantiate_trainer(**lengths, **kwargs)
+        limit = getattr(trainer, f"limit_{options.split}_batches")
+        if isinstance(limit, int) or limit < 1:
             raise UserError(
-                "--from_scratch trains the whole network, and --head_only its last layer alone: "
-                "give one of them"
+                f"trainer.limit_{options.split}_batches (or fast_dev_run, or overfit_batches) "
+                f"would score a part of the {options.split} split: leave it out"
             )
+        return trainer
+
+    def callbacks(self) -> list[L.Callback]:
+        """Adds the one that saves, as often as there is a validation."""
+        every = self.options.trainer.check_val_every_n_epoch
+        return [SaveCheckpoint(every), *super().callbacks()]
+
+    def finetune(self, split: Literal["val", "test"], **kwargs: Any) -> None:
+        """Trains with each seed, scores, and writes results."""
+        scratch = self.options.model.from_scratch
+        start = "from fresh weights" if scratch else "from pretrained weights"
+        fields = {name: self.options[option] for name, option in DECIDES.items()}
+        fields["epoch"] = 0 if scratch else self.pretrained.epoch
+        mode = self.options.wandb.mode
+        report(
+            self.pretrained, self.protocol, split, self.seeds, self._score, start, mode, **fields
+        )
+
+    def _score(self, seed: int) -> Score:
+        """Trains, and scores the network of the last epoch."""
+        if seed != self.options.seed_everything:  # the first seed's trainer is there
+            self.options.seed_everything = L.seed_everything(seed, workers=True)
+            self.instantiate_classes()
+        trainer, model, data, session = self.trainer, self.model, self.datamodule, self.session
+        assert session is not None
+        trainer.print(
+            f"{session.run.path}: {data.labels} labelled images, {trainer.max_epochs} epochs of "
+            f"{data.steps} x {data.batch_size} images"
+        )
+        with session:
+            self.train(model, data)
+            score = trainer.validate if self.options.split == "val" else trainer.test
+            score(model, data, verbose=False)
+        chosen = {"labels": data.labels, "epochs": trainer.current_epoch}
+        return Score(chosen=chosen, **model.accuracies)
 
 
-def finetune(
-    *,
-    label_fraction: float,
-    checkpoint: str | None = None,
-    run_dir: str | None = None,
-    config: list[str] | None = None,
-    data: DataChoice = DataChoice(),  # noqa: B008 - frozen
-    split: Literal["val", "test"] = "test",
-    from_projector_layer: int = 0,
-    from_scratch: bool = False,
-    head_only: bool = False,
-    seeds: list[int] | None = None,
-    epochs: int | None = None,
-    batch_size: int = 256,
-    learning_rate: float | None = None,
-    weight_decay: float = 0.0,
-    trainer: TrainerChoice = TrainerChoice(),
-    wandb: WandbChoice = WandbChoice(),  # noqa: B008 - frozen
-    tensorboard: bool = False,
-    out: str | None = None,
-    resume: bool = False,
-) -> list[Score]:
-    """Fine-tuning: the pretrained network, trained on with a share of train's labels.
+def _without_pretrainings(args: list[str]) -> tuple[list[str], list[str]]:
+    """A command line without configurations of pretrainings, and these: they give data alone."""
+    rest, recipes, option = [], [], ""
+    for arg in itertools.chain.from_iterable(map(split_equals, args)):
+        option = arg if arg.startswith("-") else option
+        if option not in ("-c", "--config"):
+            rest.append(arg)
+        elif arg != option:
+            own = not _pretrains(read_config(Path(arg)))
+            rest += ["--config", arg] if own else []
+            recipes += [] if own else [arg]
+    return rest, recipes
 
-    A classifier that starts at zero is put on the encoder, and all of it is trained on crops and
-    flips (SGD with Nesterov momentum, a cosine to zero, no weight decay: the paper's appendix B.5).
-    Nothing is chosen on the way: the last epoch's network is scored once. `val`'s labels are never
-    trained on. Accuracies are fractions from 0 to 1.
 
-    Each seed is a run of its own, in RUN/finetune/<protocol>-seed<seed>.
+def _pretrains(config: dict[str, Any]) -> bool:
+    """Whether a configuration is that of a pretraining."""
+    model, data = ({*(config.get(group) or {})} for group in ("model", "data"))
+    return not is_fine_tuning(config) and bool(model & PRETRAINING or data & COLOURS)
+
+
+def run_cli(args: list[str]) -> None:
+    """Runs the command.
 
     Args:
-        label_fraction: share of each class's labelled training images, above 0 and at most 1; the
-            same images for everybody with the same seed and data.
-        checkpoint: a training checkpoint, or an exported encoder.
-        run_dir: directory of a run, instead of a checkpoint: its last one.
-        config: configuration files that give the data (default: the run's own config.yaml).
-        data: another data set than the run's (transfer).
-        split: what to score; test is for the end.
-        from_projector_layer: keep so many layers of the projection head below the classifier
-            (SimCLR v2 keeps 1; 0 is the encoder alone).
-        from_scratch: the supervised baseline: the same network from fresh weights.
-        head_only: train the classifier alone.
-        seeds: of the draw of labels, order, crops and fresh weights (default: the run's seed).
-        epochs: passes over the labelled images (default: 60, more of few images: 1,000 steps).
-        batch_size: images a step at most, global: over all devices together.
-        learning_rate: the peak for a batch of 256 images; it follows the batch (default: 0.05, and
-            0.2 from scratch).
-        weight_decay: on weights; biases, norms, tokens and tables of positions have none.
-        trainer: where and how it is computed.
-        wandb: Weights & Biases.
-        tensorboard: whether numbers go into tensorboard/ of each run too.
-        out: folder for the runs, instead of RUN/finetune.
-        resume: go on with what was broken off, or begin where nothing is there yet.
-
-    Returns:
-        A score for each seed.
+        args: command and options, as on the command line.
 
     Raises:
         UserError: for whatever can be put right: a checkpoint that cannot be read, no labels, a
             fraction that leaves a class empty, other channels, a value out of its range.
     """
-    check_seeds(seeds)
-    if learning_rate is None:
-        learning_rate = FROM_SCRATCH if from_scratch else FROM_PRETRAINED
-    recipe = _Recipe(
-        label_fraction, from_projector_layer, from_scratch, head_only,
-        epochs, batch_size, learning_rate, weight_decay,
-    )  # fmt: skip
-    recipe.check()
-    if tensorboard:
-        check_tensorboard()
-    pretrained = find_pretrained(checkpoint, run_dir, config, data)
-    folder = expanded(out) if out else pretrained.folder("finetune")
-    start = "from fresh weights" if from_scratch else "from pretrained weights"
-    chosen = [pretrained.seed] if seeds is None else seeds
-    fields = recipe.fields | {"epoch": 0 if from_scratch else pretrained.epoch}
-    with job() as stop:
-        trainings = _Trainings(
-            pretrained, recipe, split, trainer, wandb, tensorboard, folder, resume, stop
-        )
-        for seed in chosen:
-            trainings.run(seed).check_free(resume=resume)
-        name, mode, evaluate = recipe.protocol, wandb.mode, trainings.evaluate
-        return report(pretrained, name, split, chosen, evaluate, start, mode, **fields)
-
-
-@dataclass(frozen=True)
-class _Trainings:
-    """Trainings that differ by their seed alone."""
-
-    pretrained: Pretrained
-    recipe: _Recipe
-    split: Literal["val", "test"]
-    choice: TrainerChoice
-    wandb: WandbChoice
-    tensorboard: bool
-    folder: Path
-    resume: bool
-    stop: StopRequest
-
-    def run(self, seed: int) -> RunDirectory:
-        """Where the training with a seed goes."""
-        return RunDirectory(self.folder / f"{self.recipe.protocol}-seed{seed}", "--out")
-
-    def evaluate(self, seed: int) -> Score:
-        """Trains, and scores the network of the last epoch."""
-        data = self._data(seed)
-        data.check_scored(self.split)
-        # A multiple of ten: of its ten validations the last one is the last epoch's.
-        epochs = self.recipe.epochs or max(EPOCHS, 10 * -(-STEPS // (10 * data.steps)))
-        session = Session(self.run(seed), "--resume", "--epochs", self.stop)
-        config = self._config(seed, epochs, data)
-        try:
-            session.claim(config, resume=self.resume)
-            accuracies = self._train(session, config, seed, data, epochs)
-        except BaseException as error:
-            session.end(error)
-            session.discard()
-            raise
-        session.end()
-        return Score(chosen={"labels": data.labels, "epochs": epochs}, **accuracies)
-
-    def _train(
-        self,
-        session: Session,
-        config: dict[str, Any],
-        seed: int,
-        data: LabelledDataModule,
-        epochs: int,
-    ) -> dict[str, float]:
-        model = self._model(seed, data)
-        with refused_by_lightning(asdict(self.choice), building=True):
-            trainer = self._trainer(session, config, epochs)
-        check_trainer(trainer, training=True)
-        trainer.print(
-            f"{session.run.path}: {data.labels} labelled images, {epochs} epochs of {data.steps} x "
-            f"{data.batch_size} images"
-        )
-        if is_rank_zero():
-            save_config(session.run, config)
-        session.train(trainer, model, data)
-        score = trainer.validate if self.split == "val" else trainer.test
-        score(model, data, verbose=False)
-        return model.accuracies
-
-    def _data(self, seed: int) -> LabelledDataModule:
-        run = self.run(seed)
-        resumed = self.resume and run.last_checkpoint.exists()
-        data = self.pretrained.data(
-            LabelledDataModule,
-            kept_by(run, run.last_checkpoint) if resumed else None,
-            label_fraction=self.recipe.label_fraction,
-            batch_size=self.recipe.batch_size,
-            seed=seed,
-        )
-        assert isinstance(data, LabelledDataModule)
-        return data
-
-    def _model(self, seed: int, data: LabelledDataModule) -> FineTuning:
-        pretrained, recipe = self.pretrained, self.recipe
-        backbone = load_backbone(
-            pretrained.content,
-            str(pretrained.checkpoint),
-            recipe.from_projector_layer,
-            seed if recipe.from_scratch else None,
-            pretrained.own_encoder,
-        )
-        return FineTuning(
-            backbone,
-            data.num_classes,
-            recipe.optimizer,
-            pretrained.about,
-            head_only=recipe.head_only,
-            seed=seed,
-        )
-
-    def _trainer(self, session: Session, config: dict[str, Any], epochs: int) -> L.Trainer:
-        choice = asdict(self.choice)
-        often = max(1, epochs // 10)  # ten validations, or a few more
-        callbacks = [
-            StopOnNaN("lower --learning_rate"), Throughput(),
-            Tracking(session.run, self.wandb, "finetune", config, self._artifact()),
-            *session.callbacks(), SaveCheckpoint(often),
-            LogCheckpoints(session.run, self.wandb, "finetune"),
-        ]  # fmt: skip
-        if choice["enable_progress_bar"]:
-            callbacks.append(Progress())
-        return L.Trainer(
-            **choice,
-            max_epochs=epochs,
-            check_val_every_n_epoch=often,
-            num_sanity_val_steps=0,
-            logger=session.loggers(tensorboard=self.tensorboard),
-            callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
-            default_root_dir=str(session.run.path),
-            use_distributed_sampler=False,
-            enable_model_summary=False,
-        )
-
-    def _config(self, seed: int, epochs: int, data: LabelledDataModule) -> dict[str, Any]:
-        """What the run's config.yaml holds."""
-        return {
-            "seed_everything": seed,
-            # What is in it decides, not where it lies: `checkpoint.` is free to change in a resume.
-            "checkpoint": {"path": str(self.pretrained.checkpoint.absolute())},
-            "checkpoint_sha256": sha256(self.pretrained.checkpoint),
-            **self.recipe.fields,
-            "labels": data.labels,
-            "classes": data.num_classes,
-            "data": data.arguments(),
-            "trainer": {**asdict(self.choice), "max_epochs": epochs},
-            "wandb": asdict(self.wandb),
-            "tensorboard": self.tensorboard,
-        }
-
-    def _artifact(self) -> str | None:
-        """What pretraining logged the checkpoint as."""
-        if self.pretrained.run is None or self.recipe.from_scratch:
-            return None
-        return artifact_of(self.pretrained.run, self.pretrained.checkpoint)
-
-
-def run_cli(args: list[str]) -> None:
-    """The command."""
-    quieten()
-    call(finetune, args)
+    run_command(FineTuningCLI, args, FineTuning, LabelledDataModule, _Trainer, HELP)

@@ -32,17 +32,19 @@ class LabelledDataModule(ContrastiveDataModule):
 
     Args:
         label_fraction: of each class's labelled images in train, above 0 and at most 1.
-        data: arguments of `ContrastiveDataModule`; what changes colours is left out. `batch_size`
-            is the most that a batch holds: each epoch is cut into equal batches, so that at most a
-            few images wait for the next one.
+        data: arguments of `ContrastiveDataModule`, less those that change colours. `batch_size` is
+            the most that a batch holds: each epoch is cut into equal batches, so that at most a few
+            images wait for the next one.
 
     Raises:
         UserError: as `ContrastiveDataModule`; from `setup`, a fraction that leaves a class empty.
     """
 
     def __init__(self, label_fraction: float, **data: Any) -> None:
-        plain = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "views": None}
-        super().__init__(**{**data, **plain})
+        super().__init__(
+            jitter=0.0, grayscale=0.0, blur=0.0, views=None, compiled=False, predict_split="val",
+            **data,
+        )  # fmt: skip
         self.label_fraction = label_fraction
 
     def setup(self, stage: str | None = None) -> None:
@@ -54,7 +56,6 @@ class LabelledDataModule(ContrastiveDataModule):
         chosen = draw_fraction(train.labels, self.label_fraction, self.seed)
         how = self.views, self.views, self.num_workers
         self.splits = self.splits._replace(train=train.select(chosen).prepared(*how))
-        self._most = self.batch_size
         # One image alone has no statistics that batch norm could use.
         self.batch_size = max(2, len(chosen) // -(-len(chosen) // self.batch_size))
 
@@ -77,23 +78,6 @@ class LabelledDataModule(ContrastiveDataModule):
         self.evaluation_loader(split, "clean")  # says so where there is none
         if bool((getattr(self.splits, split).labels == UNLABELLED).all()):
             raise no_labels(split)
-
-    def arguments(self) -> dict[str, Any]:
-        """What makes the same images again, as plain values: of `ContrastiveDataModule`."""
-        return {
-            "dataset": self.given_dataset,
-            "root": self.root,
-            "batch_size": self._most,
-            "image_size": self.image_size,
-            **self._augmentation,
-            "scale": list(self._augmentation["scale"]),
-            "mean": list(self.mean or ()),
-            "std": list(self.std or ()),
-            "num_workers": self.num_workers,
-            "split_seed": self.split_seed,
-            "on_bad_image": self.reading["on_bad_image"],
-            "max_pixels": self.reading["max_pixels"],
-        }
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> LabelledImages:  # type: ignore[override]
         """Crops and flips in training, the clean image otherwise, on the batch's device."""

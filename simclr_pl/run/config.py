@@ -11,6 +11,7 @@ import yaml
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import Door, is_class_path
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
+from simclr_pl.run.older_runs import recipe_of_today
 from simclr_pl.run.yaml_file import dump_yaml, read_config
 from simclr_pl.writing import write_text
 
@@ -20,8 +21,8 @@ FREE_TO_CHANGE = (
     "trainer.log_every_n_steps", "trainer.enable_progress_bar",
     "trainer.logger", "trainer.callbacks", "trainer.profiler", "trainer.check_val_every_n_epoch",
     "trainer.limit_val_batches", "trainer.enable_model_summary", "trainer.default_root_dir",
-    "model.loss_block_size", "data.root", "data.num_workers", "data.predict_split",
-    "data.on_bad_image", "data.max_pixels", "data.compiled", "model.compiled",
+    "model.loss_block_size", "model.checkpoint", "data.root", "data.num_workers",
+    "data.predict_split", "data.on_bad_image", "data.max_pixels", "data.compiled", "model.compiled",
     "checkpoint.", "knn.", "health.", "linear.", "pictures.", "wandb", "tensorboard",
     "init_from",
 )  # fmt: skip
@@ -54,7 +55,8 @@ def portable(parser: Any, config: Any) -> dict[str, Any]:
             f"left out of config.yaml, as a secret: {', '.join(secrets)}; who runs that file gives "
             "it again, or in the environment variable that the service knows\n"
         )
-    return {k: v for k, v in kept.items() if k not in ("run_dir", "resume", "config")}
+    mine = ("run_dir", "resume", "config", "seeds", "split", "out")
+    return {k: v for k, v in kept.items() if k not in mine}
 
 
 def without_secrets(recipe: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -91,13 +93,21 @@ def own_encoder(configs: Sequence[Path]) -> Door | None:
     return found if is_class_path(found) else None
 
 
+def is_fine_tuning(config: dict[str, Any]) -> bool:
+    """Whether a configuration is that of a fine-tuning, of today's form or an older one's."""
+    return "label_fraction" in config or "label_fraction" in (config.get("data") or {})
+
+
 def save_config(run: RunDirectory, config: dict[str, Any]) -> None:
     """Writes `config.yaml`, in one rename."""
     write_text(run.config, dump_yaml(config), run.option)
 
 
 def check_same_recipe(
-    run: RunDirectory, now: dict[str, Any], model: dict[str, Any] | None = None
+    run: RunDirectory,
+    now: dict[str, Any],
+    model: dict[str, Any] | None = None,
+    defaults: dict[str, Any] | None = None,
 ) -> None:
     """Refuses to continue a run as something else.
 
@@ -106,16 +116,19 @@ def check_same_recipe(
         now: the configuration, from `portable`.
         model: the model's part of it, as the run's checkpoint has it: all there is to compare with
             where config.yaml is lost.
+        defaults: of all options, for what the recipe of an older version had no words for.
 
     Raises:
         UserError: names the first key that differs, unless it cannot change the trajectory.
     """
-    after = flat(now)  # (of a fine-tuning, which has fewer keys)
+    after = flat(now)  # (of a fine-tuning, which has other keys)
     older = {key: value for key, value in OLDER_RUNS.items() if key in after}
     if _is_lost(run):
         before = after | {k: v for k, v in flat({"model": model or {}}).items() if k in after}
     else:  # (Older versions wrote secrets into it.)
-        before = older | flat(without_secrets(read_config(run.config))[0])
+        known = {key: value for key, value in flat(defaults or {}).items() if key in after}
+        was = flat(without_secrets(read_config(run.config))[0])
+        before = older | recipe_of_today(was, known)
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE):
             raise UserError(

@@ -1,4 +1,4 @@
-"""Optimisers of runs that an older version began: their states are brought into today's form."""
+"""Runs that an older version began: their states and recipes are brought into today's form."""
 
 import itertools
 import sys
@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from simclr_pl.core.distributed import rank_and_world
 from simclr_pl.core.model.lars import Lars
+from simclr_pl.protocols.finetune import DECIDES
 
 
 class OlderRuns(L.Callback):
@@ -66,3 +67,18 @@ def from_timm(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | N
         for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
     ]
     return {"state": velocities, "param_groups": groups}
+
+
+def recipe_of_today(old: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of a fine-tuning in today's words; any other one as it is.
+
+    Args:
+        old: a run's recipe, by dotted names.
+        defaults: of the options that it had no names for.
+    """
+    if "label_fraction" not in old:
+        return old
+    names = {**DECIDES, "checkpoint.path": "model.checkpoint"}
+    names |= {name: f"derived.{name}" for name in ("checkpoint_sha256", "labels", "classes")}
+    gone = ("data.jitter", "data.grayscale", "data.blur")
+    return defaults | {names.get(key, key): old[key] for key in old if key not in gone}

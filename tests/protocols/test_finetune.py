@@ -1,6 +1,7 @@
 """Fine-tuning against its definition: a literal loop from the formula, and what must not move."""
 
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from simclr_pl import ContrastiveDataModule, UserError
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.model.checkpoint import KEY
-from simclr_pl.core.model.optim import OptimizerRecipe
 from simclr_pl.core.randomness import epoch_order
 from simclr_pl.protocols.backbone import load_backbone
 from simclr_pl.protocols.finetune import FineTuning
@@ -24,8 +24,6 @@ from simclr_pl.protocols.labelled_datamodule import LabelledDataModule, Labelled
 
 # As the command does: head_only means it.
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
-
-SGD = OptimizerRecipe("sgd", 0.3, "linear", 1e-3, 0.9, 0, nesterov=True)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +38,15 @@ def labelled(**data: Any) -> LabelledDataModule:
 
 
 def model_of(
-    pretrained: dict[str, Any], *, layers: int = 0, recipe: OptimizerRecipe = SGD, **options: Any
+    pretrained: dict[str, Any], *, layers: int = 0, classes: int = 10, **options: Any
 ) -> FineTuning:
-    backbone = load_backbone(pretrained, "it", layers)
-    classes = options.pop("classes", 10)
-    return FineTuning(backbone, classes, recipe, pretrained[KEY], **options)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "it.ckpt"
+        torch.save(pretrained, path)
+        options = {"learning_rate": 0.3, "weight_decay": 1e-3, "seed": 0, **options}
+        model = FineTuning(str(path), from_projector_layer=layers, **options)
+    model.add_head(classes)
+    return model
 
 
 class Losses(L.Callback):

@@ -183,7 +183,7 @@ def test_a_fine_tuning_is_a_run_that_names_the_artifact_it_started_from(told: Pa
     known = recipe(part)
     name = (told / "wandb_id.txt").read_text().strip()
     assert known["artifact"] == f"letters/pretrain-{name}:epoch-4"
-    assert (known["label_fraction"], known["git_commit"]) == (0.2, git_commit())
+    assert (known["data"]["label_fraction"], known["git_commit"]) == (0.2, git_commit())
     assert aliases(part) == [{"latest", "epoch-1"}, {"latest", "epoch-2"}]
     assert all({"trainer/global_step", "epoch"} <= row.keys() for row in history(part))
 

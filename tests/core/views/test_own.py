@@ -91,7 +91,7 @@ def test_clean_images_are_the_papers_unless_there_are_own_ones() -> None:
 
 
 def test_fine_tuning_crops_and_flips_as_the_paper_does() -> None:
-    data = LabelledDataModule(1.0, batch_size=16, views=Shifted)
+    data = LabelledDataModule(1.0, batch_size=16)
     data.prepare_data()
     data.setup()
     assert type(data.views) is type(data.makes_views) is SimCLRViews

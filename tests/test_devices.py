@@ -164,6 +164,7 @@ def test_views(raw: Batch, data: ContrastiveDataModule, device: torch.device, si
 
 @pytest.mark.parametrize("micro", [False, True])
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+@pytest.mark.long
 def test_a_step_of_fit(
     raw: Batch, data: ContrastiveDataModule, model: SimCLR, name: OptimizerName, micro: bool
 ) -> None:

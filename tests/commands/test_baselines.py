@@ -120,6 +120,7 @@ def test_another_run_s_encoder_is_a_baseline(source: Path, weights: Path, tmp_pa
     assert str(medium.weights).endswith("images enlarged 2 times")
 
 
+@pytest.mark.long
 def test_imagenet_is_the_library_s_weights_of_the_run_s_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

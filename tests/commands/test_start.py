@@ -105,6 +105,7 @@ def test_another_network_s_weights_train_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_pretrained_is_a_start_and_no_architecture(
     cached: dict[str, Tensor], tmp_path: Path
 ) -> None:

@@ -285,6 +285,7 @@ def test_training_does_not_notice(tmp_path: Path) -> None:
     assert table == rows(tmp_path / "without")
 
 
+@pytest.mark.long
 def test_a_resumed_run_has_the_same_numbers_to_the_bit(tmp_path: Path) -> None:
     often = ("--health.every_n_steps=3", "--trainer.max_epochs=4")
     fit(tmp_path / "through", *often)

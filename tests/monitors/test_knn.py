@@ -288,6 +288,7 @@ def test_encode_gives_each_part_its_mode_back() -> None:
     assert [module.training for module in model.modules()] == modes
 
 
+@pytest.mark.long
 def test_a_resumed_run_has_the_same_numbers_to_the_bit(tmp_path: Path) -> None:
     often = ("--knn.every_n_epochs=2", "--trainer.max_epochs=4")
     fit(tmp_path / "through", *often)

@@ -145,6 +145,7 @@ class Pixels(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 1e-4)
 
 
+@pytest.mark.long
 def test_it_works_with_any_module_that_gives_features() -> None:
     trainer = L.Trainer(
         max_epochs=1,

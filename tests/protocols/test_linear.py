@@ -61,6 +61,7 @@ def _pixels(data: ContrastiveDataModule) -> tuple[Rows, Rows]:
 
 
 @pytest.mark.parametrize("decay", [1e-2, 1e-1])
+@pytest.mark.long
 def test_a_head_ends_where_scikit_learn_s_logistic_regression_does(decay: float) -> None:
     """The same loss: C is the inverse of decay times rows."""
     train, test = digits()
@@ -308,6 +309,7 @@ def test_too_few_labels_to_choose_on_are_a_sentence(labels: list[int]) -> None:
 # L-BFGS -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_both_solvers_agree_on_digits() -> None:
     train, test = digits()
     ours = evaluate(train, test, Recipe(), classes=10)

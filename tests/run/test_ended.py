@@ -71,6 +71,7 @@ def test_a_stop_has_all_that_an_end_has_and_goes_on(tmp_path: Path, whole: Path,
     check_goes_on(tmp_path / "run", whole)
 
 
+@pytest.mark.long
 def test_a_stop_without_validation_goes_on_too(tmp_path: Path) -> None:
     without = ("--trainer.limit_val_batches", 0)
     fit(tmp_path / "run", *RECIPE, *without, ends(6))

@@ -173,6 +173,7 @@ def test_without_labels_there_is_a_loss_and_no_accuracy(tmp_path: Path) -> None:
     assert found["loss"] > 0
 
 
+@pytest.mark.long
 def test_top_5_of_four_classes_is_nowhere(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
     np.savez(tmp_path / "data.npz", train_images=images, train_labels=np.arange(40) % 4)

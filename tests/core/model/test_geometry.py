@@ -133,6 +133,7 @@ def test_a_stem_that_was_asked_for_stays(stem: str, tmp_path: Path) -> None:
     assert SimCLR.load_from_checkpoint(path).spec.stem == stem
 
 
+@pytest.mark.long
 def test_an_older_checkpoint_resolves_its_stem_by_its_own_size(first: Path, tmp_path: Path) -> None:
     """It says `auto`, and the size that it was built for."""
     loaded = torch.load(first, weights_only=True)

@@ -381,6 +381,7 @@ def whole() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("size", [1, 7, 50, IMAGES, IMAGES + 1])
+@pytest.mark.long
 def test_steps_of_a_run_with_group_norm_are_those_of_the_whole_batch(
     whole: dict[str, Tensor], size: int
 ) -> None:
@@ -492,6 +493,7 @@ def evaluated(model: SimCLR) -> tuple[dict[str, Tensor], list[int]]:
     return told | {"features": torch.cat([o["features"] for o in outputs or []])}, rows
 
 
+@pytest.mark.long
 def test_evaluation_goes_in_parts_as_well_and_gives_the_same(tmp_path: Path) -> None:
     run, path = trainer(), tmp_path / "a.ckpt"
     run.fit(simclr(7, encoder_args=BATCH_NORM), ContrastiveDataModule(batch_size=IMAGES))
@@ -539,6 +541,7 @@ def test_crops_that_come_from_workers_are_views_in_parts(folder: Path) -> None:
     assert_same(train(3, data, limit_train_batches=1), train(None, data, limit_train_batches=1))
 
 
+@pytest.mark.long
 def test_a_resume_continues_to_the_bit(tmp_path: Path) -> None:
     """In mid-epoch, with dropout, stochastic depth and batch norm."""
     noisy = BATCH_NORM | {"drop_rate": 0.3, "drop_path_rate": 0.3}
@@ -582,6 +585,7 @@ def test_less_than_an_image_is_refused(size: int) -> None:
 
 @pytest.mark.parametrize("size", [10, 7])
 @pytest.mark.parametrize("name", ["batch norm", "dropout"])
+@pytest.mark.long
 def test_a_compiled_encoder_works_and_is_compiled_once(name: str, size: int) -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
 

@@ -466,7 +466,7 @@ TRAINER: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "devices": (("abc", "-5"), ("trainer.devices is",)),
     "max_epochs": (("0",), ("trainer.max_epochs is 0", "at least 1")),
     "max_steps": (("0",), ("trainer.max_steps is 0", "at least 1")),
-    "check_val_every_n_epoch": (("0", "-1"), ("trainer.check_val_every_n_epoch is", "at least 1")),
+    "check_val_every_n_epoch": (("0", "-1"), ("trainer.check_val_every_n_epoch is", "1 or more")),
     "log_every_n_steps": (("-1",), ("trainer.log_every_n_steps is -1",)),
     "gradient_clip_val": (("-1",), ("trainer.gradient_clip_val is -1",)),
 }

@@ -88,7 +88,7 @@ def test_the_fraction_and_a_checkpoint_are_required(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"channels": 3}, ("is of 1 channels", "3 channels", "it was trained on")),
+        ({"channels": 3}, ("has 1 numbers", "3 channels", "it was trained on")),
         ({"test": False}, ("no test split", "score another split")),
         ({"labels": ()}, ("no", "label")),
         ({"labels": ("train",)}, ("the test split has no labels",)),

@@ -274,7 +274,7 @@ def per_channel(name: str, given: tuple[float, ...], channels: int) -> tuple[flo
     """
     if len(given) != channels:
         raise UserError(
-            f"data.{name} is of {len(given)} channels, but the images have {channels} channels: "
-            "give as many numbers (and an encoder images like those that it was trained on)"
+            f"data.{name} has {len(given)} numbers, but the images have {channels} channels: "
+            "give as many (and an encoder images like those that it was trained on)"
         )
     return tuple(given)

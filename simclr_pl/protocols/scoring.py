@@ -102,6 +102,11 @@ class Hits(Metric):
         none = torch.zeros(3, dtype=torch.int64, device=device)
         self.add_state("counts", none, dist_reduce_fx="sum")
 
+    @property
+    def update_called(self) -> bool:
+        """True: counts may come from a checkpoint, and torchmetrics need not warn of none."""
+        return True
+
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Counts a batch.
 

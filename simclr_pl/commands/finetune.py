@@ -261,6 +261,8 @@ def _without_pretrainings(args: list[str]) -> tuple[list[str], list[str]]:
             own = not _pretrains(read_config(Path(arg)))
             rest += ["--config", arg] if own else []
             recipes += [] if own else [arg]
+    if args[-1:] in (["-c"], ["--config"]):  # without a file, which the parser is to say
+        rest += args[-1:]
     return rest, recipes
 
 

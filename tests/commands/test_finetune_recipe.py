@@ -41,6 +41,11 @@ def test_a_recipe_of_pretraining_gives_the_data_alone(finished: Path) -> None:
     assert config["trainer"]["max_epochs"] == 4
 
 
+def test_config_without_a_file_is_refused(finished: Path) -> None:
+    said = run("finetune", "--run_dir", finished, "--config").sentence
+    assert "--config: expected one argument" in said
+
+
 def test_print_config_shows_the_checkpoint_s_data_and_trains_nothing(finished: Path) -> None:
     before = files(finished)
     done = run("finetune", *FAST, "--run_dir", finished, "--from_scratch", "--print_config")

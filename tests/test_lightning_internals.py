@@ -23,7 +23,7 @@ OURS = {
     "_exit",  # of `os`, likewise
     "_foreach_add", "_foreach_mul", "_foreach_mul_", "_foreach_add_", "_foreach_sub_",
     "_foreach_norm",  # torch's kernels for many tensors, as its own optimisers use them
-    "_actions", "_action_groups", "_group_actions",  # argparse's
+    "_actions", "_action_groups", "_group_actions", "_option_string_actions",  # argparse's
     "_to_model",  # W&B's workspaces
 }  # fmt: skip
 """Names with an underscore that are no business of the one file."""

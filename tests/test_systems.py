@@ -49,7 +49,7 @@ def test_a_recipe_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
 SPEAKING = """
 import sys, types
 from simclr_pl import __main__ as program
-sys.modules["speaking"] = module = types.ModuleType("speaking")
+sys.modules["simclr_pl.commands.speaking"] = module = types.ModuleType("speaking")
 module.run_cli = lambda args: sys.stdout.write("0.9 \\u00b1 0.1 \\u65e5\\n")
 program.COMMANDS["speak"] = ("speaking", "")
 sys.exit(program.main(["speak"]))

@@ -124,5 +124,8 @@ if __name__ == "__main__":
 
     import simclr_pl.commands.fit  # noqa: F401
 
+    # W&B makes a folder for pictures when it is imported, which the first process would take away.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
+        del sys.modules[name]
     serve(socket.socket(fileno=int(sys.argv[1])))
     runpy.run_module("simclr_pl", run_name="__main__", alter_sys=True)

@@ -28,13 +28,10 @@ _CALLBACKS: dict[type[L.Callback], str] = {
 """Lightning's callbacks that are refused in training, and why."""
 
 
-_UNTRAINED = "give at least 1 (an untrained encoder is the baseline of compare)"
-
-_NOT_ZERO = {
-    "max_epochs": _UNTRAINED,
-    "max_steps": _UNTRAINED,
-    "limit_train_batches": "give at least 1 batch, or leave it out",
-}
+_NOT_ZERO = dict.fromkeys(
+    ("max_epochs", "max_steps", "limit_train_batches"),
+    "give at least 1, or leave it out (an untrained encoder is the baseline of compare)",
+)
 
 _LEAST = {
     "check_val_every_n_epoch": (1, ""),

@@ -17,6 +17,8 @@ from simclr_pl.commandline.baselines import choose_encoder
 from simclr_pl.commandline.target import DataChoice, Pretrained, find_pretrained
 from simclr_pl.run.results import sha256
 
+pytestmark = pytest.mark.long
+
 NARROW = {"channels": [8, 8, 16, 16], "stem_type": "", "stem_width": 8}
 
 

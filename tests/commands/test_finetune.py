@@ -41,6 +41,8 @@ from simclr_pl.protocols.backbone import load_backbone
 from simclr_pl.protocols.labelled_datamodule import LabelledDataModule
 from simclr_pl.run.results import sha256
 
+pytestmark = pytest.mark.long
+
 # What it does -------------------------------------------------------------------------------------
 
 

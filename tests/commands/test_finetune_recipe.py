@@ -11,6 +11,8 @@ from finetuning import FAST, assert_same_bits, finetune, home, result, weights
 
 from simclr_pl.run.results import sha256
 
+pytestmark = pytest.mark.long
+
 
 def test_a_recipe_in_yaml_is_the_same_as_options_and_config_yaml_repeats_the_run(
     finished: Path, tmp_path: Path

@@ -39,6 +39,8 @@ from finetuning import (
 )
 from ranks import ranks
 
+pytestmark = pytest.mark.long
+
 # Devices ------------------------------------------------------------------------------------------
 
 DOUBLE = ("--trainer.precision", "64-true", "--learning_rate", "1.0", "--weight_decay", "1e-3")

@@ -16,6 +16,8 @@ from simclr_pl.protocols.backbone import load_backbone
 from simclr_pl.protocols.features import encode
 from simclr_pl.run.directory import RunDirectory
 
+pytestmark = pytest.mark.long
+
 TINY = [
     "--model.encoder=resnet18",
     "--model.optimizer=sgd",

@@ -11,6 +11,8 @@ from photographs import fill, photograph
 
 from simclr_pl.images.packing import INDEX
 
+pytestmark = pytest.mark.long
+
 DATA = ("--data.dataset", "folder", "--data.num_workers", "0", "--data.batch_size", "16")
 SKIP = ("--data.on_bad_image", "skip")
 

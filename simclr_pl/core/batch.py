@@ -6,7 +6,7 @@ width, `W` ranks. Whatever has `VB` rows holds the first views of all images, th
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -43,20 +43,14 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """The same on another device, all of it: views are drawn where `index` and `sizes` lie."""
-        images, labels, index = (part.to(device) for part in self[:3])
         sizes = None if self.sizes is None else self.sizes.to(device)
-        return Batch(images, labels, index, self.epoch, sizes)
+        return Batch._make((*(part.to(device) for part in self[:3]), self.epoch, sizes))
 
     def split(self, counts: Sequence[int]) -> list["Batch"]:
         """Consecutive parts of so many images."""
-        columns = (self.images.split(counts), self.labels.split(counts), self.index.split(counts))
-        parts = [Batch(*part, self.epoch) for part in zip(*columns, strict=True)]
-        if self.sizes is None:
-            return parts
-        return [
-            part._replace(sizes=sizes)
-            for part, sizes in zip(parts, self.sizes.split(counts), strict=True)
-        ]
+        sizes: Any = [None] * len(counts) if self.sizes is None else self.sizes.split(counts)
+        parts = zip(*(column.split(counts) for column in self[:3]), sizes, strict=True)
+        return [Batch._make((*columns, self.epoch, some)) for *columns, some in parts]
 
 
 class Views(NamedTuple):

@@ -4,6 +4,7 @@ import difflib
 import logging
 import pickle
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -204,7 +205,7 @@ def _fetched(
 
 
 def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" ...")
 
 
 def _unknown(library: str, name: str, known: list[str]) -> UserError:

@@ -173,11 +173,15 @@ def _refuse_name(name: str, known: list[str]) -> NoReturn:
             "--config FILE whose model.encoder names it, or in Python load_encoder(path, "
             "encoder=Net)"
         )
+    module, dot, _ = name.partition(".")
+    if dot and module not in known:
+        raise UserError(
+            f"model.encoder {name}: there is no module '{module}', nor such a timm model"
+        )
     near = difflib.get_close_matches(name, known, 3) or ["resnet18", "resnet50"]
     raise UserError(
         f"unknown encoder '{name}': torchvision's ResNets, every timm model and mlp serve, or a "
-        "class path of your own, as my_module.Net; "
-        f"did you mean {' or '.join(near)}?"
+        f"class path of your own, as my_module.Net; did you mean {' or '.join(near)}?"
     )
 
 

@@ -191,7 +191,7 @@ def test_a_subclass_with_its_own_optimizers_trains_and_resumes(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"encoder": "absent.Net"}, "unknown encoder 'absent.Net'"),
+        ({"encoder": "absent.Net"}, "there is no module 'absent'"),
         ({"encoder": None}, "model.encoder is None, but must be a name"),
         ({"encoder": f"{PLACE}.Nett"}, "has no 'Nett'; did you mean 'Net'?"),
         ({"encoder": {"class_path": f"{PLACE}.Net", "init_args": {"depth": 3}}}, "no argument 'de"),

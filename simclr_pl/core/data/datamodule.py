@@ -48,7 +48,7 @@ class ContrastiveDataModule(L.LightningDataModule):
     Args:
         dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, packed, npz; or the class
             path of a torch.utils.data.Dataset of uint8 images, or of a function that gives splits;
-            in Python an object too, of which `Splits` are used as they are.
+            in Python an object too, as `Splits`.
         root: folder of the data; for `folder` the images' own, for `packed` what `pack` has
             written, for `npz` the file.
         batch_size: images a step, global: over all devices together.
@@ -156,7 +156,8 @@ class ContrastiveDataModule(L.LightningDataModule):
         if self.channels is not None:
             return
         splits = self.given_dataset
-        if isinstance(splits, Splits):
+        plain = list(self.reading.values()) == ["given", "error", MAX_PIXELS]
+        if isinstance(splits, Splits) and plain:
             check_splits(splits, self.dataset)
         else:
             where = self.root, self.split_seed, self.kept

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from simclr_pl import ContrastiveDataModule, SimCLRViews, UserError
 from simclr_pl.core.batch import UNLABELLED, Batch, EvaluationBatch, MicroBatches, Views
+from simclr_pl.core.data.sources import ArrayImages, Splits
 from simclr_pl.core.views.crop import CLEAN_SHARE
 from simclr_pl.images.datasets import load
 
@@ -541,3 +542,16 @@ def test_a_batch_too_small_for_all_ranks(world: int, batch_size: int) -> None:
         seen += [batch.index for batch in batches]
         assert all(len(data.make_clean(b, views=False).clean) == len(b.index) for b in batches[:2])
     assert torch.cat(seen).sort().values.equal(torch.arange(len(data.splits.val)))
+
+
+def test_splits_from_python_are_read_as_the_options_say() -> None:
+    images, labels = torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) % 2
+    splits = Splits(ArrayImages(images, labels), ArrayImages(images, labels), None, ("a", "b"))
+    for how, known in (("given", 40), ("none", 0)):
+        data = ContrastiveDataModule(splits, batch_size=8, labels=how)
+        data.prepare_data()
+        data.setup()
+        assert int((data.splits.train.labels >= 0).sum()) == known
+    wrong = splits._replace(val=ArrayImages(images, labels + 1))
+    with pytest.raises(UserError, match="val split has labels from 1 to 2"):
+        ContrastiveDataModule(wrong, batch_size=8).setup()

@@ -1,6 +1,7 @@
 """The encoder f(.): an image network without its classifier, by library name or of one's own."""
 
 import difflib
+import re
 from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 import torch
@@ -173,8 +174,8 @@ def _refuse_name(name: str, known: list[str]) -> NoReturn:
             "--config FILE whose model.encoder names it, or in Python load_encoder(path, "
             "encoder=Net)"
         )
-    module, dot, _ = name.partition(".")
-    if dot and module not in known:
+    module = re.split("[.:]", name)[0]
+    if module not in (name, *known):
         raise UserError(
             f"model.encoder {name}: there is no module '{module}', nor such a timm model"
         )

@@ -192,6 +192,7 @@ def test_a_subclass_with_its_own_optimizers_trains_and_resumes(tmp_path: Path) -
     ("options", "words"),
     [
         ({"encoder": "absent.Net"}, "there is no module 'absent'"),
+        ({"encoder": "absent:Net"}, "there is no module 'absent'"),
         ({"encoder": None}, "model.encoder is None, but must be a name"),
         ({"encoder": f"{PLACE}.Nett"}, "has no 'Nett'; did you mean 'Net'?"),
         ({"encoder": {"class_path": f"{PLACE}.Net", "init_args": {"depth": 3}}}, "no argument 'de"),

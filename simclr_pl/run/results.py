@@ -23,11 +23,11 @@ def versions() -> dict[str, str]:
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file, which is read once as long as it stays the same."""
     about = path.stat()
-    return _sha256(path, about.st_size, about.st_mtime_ns)
+    return _sha256(path, about.st_ino, about.st_size, about.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
-def _sha256(path: Path, size: int, changed: int) -> str:
+def _sha256(path: Path, inode: int, size: int, changed: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

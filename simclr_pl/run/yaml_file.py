@@ -93,12 +93,12 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         about = path.stat()
     except OSError:
-        return _read(path, 0, 0)
-    return copy.deepcopy(_read(path, about.st_size, about.st_mtime_ns))
+        return _read(path, 0, 0, 0)
+    return copy.deepcopy(_read(path, about.st_ino, about.st_size, about.st_mtime_ns))
 
 
 @functools.lru_cache(maxsize=64)
-def _read(path: Path, size: int, changed: int) -> dict[str, Any]:
+def _read(path: Path, inode: int, size: int, changed: int) -> dict[str, Any]:
     try:
         content = load_yaml(read_text(path))
     except yaml.reader.ReaderError as error:  # control characters

@@ -78,7 +78,7 @@ def check_whole(path: Any) -> None:
         return
     about = Path(path).stat()
     try:
-        name = _first_damaged(str(path), about.st_size, about.st_mtime_ns)
+        name = _first_damaged(str(path), about.st_ino, about.st_size, about.st_mtime_ns)
     except Exception as error:  # of bytes that are no zip file, zipfile raises anything
         raise UserError(_UNREADABLE.format(path)) from error
     if name:
@@ -89,8 +89,8 @@ def check_whole(path: Any) -> None:
 
 
 @lru_cache(maxsize=64)
-def _first_damaged(path: str, size: int, changed: int) -> str | None:
-    """The first record that isn't as it was written, of a file of this size and age."""
+def _first_damaged(path: str, inode: int, size: int, changed: int) -> str | None:
+    """The first record that isn't as it was written, of a file of this identity, size and age."""
     with zipfile.ZipFile(path) as file:
         # One flipped bit makes a record a folder, for which torch reads whatever memory holds.
         folders = [about.filename for about in file.infolist() if about.external_attr & _IS_FOLDER]

@@ -23,7 +23,7 @@ from simclr_pl.core.batch import Batch, MicroBatches
 from simclr_pl.core.model import simclr
 from simclr_pl.core.model.checkpoint import KEY, description
 from simclr_pl.core.model.geometry import geometry_of
-from simclr_pl.core.model.optim import OptimizerName, OptimizerRecipe, build_optimizer
+from simclr_pl.core.model.optim import OptimizerRecipe, build_optimizer
 from simclr_pl.core.speed.constants import constant
 from simclr_pl.pictures import encoded_sample as snapshot
 from simclr_pl.protocols import finetune
@@ -166,7 +166,7 @@ def test_views(raw: Batch, data: ContrastiveDataModule, device: torch.device, si
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
 @pytest.mark.long
 def test_a_step_of_fit(
-    raw: Batch, data: ContrastiveDataModule, model: SimCLR, name: OptimizerName, micro: bool
+    raw: Batch, data: ContrastiveDataModule, model: SimCLR, name: str, micro: bool
 ) -> None:
     put(model, META)
     recipe = OptimizerRecipe(name, 0.1, "linear", 1e-4, 0.9, 0)
@@ -188,7 +188,7 @@ def test_a_step_of_fit_forward_on_cuda(
 
 
 @pytest.mark.parametrize("name", ["adamw", "lars"])
-def test_an_optimisers_step_on_cuda(model: SimCLR, name: OptimizerName) -> None:
+def test_an_optimisers_step_on_cuda(model: SimCLR, name: str) -> None:
     """Fused, where it can be."""
     put(model, CUDA)
     recipe = OptimizerRecipe(name, 0.1, "linear", 1e-4, 0.9, 0)

@@ -11,7 +11,7 @@ from timm.optim.lars import Lars as TimmsLars
 from torch import nn
 
 from simclr_pl import ContrastiveDataModule, SimCLR
-from simclr_pl.core.model.optim import OptimizerName, OptimizerRecipe, build_optimizer
+from simclr_pl.core.model.optim import OptimizerRecipe, build_optimizer
 from simclr_pl.core.model.projector import build_projector
 from simclr_pl.run.older_runs import OlderRuns, from_timm, regroup
 
@@ -41,7 +41,7 @@ class Table(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_run_of_before_whose_tables_decayed_is_resumed(name: OptimizerName) -> None:
+def test_a_run_of_before_whose_tables_decayed_is_resumed(name: str) -> None:
     """Its groups were vectors and all else: each parameter gets its own momentum back."""
     modules = nn.Sequential(nn.Linear(2, 3), Table(), nn.BatchNorm1d(3)).double()
     now = build_optimizer(modules, OptimizerRecipe(name, 0.3, "linear", 0.01, 0.9, 0), 0.1)

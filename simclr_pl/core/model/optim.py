@@ -28,7 +28,6 @@ SCHEDULES = {"cosine": "simclr_pl.core.model.optim.WarmupCosine"}
 
 COSINE = Choice("cosine", None, {})
 
-OptimizerName = Literal["sgd", "adamw", "lars"]
 Interval = Literal["epoch", "step"]
 Scaling = Literal["linear", "sqrt", "none"]
 

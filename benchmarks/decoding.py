@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from simclr_pl import SimCLRViews
-from simclr_pl.images.decode import EncodedImage, crops_of
+from simclr_pl.images.files.decode import EncodedImage, crops_of
 
 EPOCHS = 400
 """Of two boxes each, an image."""

@@ -13,7 +13,7 @@ import torch
 from commands import fit
 from processes import Guard, starts_processes
 
-from simclr_pl.images.builtin import FASHION_DEBIAN
+from simclr_pl.images.readers.fashion_mnist import FASHION_DEBIAN
 
 # LightningCLI calls jsonargparse by names of its last major version.
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"

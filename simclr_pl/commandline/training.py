@@ -17,7 +17,7 @@ from simclr_pl.cluster.slurm import Restarts
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.model.checkpoint import INCOMPLETE, read_checkpoint
-from simclr_pl.images.worker_processes import told_of_waiting
+from simclr_pl.images.workers.processes import told_of_waiting
 from simclr_pl.run.checkpoints import SaveCheckpoint
 from simclr_pl.run.config import check_same_recipe, save_config
 from simclr_pl.run.directory import RunDirectory, is_rank_zero

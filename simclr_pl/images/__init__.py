@@ -1,1 +1,1 @@
-"""Formats: folders, packed files, arrays, data sets that download."""
+"""Images: data sets by name, their files, and the processes that read them."""

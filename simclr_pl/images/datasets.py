@@ -19,26 +19,24 @@ from simclr_pl.core.data.sources import MAX_PIXELS, Labels, OnBadImage, Splits, 
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import name_of
 from simclr_pl.core.paths import printable
-from simclr_pl.images.builtin import (
+from simclr_pl.images.heldout import HeldOut, hold_out
+from simclr_pl.images.readers.digits import read_digits
+from simclr_pl.images.readers.download import fetch_once
+from simclr_pl.images.readers.fashion_mnist import (
     FASHION_FILES,
-    Entry,
-    Raw,
     fashion_is_there,
     fetch_fashion,
-    first_line,
-    read_digits,
     read_fashion,
-    read_npz,
-    torchvision_set,
 )
-from simclr_pl.images.download import fetch_once
-from simclr_pl.images.folders import read_folder, say_once
-from simclr_pl.images.heldout import HeldOut, hold_out
-from simclr_pl.images.own_dataset import is_own, read_own
-from simclr_pl.images.packing import read_packed
-from simclr_pl.images.unreadable import Unreadable
-from simclr_pl.images.worker_crops import Reading
-from simclr_pl.images.worker_images import WorkerImages
+from simclr_pl.images.readers.folder import read_folder
+from simclr_pl.images.readers.npz import read_npz
+from simclr_pl.images.readers.own import is_own, read_own
+from simclr_pl.images.readers.packed import read_packed
+from simclr_pl.images.readers.reader import Entry, Raw, first_line, say_once
+from simclr_pl.images.readers.torchvision_sets import torchvision_set
+from simclr_pl.images.workers.crops import Reading
+from simclr_pl.images.workers.images import WorkerImages
+from simclr_pl.images.workers.unreadable import Unreadable
 
 
 def prepare(given: Any, root: str | Path) -> None:

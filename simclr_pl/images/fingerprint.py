@@ -13,7 +13,7 @@ from simclr_pl.core.data.sources import Source, Splits
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.paths import printable
 from simclr_pl.images.heldout import HeldOut, keys_of
-from simclr_pl.images.packed import PackedImages
+from simclr_pl.images.readers.packed import PackedImages
 from simclr_pl.images.splits import hashes
 
 SAMPLE = 100

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.paths import expanded
-from simclr_pl.images.unreadable import LEFT_OUT
+from simclr_pl.images.workers.unreadable import LEFT_OUT
 from simclr_pl.run.lock import RunLock
 from simclr_pl.writing import sweep
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.download import WITHOUT_LOCKS, holder_of, sign
+from simclr_pl.locks import WITHOUT_LOCKS, holder_of, sign
 
 AT_ONCE_S = 1.0
 """Seconds that a process has to be gone which was killed a moment ago."""

@@ -12,10 +12,10 @@ from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.model.checkpoint import read_checkpoint
 from simclr_pl.core.paths import expanded
-from simclr_pl.images.builtin import load_arrays
 from simclr_pl.images.fingerprint import Contents, changes, check_same_kind, shortened
 from simclr_pl.images.heldout import OLDER, HeldOut
-from simclr_pl.images.own_dataset import is_own
+from simclr_pl.images.readers.npz import load_arrays
+from simclr_pl.images.readers.own import is_own
 from simclr_pl.run.directory import RunDirectory, is_rank_zero
 from simclr_pl.run.yaml_file import read_config
 from simclr_pl.writing import make_folder, whole

@@ -115,11 +115,11 @@ def preparing(
 
 
 def _prepare(tables: dict[str, Any], root: Path, said: Path, notice: float) -> None:
-    from simclr_pl.images import download as once
+    from simclr_pl import locks
     from simclr_pl.images.datasets import load, prepare
 
     with said.open("w") as sys.stdout, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(once, "NOTICE", notice)
+        patch.setattr(locks, "NOTICE", notice)
         point_to(tables, patch)
         prepare("cifar10", root)
         assert len(load("cifar10", root).train) == 100

@@ -19,11 +19,11 @@ from simclr_pl import UserError
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import ArrayImages
 from simclr_pl.core.views.simclr import SimCLRViews
-from simclr_pl.images import builtin as readers
 from simclr_pl.images.datasets import DATASETS, load, prepare
 from simclr_pl.images.fingerprint import fingerprint
+from simclr_pl.images.readers import fashion_mnist
 from simclr_pl.images.splits import HOLDOUT, holdout
-from simclr_pl.images.worker_images import ImageFiles
+from simclr_pl.images.workers.images import ImageFiles
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -204,7 +204,7 @@ def test_statistics_of_files_are_imagenets() -> None:
 
 @pytest.fixture
 def no_debian(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(readers, "FASHION_DEBIAN", tmp_path / "no-such-package")
+    monkeypatch.setattr(fashion_mnist, "FASHION_DEBIAN", tmp_path / "no-such-package")
 
 
 def idx(values: np.ndarray[Any, Any]) -> bytes:

@@ -16,7 +16,7 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.images.datasets import load
 from simclr_pl.images.heldout import OLDER, HeldOut, hold_out
 from simclr_pl.images.splits import hashes, holdout, holdout_by_name
-from simclr_pl.images.worker_images import ImageFiles
+from simclr_pl.images.workers.images import ImageFiles
 
 KEYS = [b"cat/1.png", b"\xe4.png"]
 

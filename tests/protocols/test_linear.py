@@ -13,7 +13,7 @@ from torch import Tensor
 from simclr_pl import ContrastiveDataModule, UserError
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.model.encoder import EncoderSpec, build_encoder
-from simclr_pl.images.builtin import FASHION_DEBIAN
+from simclr_pl.images.readers.fashion_mnist import FASHION_DEBIAN
 from simclr_pl.images.splits import holdout
 from simclr_pl.protocols import linear
 from simclr_pl.protocols.features import Features, encode

@@ -9,11 +9,11 @@ from tqdm import tqdm
 
 from simclr_pl.core.data.sources import MAX_PIXELS
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.decode import BadImageError, EncodedImage
-from simclr_pl.images.folders import read_folder
-from simclr_pl.images.listing import LeftOut
-from simclr_pl.images.worker_images import ImageFiles
-from simclr_pl.images.worker_processes import batches_of, begin, end_workers, sent
+from simclr_pl.images.files.decode import BadImageError, EncodedImage
+from simclr_pl.images.files.listing import LeftOut
+from simclr_pl.images.readers.folder import read_folder
+from simclr_pl.images.workers.images import ImageFiles
+from simclr_pl.images.workers.processes import batches_of, begin, end_workers, sent
 
 CHUNK = 16
 """Files that a worker looks at before it says so."""

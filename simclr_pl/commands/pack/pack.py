@@ -23,12 +23,12 @@ from simclr_pl.core.data.sources import MAX_PIXELS
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.paths import expanded
 from simclr_pl.core.views.parameters import MIN_SIDE
-from simclr_pl.images.decode import BadImageError, EncodedImage, without_pils_limit
-from simclr_pl.images.download import alone
-from simclr_pl.images.folders import read_folder
-from simclr_pl.images.packing import PIXELS, SPLITS, save_index, save_pixels
-from simclr_pl.images.worker_images import ImageFiles
-from simclr_pl.images.worker_processes import batches_of, begin, end_workers, sent
+from simclr_pl.images.files.decode import BadImageError, EncodedImage, without_pils_limit
+from simclr_pl.images.readers.folder import read_folder
+from simclr_pl.images.readers.packed import PIXELS, SPLITS, save_index, save_pixels
+from simclr_pl.images.workers.images import ImageFiles
+from simclr_pl.images.workers.processes import batches_of, begin, end_workers, sent
+from simclr_pl.locks import alone
 
 LONGEST = 2
 """Sides of an image that is kept whole: a longer one is cut to so many times its shorter side."""

@@ -9,7 +9,7 @@ from commands import QUICK, checkpoint, finish, rows, run, start
 from distances import far
 from photographs import fill, photograph
 
-from simclr_pl.images.packing import INDEX
+from simclr_pl.images.readers.packed import INDEX
 
 pytestmark = pytest.mark.long
 

@@ -29,12 +29,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from simclr_pl import UserError
+from simclr_pl import UserError, locks
 from simclr_pl.commands.pack.pack import pack
-from simclr_pl.images import download as once
 from simclr_pl.images.datasets import load
-from simclr_pl.images.packed import PackedImages
-from simclr_pl.images.packing import INDEX, PIXELS
+from simclr_pl.images.readers.packed import INDEX, PIXELS, PackedImages
 
 forks = pytest.mark.filterwarnings(
     "ignore:This DataLoader will create", "ignore:This process:DeprecationWarning"
@@ -271,9 +269,9 @@ def test_a_second_pack_of_the_same_directory_waits_for_the_first(
 ) -> None:
     fill(tmp_path / "images", 2)
     target, said = tmp_path / "set", ""
-    monkeypatch.setattr(once, "NOTICE", 0.1)
+    monkeypatch.setattr(locks, "NOTICE", 0.1)
     with ThreadPoolExecutor(1) as second:
-        with once.alone(tmp_path / ".set.lock", "to write it"):
+        with locks.alone(tmp_path / ".set.lock", "to write it"):
             result = second.submit(pack, str(tmp_path / "images"), str(target), num_workers=0)
             while "waiting" not in said:
                 assert not result.done(), result.result()

@@ -18,7 +18,7 @@ from simclr_pl import SimCLRViews, UserError
 from simclr_pl.core.batch import UNLABELLED, Batch, Cut
 from simclr_pl.core.data.sources import ArrayImages
 from simclr_pl.core.views.crop import CLEAN_SHARE, centre_boxes
-from simclr_pl.images.worker_images import ImageFiles
+from simclr_pl.images.workers.images import ImageFiles
 
 SIDE = 20
 SIZES = [(40, 30), (33, 50), (64, 64), (25, 21), (21, 90), (20, 20), (100, 37), (48, 31)]

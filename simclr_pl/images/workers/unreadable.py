@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.download import alone
+from simclr_pl.locks import alone
 
 MOST = 0.01
 """Share of a set's images that may be bad."""

@@ -12,9 +12,9 @@ from simclr_pl import SimCLRViews, UserError
 from simclr_pl.core.batch import Batch
 from simclr_pl.core.data.loaders import EvaluationLoader, TrainLoader
 from simclr_pl.core.randomness import epoch_order
-from simclr_pl.images.unreadable import LEFT_OUT, Unreadable
-from simclr_pl.images.worker_crops import Reading
-from simclr_pl.images.worker_images import ImageFiles
+from simclr_pl.images.workers.crops import Reading
+from simclr_pl.images.workers.images import ImageFiles
+from simclr_pl.images.workers.unreadable import LEFT_OUT, Unreadable
 
 N, BATCH, SEED = 41, 8, 5
 BAD = (3, 4, 17, 30)

@@ -17,11 +17,11 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import ArrayImages
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.views.simclr import SimCLRViews
-from simclr_pl.images import own_dataset as own
 from simclr_pl.images.fingerprint import fingerprint
-from simclr_pl.images.unreadable import Unreadable
-from simclr_pl.images.worker_crops import Reading
-from simclr_pl.images.worker_images import ImageFiles, WorkerImages
+from simclr_pl.images.readers import own
+from simclr_pl.images.workers.crops import Reading
+from simclr_pl.images.workers.images import ImageFiles, WorkerImages
+from simclr_pl.images.workers.unreadable import Unreadable
 
 
 def pixels(count: int, *shape: int) -> Tensor:

@@ -1,19 +1,17 @@
 """Folders of images as a data set: which files are which split, and of which class."""
 
 import os
-import sys
 from pathlib import Path
 
 import torch
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.distributed import rank_and_world
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.builtin import Raw
-from simclr_pl.images.formats import suffixes
-from simclr_pl.images.listing import LeftOut, entries_of, images_below, is_a, is_hidden
-from simclr_pl.images.sample import check_ranges, look_at
-from simclr_pl.images.worker_images import ImageFiles
+from simclr_pl.images.files.formats import suffixes
+from simclr_pl.images.files.listing import LeftOut, entries_of, images_below, is_a, is_hidden
+from simclr_pl.images.files.sample import check_ranges, look_at
+from simclr_pl.images.readers.reader import Raw, say_once
+from simclr_pl.images.workers.images import ImageFiles
 
 SPLITS = {
     "train": {"train", "training", "trainset", "train_set"},
@@ -21,8 +19,6 @@ SPLITS = {
     "test": {"test", "testing", "testset", "test_set"},
 }
 """Names of folders that are splits, and what else people call them, in small letters."""
-
-_said: set[str] = set()
 
 
 def read_folder(root: Path, *, labelled: bool = True, left: LeftOut | None = None) -> Raw:
@@ -161,17 +157,3 @@ def _say(root: Path, raw: Raw, left: LeftOut, more: str) -> None:
         + (f"; left out: {left}" if left.counts else "; nothing is left out")
         + more
     )
-
-
-def say_once(line: str) -> None:
-    """Prints a line about the data, on rank 0, however often they are read."""
-    if _is_first() and line not in _said:
-        _said.add(line)
-        sys.stdout.write(line + "\n")
-
-
-def _is_first() -> bool:
-    """Whether this process is rank 0, by what its launcher says where ranks haven't met yet."""
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-    said = next((os.environ[name] for name in names if name in os.environ), "0")
-    return rank_and_world()[0] == 0 and said == "0"

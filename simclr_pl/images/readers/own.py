@@ -22,12 +22,11 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import MAX_PIXELS, ArrayImages, Source, Splits, Statistics, counted
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import Choice, accepted, construct, lookup, name_of
-from simclr_pl.images.builtin import Raw
-from simclr_pl.images.decode import BadImageError, Box, check_size, cut_box
-from simclr_pl.images.folders import say_once
-from simclr_pl.images.pixels import to_rgb
-from simclr_pl.images.worker_crops import PHOTOGRAPHS
-from simclr_pl.images.worker_images import WorkerImages
+from simclr_pl.images.files.decode import BadImageError, Box, check_size, cut_box
+from simclr_pl.images.files.pixels import to_rgb
+from simclr_pl.images.readers.reader import Raw, say_once
+from simclr_pl.images.workers.crops import PHOTOGRAPHS
+from simclr_pl.images.workers.images import WorkerImages
 
 OPTION = "data.dataset"
 

@@ -17,9 +17,9 @@ from torchvision.transforms.v2 import functional as TF
 from simclr_pl import SimCLRViews, UserError
 from simclr_pl.core.batch import Cut
 from simclr_pl.core.views.crop import CLEAN_SHARE, centre_boxes
-from simclr_pl.images.decode import EncodedImage, crops_of
-from simclr_pl.images.worker_crops import CHUNK
-from simclr_pl.images.worker_images import ImageFiles
+from simclr_pl.images.files.decode import EncodedImage, crops_of
+from simclr_pl.images.workers.crops import CHUNK
+from simclr_pl.images.workers.images import ImageFiles
 
 SIDE = 24
 SIZES = [

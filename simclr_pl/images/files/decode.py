@@ -20,8 +20,8 @@ from torch import Tensor
 from simclr_pl.core.data.sources import MAX_PIXELS
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.views.parameters import MIN_SIDE
-from simclr_pl.images.formats import decoders, kind_of
-from simclr_pl.images.pixels import check_whole, to_rgb, turn_of
+from simclr_pl.images.files.formats import decoders, kind_of
+from simclr_pl.images.files.pixels import check_whole, to_rgb, turn_of
 
 SCALES = (8, 4, 2, 1)
 """Pixels of a JPEG's line that may become one by decoding fewer frequencies."""

@@ -17,9 +17,9 @@ from photographs import fill
 from torch import Tensor
 
 from simclr_pl import SimCLRViews, UserError
-from simclr_pl.images import worker_processes as workers
-from simclr_pl.images.worker_images import ImageFiles
-from simclr_pl.images.worker_processes import told_of_waiting
+from simclr_pl.images.workers import processes as workers
+from simclr_pl.images.workers.images import ImageFiles
+from simclr_pl.images.workers.processes import told_of_waiting
 
 pytestmark = [
     pytest.mark.processes,

@@ -10,9 +10,9 @@ from PIL import Image
 
 from simclr_pl.core.data.sources import MAX_PIXELS
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.decode import without_pils_limit
-from simclr_pl.images.formats import decoders
-from simclr_pl.images.pixels import Range, sixteen_bit_range
+from simclr_pl.images.files.decode import without_pils_limit
+from simclr_pl.images.files.formats import decoders
+from simclr_pl.images.files.pixels import Range, sixteen_bit_range
 
 SAMPLE = 48
 """Files of a split that are looked at, evenly spread. Those of 16 bits are decoded."""

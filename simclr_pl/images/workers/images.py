@@ -14,9 +14,9 @@ from simclr_pl.core.batch import Batch, Cut
 from simclr_pl.core.data.sources import Statistics
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.views.simclr import SimCLRViews
-from simclr_pl.images.unreadable import Unreadable
-from simclr_pl.images.worker_crops import Crops, FileItems, Items, Place, Read, Reading, kinds
-from simclr_pl.images.worker_processes import batches_of, begin, check_room, end_workers, sent
+from simclr_pl.images.workers.crops import Crops, FileItems, Items, Place, Read, Reading, kinds
+from simclr_pl.images.workers.processes import batches_of, begin, check_room, end_workers, sent
+from simclr_pl.images.workers.unreadable import Unreadable
 
 
 class WorkerImages:

@@ -15,10 +15,10 @@ import pytest
 from downloads import FOLDER, Served, archive, point_to, preparing, served
 from filelock import FileLock, SoftFileLock
 
-from simclr_pl import ContrastiveDataModule, UserError
-from simclr_pl.images import builtin as readers
-from simclr_pl.images import download as once
+from simclr_pl import ContrastiveDataModule, UserError, locks
 from simclr_pl.images.datasets import load, prepare
+from simclr_pl.images.readers import fashion_mnist
+from simclr_pl.images.readers.download import fetch_once
 
 BATCHES = ["batches.meta", *(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 
@@ -67,7 +67,7 @@ def test_of_three_processes_one_downloads_and_the_others_wait(
 
 
 def test_who_waits_for_less_than_ten_seconds_says_nothing(server: Served, tmp_path: Path) -> None:
-    assert once.NOTICE == 10
+    assert locks.NOTICE == 10
     team = [preparing(server.tables, tmp_path, tmp_path / f"{i}.txt") for i in range(2)]
     until(lambda: server.downloads)
     time.sleep(1)
@@ -141,7 +141,7 @@ def test_fashion_mnist_is_not_taken_for_there_in_mid_download(
     """torchvision's own check of it looks at names alone."""
     from torchvision.datasets import FashionMNIST
 
-    monkeypatch.setattr(readers, "FASHION_DEBIAN", tmp_path / "no-such-package")
+    monkeypatch.setattr(fashion_mnist, "FASHION_DEBIAN", tmp_path / "no-such-package")
     seen = []
 
     def broken_off(self: Any) -> None:
@@ -149,7 +149,7 @@ def test_fashion_mnist_is_not_taken_for_there_in_mid_download(
         raw.mkdir(parents=True)
         for name, _ in self.resources:
             (raw / name).write_bytes(b"half of it")
-        seen.append(readers.fashion_is_there(tmp_path))
+        seen.append(fashion_mnist.fashion_is_there(tmp_path))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(FashionMNIST, "download", broken_off)
@@ -231,8 +231,8 @@ def there(root: Path) -> bool:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(once, "NOTICE", 0.2)
-    monkeypatch.setattr(once, "PATIENCE", 0.6)
+    monkeypatch.setattr(locks, "NOTICE", 0.2)
+    monkeypatch.setattr(locks, "PATIENCE", 0.6)
 
 
 @pytest.mark.usefixtures("short")
@@ -240,7 +240,7 @@ def test_nobody_waits_for_ever(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with FileLock(tmp_path / ".set.lock"):
         (tmp_path / ".set.lock").write_text("123\nnode7\n")
         with pytest.raises(UserError) as caught:
-            once.fetch_once("set", tmp_path, there, fetched)
+            fetch_once("set", tmp_path, there, fetched)
     assert str(caught.value).startswith(
         f"waited 1 s for process 123 on node7 to get set into {tmp_path}: start again"
     )
@@ -258,7 +258,7 @@ def no_locks(number: int) -> Callable[..., None]:
 
 
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize("number", sorted(once.WITHOUT_LOCKS), ids=errno.errorcode.get)
+@pytest.mark.parametrize("number", sorted(locks.WITHOUT_LOCKS), ids=errno.errorcode.get)
 def test_a_file_system_without_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -266,10 +266,10 @@ def test_a_file_system_without_locks(
     # A process of another machine that was killed: nobody here can know.
     (tmp_path / ".set.held").write_text("123\nnode7\n")
     with pytest.raises(UserError, match="s for process 123 on node7 to get set") as caught:
-        once.fetch_once("set", tmp_path, there, fetched)
+        fetch_once("set", tmp_path, there, fetched)
     assert f"remove {tmp_path}/.set.held" in str(caught.value)
     (tmp_path / ".set.held").unlink()
-    once.fetch_once("set", tmp_path, there, fetched)
+    fetch_once("set", tmp_path, there, fetched)
     assert (tmp_path / "data").read_text() == "whole"
     assert not (tmp_path / ".set.held").exists()
 
@@ -283,7 +283,7 @@ def test_without_locks_one_waits_for_the_other_all_the_same(
         SoftFileLock(tmp_path / ".set.held"),
         pytest.raises(UserError, match=f"process {os.getpid()} on"),
     ):
-        once.fetch_once("set", tmp_path, there, fetched)
+        fetch_once("set", tmp_path, there, fetched)
 
 
 def test_another_failure_of_a_lock_is_no_missing_lock(
@@ -291,5 +291,5 @@ def test_another_failure_of_a_lock_is_no_missing_lock(
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", no_locks(errno.EIO))
     with pytest.raises(OSError, match="Input/output error"):
-        once.fetch_once("set", tmp_path, there, fetched)
+        fetch_once("set", tmp_path, there, fetched)
     assert not there(tmp_path)

@@ -16,8 +16,7 @@ from simclr_pl import ContrastiveDataModule, SimCLRViews, UserError
 from simclr_pl.commands.pack.pack import pack
 from simclr_pl.core.batch import UNLABELLED, Batch, Cut
 from simclr_pl.images.datasets import load
-from simclr_pl.images.packed import MappedFile, PackedImages
-from simclr_pl.images.packing import INDEX, PIXELS
+from simclr_pl.images.readers.packed import INDEX, PIXELS, MappedFile, PackedImages
 
 SIZES = [(40, 30), (33, 50), (64, 64), (25, 21), (60, 31), (20, 40)]
 """Width and height."""

@@ -15,7 +15,7 @@ from simclr_pl.core.errors import UserError
 from simclr_pl.core.randomness import epoch_order
 from simclr_pl.core.views.crop import CLEAN_SHARE, centre_boxes
 from simclr_pl.core.views.simclr import SimCLRViews
-from simclr_pl.images.decode import BadImageError, Box, EncodedImage
+from simclr_pl.images.files.decode import BadImageError, Box, EncodedImage
 
 PHOTOGRAPHS = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """ImageNet's: what images of three channels are normalised with that nobody has counted."""

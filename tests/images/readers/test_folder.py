@@ -11,8 +11,8 @@ from PIL import Image
 from simclr_pl import UserError
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.images.datasets import load, prepare
-from simclr_pl.images.formats import suffixes
-from simclr_pl.images.worker_images import ImageFiles
+from simclr_pl.images.files.formats import suffixes
+from simclr_pl.images.workers.images import ImageFiles
 
 
 def fill(folder: Path, count: int, suffix: str = ".png") -> None:

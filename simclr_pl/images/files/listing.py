@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.formats import is_image, suffixes, unread
+from simclr_pl.images.files.formats import is_image, suffixes, unread
 
 OF_SYSTEMS = frozenset(
     {

@@ -7,8 +7,8 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from simclr_pl import UserError
-from simclr_pl.images.decode import EncodedImage
-from simclr_pl.images.formats import FORMATS, decoders, suffixes, unread
+from simclr_pl.images.files.decode import EncodedImage
+from simclr_pl.images.files.formats import FORMATS, decoders, suffixes, unread
 
 
 def test_a_program_called_png_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

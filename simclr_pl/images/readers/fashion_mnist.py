@@ -1,0 +1,77 @@
+"""Fashion-MNIST: IDX files that torchvision downloads, or Debian's package has."""
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from simclr_pl.core.data.sources import ArrayImages
+from simclr_pl.core.errors import UserError
+from simclr_pl.images.readers.reader import Raw, first_line
+
+FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts the four gzipped files."""
+
+FASHION_FILES = (
+    "the four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, "
+    "t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz into {root}/FashionMNIST/raw, "
+    "or install Debian's package dataset-fashion-mnist"
+)
+
+_FASHION_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+
+def _fashion_folder(root: Path) -> Path | None:
+    names = [f"{s}-{k}-ubyte" for s in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
+    for folder in (root / "FashionMNIST" / "raw", FASHION_DEBIAN):
+        if all((folder / n).is_file() or (folder / f"{n}.gz").is_file() for n in names):
+            return folder
+    return None
+
+
+def read_fashion(root: Path) -> Raw:
+    """Fashion-MNIST's IDX files, below `root` or where Debian's package puts them."""
+    folder = _fashion_folder(root)
+    if folder is None:
+        raise UserError(f"Fashion-MNIST is not in {root}: put {FASHION_FILES.format(root=root)}")
+
+    def split(prefix: str) -> ArrayImages:
+        images = _read_idx(folder / f"{prefix}-images-idx3-ubyte", 3)
+        labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte", 1)
+        return ArrayImages(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long())
+
+    return Raw(split("train"), split("t10k"), _FASHION_CLASSES)
+
+
+def fashion_is_there(root: Path) -> bool:
+    """Whether Fashion-MNIST is on this machine."""
+    return _fashion_folder(root) is not None
+
+
+def fetch_fashion(root: Path, into: Path) -> None:
+    """Downloads Fashion-MNIST through torchvision."""
+    from torchvision.datasets import FashionMNIST
+
+    FashionMNIST(into, download=True)
+
+
+def _read_idx(path: Path, dims: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """An IDX file of bytes (LeCun's MNIST format), gzipped or not."""
+    try:
+        if path.is_file():
+            raw = path.read_bytes()
+        else:
+            path = path.with_name(path.name + ".gz")
+            raw = gzip.decompress(path.read_bytes())
+        shape = np.frombuffer(raw, ">i4", dims, offset=4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape).copy()
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise UserError(
+            f"{path} is truncated or not an IDX file ({first_line(error)}): copy it again"
+        ) from error

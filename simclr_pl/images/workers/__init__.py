@@ -1,0 +1,1 @@
+"""Worker processes that open images and cut crops from them."""

@@ -1,0 +1,24 @@
+"""A recipe of an optimizer, and a network of weights, biases and norms for it."""
+
+import torch
+from torch import nn
+
+from simclr_pl.core.model.optim import OptimizerRecipe, Scaling
+from simclr_pl.core.model.projector import build_projector
+
+
+def recipe(
+    name: str = "sgd",
+    learning_rate: float = 0.3,
+    scaling: Scaling = "linear",
+    weight_decay: float = 0.01,
+    momentum: float = 0.9,
+    warmup_epochs: float = 10,
+) -> OptimizerRecipe:
+    return OptimizerRecipe(name, learning_rate, scaling, weight_decay, momentum, warmup_epochs)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 4))
+    return nn.Sequential(encoder, build_projector(4, 2, None, 3)).double()

@@ -159,7 +159,7 @@ def test_images_of_one_part_are_alive_at_a_time() -> None:
     assert made == [0, 10, 20, 30, 20, 10, 0]
 
 
-# Runs --------------------------------------------------------------------------------------------
+# Precision ---------------------------------------------------------------------------------------
 
 
 # A run's precision is torch's default type in a step, but no longer in its backward.

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from plain_views import pictures
 from scipy.stats import ks_2samp
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
@@ -25,11 +26,6 @@ Box = tuple[int, int, int, int]
 
 def draws(count: int, seed: int = 0) -> Tensor:
     return torch.rand(count, DRAWS, generator=torch.Generator().manual_seed(seed))
-
-
-def pictures(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
 def resized_crops(

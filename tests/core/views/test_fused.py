@@ -10,7 +10,7 @@ import lightning as L
 import pytest
 import torch
 from commands import ENCODER_ARGS, QUICK, QUIET, fit, rows, run
-from torch import Tensor
+from plain_views import pictures
 from torch._dynamo import config as dynamo
 
 from simclr_pl import ContrastiveDataModule, SimCLR, SimCLRViews, UserError
@@ -28,11 +28,6 @@ def forgotten() -> Iterator[None]:
     yield
     compiled.cache_clear()
     torch.compiler.reset()
-
-
-def photos(*shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
 def plain(channels: int, **options: Any) -> dict[str, Any]:
@@ -55,7 +50,7 @@ def test_a_runs_precision_changes_no_view(
     views = SimCLRViews(20, **plain(3, blur=1.0, jitter=1.0))
     views.compiled = accelerator
     monkeypatch.setattr("simclr_pl.core.views.simclr.compiled", lambda function: function)
-    images, index = photos(16, 3, 30, 25), torch.arange(16)
+    images, index = pictures(16, 3, 30, 25), torch.arange(16)
     made = []
     for dtype in (torch.float32, torch.float64):
         torch.set_default_dtype(dtype)
@@ -96,7 +91,7 @@ def test_compiled_views_are_the_same_views() -> None:
         (12, 3, 16, {"scale": (0.9, 1.0)}),  # smaller
         (8, 2, 16, {"jitter": 0.0, "grayscale": 0.0}),  # no colours to change
     ):
-        images, index = photos(count, channels, size, size + 4), torch.arange(count)
+        images, index = pictures(count, channels, size, size + 4), torch.arange(count)
         views = SimCLRViews(size, **plain(channels, **options))
         fast = SimCLRViews(size, **plain(channels, **options), compiled=True)
         for got, want in zip(fast(images, index, 3), views(images, index, 3), strict=True):
@@ -111,7 +106,7 @@ def test_compiled_views_are_the_same_views() -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.processes
 def test_compiled_views_do_not_depend_on_the_batch() -> None:
-    images, index = photos(24, 3, 32, 32), torch.arange(24)
+    images, index = pictures(24, 3, 32, 32), torch.arange(24)
     views = SimCLRViews(32, **plain(3), compiled=True)
     together = views(images, index, 0)
     torch.set_num_threads(2)
@@ -133,7 +128,7 @@ def test_images_of_many_sizes_do_not_compile_again_and_again() -> None:
     torch.compiler.reset()
     with dynamo.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
         for more in range(8):
-            images, index = photos(8, 3, 20 + 7 * more, 30 + 5 * more), torch.arange(8)
+            images, index = pictures(8, 3, 20 + 7 * more, 30 + 5 * more), torch.arange(8)
             sizes = torch.tensor([[18 + 7 * more, 30]] * 8)
             for got, want in zip(
                 fast(images, index, 3, sizes), views(images, index, 3, sizes), strict=True

@@ -38,3 +38,17 @@ def fill(folder: Path, count: int, first: int = 0, suffix: str = ".jpg") -> list
         width, height = 40 + 7 * (number % 5), 36 + 9 * (number % 3)
         photograph(width, height, number).save(path)
     return paths
+
+
+def stored(image: Image.Image, orientation: int) -> Image.Image:
+    """The image as a camera stores it that was held so."""
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # values of Image.Transpose
+    if orientation == 1:
+        return image
+    return image.transpose(Image.Transpose(back[orientation]))
+
+
+def exif(orientation: int) -> Image.Exif:
+    found = Image.Exif()
+    found[274] = orientation
+    return found

@@ -1,11 +1,12 @@
-"""Draws of few labels: class-balanced, nested, and the same for everybody with the same seed."""
+"""Draws of few labels and of a holdout: of each class, and the same for the same seed."""
 
 import pytest
 import torch
+from arrays import counts
 
 from simclr_pl import UserError
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.images.splits import draw_fraction, few_labels
+from simclr_pl.images.splits import draw_fraction, few_labels, holdout
 
 LABELS = torch.tensor([0] * 30 + [1] * 12 + [7] * 50)[torch.randperm(92)]
 
@@ -42,7 +43,6 @@ def test_a_class_with_too_few_images_is_a_sentence() -> None:
 
 
 # A share of each class ----------------------------------------------------------------------------
-
 
 SEED_0 = [130, 156, 244, 353, 642, 697, 789, 841, 878, 905]
 SEED_1 = [67, 268, 386, 399, 413, 615, 631, 654, 720, 842]
@@ -100,3 +100,37 @@ def test_a_fraction_that_leaves_a_class_empty_says_which_would_do(
 def test_a_fraction_of_too_few_classes_is_a_sentence(labels: list[int]) -> None:
     with pytest.raises(UserError, match="a classifier needs at least 2"):
         draw_fraction(torch.tensor(labels), 1.0, 0)
+
+
+# The holdout -----------------------------------------------------------------------------------
+
+
+def test_the_holdout_takes_a_tenth_of_each_class() -> None:
+    labels = torch.repeat_interleave(torch.tensor([0, 3, 1]), torch.tensor([200, 50, 30]))
+    held = holdout(labels, seed=0)
+    assert counts(labels[held], 4) == [20, 3, 0, 5]
+    assert torch.equal(held, held.unique())  # rising, each once
+
+
+def test_the_holdout_takes_one_of_a_small_class_at_least() -> None:
+    labels = torch.tensor([0] * 40 + [1, 1, 2])
+    assert counts(labels[holdout(labels, seed=3)], 3) == [4, 1, 1]
+
+
+def test_the_holdout_ignores_unlabelled_images_unless_all_are() -> None:
+    labels = torch.tensor([UNLABELLED] * 100 + [0] * 20 + [1] * 20)
+    assert sorted(labels[holdout(labels, 0)].tolist()) == [0, 0, 1, 1]
+    assert len(holdout(torch.full((70,), UNLABELLED), 0)) == 7
+
+
+def test_the_holdout_is_random_in_each_class_and_hangs_on_the_seed_alone() -> None:
+    labels = torch.arange(1000) % 4
+    first = holdout(labels, 0)
+    assert torch.equal(first, holdout(labels, 0))
+    shared = set(first.tolist()) & set(holdout(labels, 1).tolist())
+    assert len(shared) < 30  # of 100, by chance 10
+    # Over many seeds every image is as likely as any other: a tenth of 300, give or take.
+    chosen = torch.zeros(40)
+    for seed in range(300):
+        chosen[holdout(torch.arange(40) % 2, seed)] += 1
+    assert 8 <= float(chosen.min()) <= 30 <= float(chosen.max()) <= 60

@@ -1,8 +1,6 @@
 """report: pictures and pages of real runs, finished, running, unlabelled, compared, broken."""
 
 import base64
-import csv
-import io
 import json
 import re
 import shutil
@@ -12,21 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from commands import fit, run
-from matplotlib.figure import Figure
+from figures import check_picture, texts
 from PIL import Image
 
 from simclr_pl.commandline.call import data_of
-from simclr_pl.core.data.datamodule import ContrastiveDataModule
-from simclr_pl.pictures import encoded_sample as snapshots
-from simclr_pl.pictures.curves import draw_comparison, draw_curves
-from simclr_pl.pictures.encoded_sample import Snapshot, take_snapshot
-from simclr_pl.pictures.features import draw_confusion, draw_map, draw_neighbours, draw_similarities
-from simclr_pl.pictures.map import flatten
-from simclr_pl.pictures.page import Table, png
+from simclr_pl.pictures.curves import draw_comparison
+from simclr_pl.pictures.encoded_sample import take_snapshot
+from simclr_pl.pictures.features import draw_neighbours, draw_similarities
+from simclr_pl.pictures.page import Table
 from simclr_pl.pictures.read_runs import read_runs
-from simclr_pl.pictures.views import displayable
-from simclr_pl.protocols.features import Features
-from simclr_pl.run.directory import RunDirectory
 
 LABELLED = {"curves", "views", "neighbours", "confusion", "map", "similarities"}
 
@@ -68,34 +60,11 @@ def _page(path: Path) -> _Page:
     return _Page(text)
 
 
-def _check_picture(content: bytes) -> None:
-    with Image.open(io.BytesIO(content)) as picture:
-        assert min(picture.size) > 250
-        assert max(picture.size) < 2500
-        gray = picture.convert("L")
-        counts = torch.tensor(gray.histogram()).double()
-        assert (counts > 0).sum() > 20
-        # Something is drawn, and the rest is paper.
-        assert 0.005 < 1 - counts[255] / counts.sum() < 0.95
-
-
 def _pictures(directory: Path) -> set[str]:
     found = sorted((directory / "pictures").glob("*.png"))
     for path in found:
-        _check_picture(path.read_bytes())
+        check_picture(path.read_bytes())
     return {path.stem for path in found}
-
-
-def _texts(figure: Figure) -> str:
-    figure.canvas.draw()
-    return "\n".join(t.get_text() for t in figure.findobj(match=lambda o: hasattr(o, "get_text")))
-
-
-@pytest.fixture(scope="module")
-def digits(source: Path) -> Snapshot:
-    """What the encoder of a finished run makes of its data."""
-    directory = RunDirectory(source)
-    return take_snapshot(directory, data_of([directory.config]))
 
 
 # One run ------------------------------------------------------------------------------------------
@@ -126,6 +95,12 @@ def test_a_finished_run_gets_every_picture_and_a_page_of_its_own(finished: Path)
     assert len(printed) == len(LABELLED) + 1
 
 
+@pytest.mark.long
+def test_report_draws_the_curves(finished: Path) -> None:
+    assert run("report", f"--run_dir={finished}").code == 0
+    check_picture((finished / "pictures" / "curves.png").read_bytes())
+
+
 def test_run_dir_is_another_way_to_name_the_run(finished: Path, tmp_path: Path) -> None:
     outcome = run("report", "--curves_only", "--run_dir", finished, "--out", tmp_path / "there")
     assert outcome.code == 0, outcome
@@ -148,129 +123,6 @@ def test_a_run_without_its_recipe_gets_its_curves(finished: Path) -> None:
     (finished / "config.yaml").unlink()
     assert run("report", finished).code == 0
     assert _pictures(finished) == {"curves"}
-
-
-def test_curves_have_a_panel_for_each_topic_that_was_logged(finished: Path) -> None:
-    path = finished / "metrics.csv"
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    more = ("linear/val_top1", "somebody/else")
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *more])
-        writer.writeheader()
-        writer.writerows({**row, **dict.fromkeys(more, "0.5")} for row in rows)
-    (run_,) = read_runs([str(finished)])
-    figure = draw_curves(run_)
-    titles = [axis.get_title() for axis in figure.axes if axis.lines]
-    assert titles == [
-        "loss", "contrastive top-1", "online probe, top-1", "kNN, top-1 on val",
-        "linear evaluation, top-1", "loss less its chance level",
-        "effective rank of features (RankMe)", "alignment (0: views agree)",
-        "uniformity (lower: more even)", "cosine similarity", "standard deviation (0: collapse)",
-        "learning rate", "gradient norm", "images a second", "share of time waiting for data",
-    ]  # fmt: skip
-    text = _texts(figure)
-    assert "log(2 x 128 - 1) = 5.54" in text
-    assert "k = 20\n" in text
-    assert "k = 200" in text
-    assert "epoch 2, seed 0" in text
-
-
-@pytest.mark.long
-def test_curves_of_a_run_that_diverged_are_drawn_as_far_as_they_go(finished: Path) -> None:
-    with (finished / "metrics.csv").open("a") as file:
-        file.write("4,2,nan,inf\n".replace("\n", "," * (_columns(finished) - 4) + "\r\n"))
-    (run_,) = read_runs([str(finished)])
-    _check_picture(png(draw_curves(run_)))
-    _check_picture(png(draw_comparison([run_, run_])))
-    assert len(run_.rows) == 5
-
-
-def _columns(directory: Path) -> int:
-    return len((directory / "metrics.csv").read_text().splitlines()[0].split(","))
-
-
-# What the pictures say ----------------------------------------------------------------------------
-
-
-def test_titles_say_protocol_split_epoch_and_seed(digits: Snapshot) -> None:
-    for draw in (draw_neighbours, draw_confusion, draw_map, draw_similarities):
-        text = _texts(draw(digits))
-        assert "digits" in text
-        assert "epoch 2 (step 4), seed 0" in text
-        assert "val images" in text
-    assert "k = 20, cosine, temperature 0.07" in _texts(draw_confusion(digits))
-
-
-def test_confusions_are_those_of_knn_by_definition(digits: Snapshot) -> None:
-    val, train = (
-        torch.nn.functional.normalize(part.features, dim=1) for part in (digits.val, digits.train)
-    )
-    right = 0
-    for feature, label in zip(val, digits.val.labels.tolist(), strict=True):
-        similarity = train @ feature
-        votes = torch.zeros(10)
-        for place in similarity.argsort(descending=True)[:20].tolist():
-            votes[digits.train.labels[place]] += torch.exp(similarity[place] / 0.07)
-        right += int(votes.argmax()) == label
-    assert f"top-1 {right / len(val):.3f}" in _texts(draw_confusion(digits))
-
-
-def test_right_and_wrong_neighbours_differ_by_sign_and_frame(digits: Snapshot) -> None:
-    def labelled(part: Features, label: int) -> Features:
-        return part._replace(labels=torch.full_like(part.labels, label))
-
-    for its, sign, solid in ((3, "\u2713 3", True), (4, "\u2717 4", False)):
-        shown = digits._replace(train=labelled(digits.train, its), val=labelled(digits.val, 3))
-        axes = draw_neighbours(shown, images=4, k=2).axes
-        neighbours = [axis for place, axis in enumerate(axes) if place % 3]
-        assert all(axis.get_title().startswith(sign) for axis in neighbours)
-        assert all((axis.spines["left"].get_linestyle() == "-") == solid for axis in neighbours)
-
-
-def test_large_splits_are_sampled_and_say_so(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshots, "MOST_TRAIN", 200)
-    monkeypatch.setattr(snapshots, "MOST_VAL", 50)
-    directory = RunDirectory(source)
-    few = take_snapshot(directory, data_of([directory.config]))
-    assert few.share("train") == "200 of 1,312 labelled train images"
-    assert few.share("val") == "50 of 146 val images"
-    assert few.projections.shape == (2, 50, 128)
-    assert "50 of 146 val images" in _texts(draw_map(few))
-    everything = few.data.splits.val.labels
-    assert torch.equal(few.val.labels, everything[few.val.index])
-
-
-def test_many_classes_are_drawn_in_part_and_it_is_said(digits: Snapshot) -> None:
-    count = len(digits.val.labels)
-    names = tuple(f"a class with the number {i}" for i in range(60))
-    data = digits.data
-    before = data.splits
-    data.splits = before._replace(classes=names)
-    try:
-        many = digits._replace(val=digits.val._replace(labels=torch.arange(count) % 60))
-        assert "40 more classes in gray" in _texts(draw_map(many))
-        assert max(draw_confusion(many).get_size_inches()) < 15
-    finally:
-        data.splits = before
-
-
-@pytest.mark.parametrize(
-    "features", [torch.ones(20, 5), torch.randn(3, 1)], ids=["collapsed", "few"]
-)
-def test_maps_of_features_without_structure_are_finite(features: torch.Tensor) -> None:
-    for flat in flatten(features):
-        assert flat.points.shape == (len(features), 2)
-        assert flat.points.isfinite().all()
-
-
-def test_images_of_any_number_of_channels_can_be_shown() -> None:
-    for channels, shape in ((1, (8, 8)), (2, (8, 8)), (3, (8, 8, 3)), (5, (8, 8))):
-        data = ContrastiveDataModule("digits")
-        data.mean = data.std = (0.5,) * channels
-        (shown,) = displayable(torch.zeros(1, channels, 8, 8), data)
-        assert shown.shape == shape
-        assert (shown == 0.5).all()
 
 
 # Images without labels ----------------------------------------------------------------------------
@@ -300,7 +152,7 @@ def test_unlabelled_images_get_the_pictures_that_need_no_labels(tmp_path: Path) 
     pairs = list(zip(shown[::2], shown[1::2], strict=True))
     assert len(pairs) == 13
     assert not any(torch.equal(image, neighbour) for image, neighbour in pairs)
-    assert "negatives: views of two images" in _texts(draw_similarities(unlabelled))
+    assert "negatives: views of two images" in texts(draw_similarities(unlabelled))
 
 
 # Several runs -------------------------------------------------------------------------------------
@@ -328,7 +180,7 @@ def test_several_runs_are_compared(finished: Path, tmp_path: Path) -> None:
     assert table["logistic, top-1 on val"] == ["\u2013", f"{result['top1']:.4f} (epoch 3, seed 5)"]
     page = _page(tmp_path / "both" / "comparison.html")
     assert page.images == [(tmp_path / "both" / "pictures" / "comparison.png").read_bytes()]
-    _check_picture(page.images[0])
+    check_picture(page.images[0])
     assert page.tags.count("tr") == len(table)
     assert not (finished / "report.html").exists()
 

@@ -180,3 +180,10 @@ def files(directory: Path) -> dict[str, bytes]:
     """Every file below a directory, with what is in it."""
     found = (path for path in sorted(directory.rglob("*")) if path.is_file())
     return {str(path.relative_to(directory)): path.read_bytes() for path in found}
+
+
+def refused(tmp_path: Path, *args: object) -> str:
+    """The sentence with which `fit` refuses; no trace of the run may be left."""
+    outcome = run("fit", *QUICK, "--run_dir", tmp_path / "new" / "run", *args)
+    assert not (tmp_path / "new").exists(), sorted((tmp_path / "new").rglob("*"))
+    return outcome.sentence

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands import REPOSITORY, checkpoint, rows, run
+from commands import REPOSITORY, run
+from run_files import checkpoint, rows
 
 from simclr_pl import ContrastiveDataModule, SimCLR
 from simclr_pl.commandline.options import Parser

@@ -2,14 +2,13 @@
 
 import os
 import re
-import subprocess
 import sys
 import sysconfig
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-from commands import REPOSITORY
+from commands import REPOSITORY, called
 
 DOCKERFILE = REPOSITORY / "Dockerfile"
 
@@ -29,9 +28,7 @@ def test_hadolint_finds_nothing() -> None:
     program = Path(sys.executable).with_name("hadolint")
     command = [program, "--no-color", "--failure-threshold", "style", DOCKERFILE]
     # Without a configuration of whoever runs this: nothing is ignored but by name, with a reason.
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"]}
-    )
+    done = called(*command, env={"PATH": os.environ["PATH"]})
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
     assert len(re.findall("hadolint ignore", DOCKERFILE.read_text())) == 1
 
@@ -75,7 +72,7 @@ def in_context(path: str) -> bool:
 
 def git(*args: str) -> list[str]:
     command = ["git", "-C", str(REPOSITORY), "ls-files", *args]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = called(*command)
     if done.returncode:
         pytest.skip("this is no git repository")
     return done.stdout.splitlines()
@@ -129,8 +126,8 @@ def test_the_install_takes_the_torch_that_is_there(tmp_path: Path, version: str)
         (tmp_path / "constraints.txt").write_text(changed)
     place = tmp_path / "environment"
     line = line.replace("/tmp/", f"{tmp_path}/here-").replace("/opt/simclr_pl", str(place))
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", line],
+    done = called(
+        *("bash", "-o", "pipefail", "-c", line),
         cwd=tmp_path,
         env={
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -139,9 +136,6 @@ def test_the_install_takes_the_torch_that_is_there(tmp_path: Path, version: str)
             "PIP_NO_BUILD_ISOLATION": "0",  # pip's way to say that it is off
             "HOME": str(tmp_path / "home"),
         },
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done
     assert "Successfully installed simclr_pl" in done.stdout

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from commands import QUICK, REPOSITORY, checkpoint, finish, rows, run, same_weights, start
+from commands import QUICK, REPOSITORY, finish, run, start
 from distances import far
+from run_files import checkpoint, rows, same_weights
 from stopping import kill_when
 
 from simclr_pl.pictures.curves import draw_curves

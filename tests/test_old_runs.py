@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import checkpoint, rows, run
+from commands import run
+from run_files import checkpoint, rows
 
 from simclr_pl import SimCLR, load_encoder
 

@@ -1,12 +1,11 @@
 """The scripts, as a newcomer runs them."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from commands import REPOSITORY, environment
+from commands import REPOSITORY, called
 from PIL import Image
 
 
@@ -15,15 +14,7 @@ def test_quickstart_shows_what_pretraining_was_worth(tmp_path: Path) -> None:
     if not (REPOSITORY / ".venv" / "installed-dev").exists():
         pytest.skip("scripts/install.sh has not made .venv")
     run = tmp_path / "run"
-    done = subprocess.run(
-        ["bash", "scripts/quickstart.sh", run],
-        cwd=REPOSITORY,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
+    done = called("bash", "scripts/quickstart.sh", run, cwd=REPOSITORY, timeout=800)
     assert done.returncode == 0, done.stderr
     assert "left" in done.stdout  # progress with the time left, without a terminal
     table = done.stdout.split("top-1 on the test split of digits")[1]
@@ -52,6 +43,6 @@ SCRIPTS = [
 def test_shellcheck_finds_nothing(path: Path) -> None:
     program = Path(sys.executable).with_name("shellcheck")
     command = [program, "--norc", "--severity=style", path]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = called(*command)
     assert (found.returncode, found.stdout + found.stderr) == (0, "")
     assert path.stat().st_mode & 0o111

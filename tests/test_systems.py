@@ -1,14 +1,14 @@
 """Other systems than the one of the tests: a plain locale, Windows' modules, workers that spawn."""
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import QUICK, REPOSITORY, environment, files, finish, start
+from commands import QUICK, REPOSITORY, called, environment, finish, start
 from photographs import fill
+from run_files import files
 
 from simclr_pl.cluster.signals import StopRequest
 from simclr_pl.commands.pack.pack import _interruptible
@@ -20,16 +20,8 @@ PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 def python(script: Path, code: str, *args: object, **variables: str) -> tuple[int, str, str]:
     """Runs a script; gives its exit code and what it wrote."""
     script.write_text(code, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, script, *map(str, args)],
-        env=environment(**variables),
-        cwd=REPOSITORY,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    where = {"env": environment(**variables), "cwd": REPOSITORY, "timeout": 240}
+    done = called(sys.executable, script, *args, **where)
     return done.returncode, done.stdout, done.stderr
 
 

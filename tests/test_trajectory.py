@@ -13,26 +13,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from commands import (
-    ENCODER_ARGS,
-    QUICK,
-    REPOSITORY,
-    Outcome,
-    cells,
-    checkpoint,
-    environment,
-    finish,
-    rows,
-    run,
-    same_weights,
-    start,
-)
+from commands import ENCODER_ARGS, QUICK, REPOSITORY, Outcome, environment, finish, run, start
 from distances import far
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from PIL import Image
+from photographs import write_digits
 from ranks import ranks
 from recording import InterruptionError, Pass, passes
-from sklearn.datasets import load_digits
+from run_files import cells, checkpoint, rows, same_weights
 
 from simclr_pl.commands.pack.pack import pack
 
@@ -134,11 +121,7 @@ def doubles(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folder = tmp_path_factory.mktemp("doubles")
     outcome = launch(folder / "2", 2, *DOUBLE)
     assert (outcome.code, outcome.err) == (0, ""), outcome
-    return {
-        1: train(folder / "1", 1, *DOUBLE),
-        2: folder / "2",
-        3: train(folder / "3", 3, *DOUBLE),
-    }
+    return {1: train(folder / "1", 1, *DOUBLE), 2: folder / "2", 3: train(folder / "3", 3, *DOUBLE)}
 
 
 @pytest.mark.parametrize("devices", [2, 3])
@@ -244,11 +227,7 @@ def test_broken_off_on_one_device_and_resumed_on_three(
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """Digits as image files of several sizes, a folder a class."""
     root = tmp_path_factory.mktemp("pictures")
-    digits = load_digits()
-    for i, (image, label) in enumerate(zip(digits.images[:150], digits.target, strict=False)):
-        (root / str(label)).mkdir(exist_ok=True)
-        pixels = Image.fromarray((image * 15).astype("uint8"))
-        pixels.resize((24 + i % 5, 32 - i % 7)).save(root / str(label) / f"{i:03d}.png")
+    write_digits(root, 150)
     return ("--data.dataset", "folder", "--data.root", str(root), "--data.batch_size", "20")
 
 

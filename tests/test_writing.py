@@ -1,28 +1,15 @@
 """Files written whole or not at all, and what is said and left behind where one cannot be."""
 
-import resource
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filling import no_file_above
 
 from simclr_pl import UserError
 from simclr_pl.writing import beside, cannot_write, sweep, whole, write_text
-
-
-@contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """A context in which no file may grow beyond so many bytes, as if a disk was full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_file_is_replaced_at_once_and_has_the_rights_of_others(tmp_path: Path) -> None:

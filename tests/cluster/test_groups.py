@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import QUICK, checkpoint, finish, fit, rows, start
+from commands import QUICK, finish, fit, start
 from photographs import fill
+from run_files import checkpoint, rows
 from stopping import check_same_run
 
 from simclr_pl.core.randomness import epoch_order

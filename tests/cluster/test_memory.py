@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import QUICK, REPOSITORY, Outcome, environment, finish, rows
+from commands import QUICK, REPOSITORY, Outcome, environment, finish
+from run_files import rows
 
 from simclr_pl import SimCLR
 from simclr_pl.cluster.memory import PeakMemory, ran_out

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import QUICK, REPOSITORY, checkpoint, environment, finish, rows
+from commands import QUICK, REPOSITORY, environment, finish
 from commands import run as command
 from distances import far
+from run_files import checkpoint, rows
 
 pytestmark = [
     pytest.mark.ddp,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import QUICK, Outcome, environment, finish, rows, start
+from commands import QUICK, Outcome, environment, finish, start
+from run_files import rows
 
 pytestmark = [pytest.mark.ddp, pytest.mark.timeout(300)]
 

@@ -7,7 +7,8 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
-from commands import QUICK, checkpoint
+from commands import QUICK
+from run_files import checkpoint
 
 from simclr_pl.__main__ import main
 from simclr_pl.run.unfinished import GIVEN_UP, UNFINISHED

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import QUICK, Outcome, checkpoint, finish, fit, rows, signal_when
+from commands import QUICK, Outcome, finish, fit, signal_when
 from distances import far
+from run_files import checkpoint, rows
 from stopping import begin, check_same_run, paused
 
 from simclr_pl.run.unfinished import UNFINISHED

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import QUICK, REPOSITORY, checkpoint, rows
+from commands import QUICK, REPOSITORY
 from commands import run as command
 from distances import far
+from run_files import checkpoint, rows
 from slurm import Slurm, missing, slurm
 
 pytestmark = [

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from commands import QUICK, checkpoint, files, refused, rows, run
+from commands import QUICK, refused, run
+from noise import write_npz
+from run_files import checkpoint, files, rows
 
 
 def missing(path: Path) -> None:
@@ -108,12 +109,9 @@ def test_weights_of_another_architecture_are_refused_by_parameter(
 def test_evaluating_data_that_the_checkpoint_does_not_fit_is_refused(
     source: Path, tmp_path: Path
 ) -> None:
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (40, 8, 8, 3), np.uint8)  # in colour
-    labels = np.arange(40) % 4
-    np.savez(tmp_path / "data.npz", train_images=images, train_labels=labels)
+    in_colour = write_npz(tmp_path / "data.npz", 8, 8, 3)
     last = source / "checkpoints" / "last.ckpt"
-    data = ("--data.dataset", "npz", "--data.root", tmp_path / "data.npz")
+    data = ("--data.dataset", "npz", "--data.root", in_colour)
     sentence = run("validate", *QUICK, *data, "--ckpt_path", last).sentence
     assert "encoder.conv1.weight" in sentence
 
@@ -121,9 +119,7 @@ def test_evaluating_data_that_the_checkpoint_does_not_fit_is_refused(
 # A loss that is no longer a number ----------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_a_number_ends_the_run_and_spares_the_checkpoint(
-    tmp_path: Path,
-) -> None:
+def test_a_loss_that_is_not_a_number_ends_the_run_and_spares_the_checkpoint(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     # One step an epoch: the first is sound, and saved; its weights blow up the second.
     explode = ("--model.learning_rate", "1e30", "--trainer.limit_train_batches", "1")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import QUICK, finish, refused, run, start
-from PIL import Image
+from noise import pixels, write_images
 
 
 def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
@@ -123,17 +123,11 @@ def test_an_empty_folder_of_images_is_named(tmp_path: Path) -> None:
     assert ".jpg" in sentence
 
 
-def npz(tmp_path: Path, labels: list[int]) -> Path:
-    """A data set of 40 random images."""
-    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
-    held = {"val_images": images, "val_labels": np.array(labels)}
-    path = tmp_path / "data.npz"
-    np.savez(path, train_images=images, train_labels=np.arange(40) % 4, **held)
-    return path
-
-
 def test_a_label_below_minus_one_is_refused(tmp_path: Path) -> None:
-    path = npz(tmp_path, [-2, *(i % 4 for i in range(39))])
+    path = tmp_path / "data.npz"
+    labels = np.array([-2, *(i % 4 for i in range(39))])
+    images = {"train_images": pixels(40, 8, 8), "val_images": pixels(40, 8, 8)}
+    np.savez(path, train_labels=np.arange(40) % 4, val_labels=labels, **images)
     sentence = refused(
         tmp_path, "--data.dataset", "npz", "--data.root", path, "--data.batch_size", "8"
     )
@@ -141,12 +135,8 @@ def test_a_label_below_minus_one_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_broken_image_in_a_worker_is_named_on_one_line(tmp_path: Path) -> None:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    for number in range(24):
-        Image.fromarray(pixels).save(folder / f"{number:02}.jpg")
-    broken = folder / "07.jpg"
+    folder = write_images(tmp_path / "images", 24, 16, 16)
+    broken = folder / "007.png"
     broken.write_bytes(broken.read_bytes()[:150])
     data = ("--data.dataset", "folder", "--data.root", folder, "--data.num_workers", "2")
     steps = ("--data.batch_size", "24", "--trainer.limit_train_batches", "1")

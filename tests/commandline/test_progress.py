@@ -12,7 +12,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-from commands import QUICK, files, fit, rows, run
+from commands import QUICK, fit, run
+from run_files import files, rows
 
 from simclr_pl.__main__ import main
 from simclr_pl.commandline import progress

@@ -1,14 +1,13 @@
 """Baselines in the encoder's place: a library's weights, a file's, another run's."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
 import torch
-from commands import fit, run
+from commands import NARROW, fit, run
 from published import publish
+from run_files import result
 from torch import Tensor, nn
 from torchvision import models
 
@@ -18,8 +17,6 @@ from simclr_pl.commandline.target import DataChoice, Pretrained, find_pretrained
 from simclr_pl.run.results import sha256
 
 pytestmark = pytest.mark.long
-
-NARROW = {"channels": [8, 8, 16, 16], "stem_type": "", "stem_width": 8}
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +39,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def of(path: Path) -> Pretrained:
     return find_pretrained(None, str(path), None, DataChoice())
-
-
-def result(path: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(path.read_text())
-    return loaded
 
 
 def test_compare_has_a_column_of_a_file_s_weights(source: Path, weights: Path) -> None:

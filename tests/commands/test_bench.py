@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from commands import ENCODER_ARGS, Outcome, fit, run
-from PIL import Image
+from noise import write_images
 
 from simclr_pl import ContrastiveDataModule, SimCLR
 from simclr_pl.commands.bench import ceilings
@@ -202,12 +201,8 @@ def test_bfloat16_is_advised_where_it_is_not_used() -> None:
 
 @pytest.mark.processes
 def test_image_files_are_measured_with_their_workers(tmp_path: Path) -> None:
-    draw = np.random.default_rng(0)
-    (tmp_path / "images").mkdir()
-    for number in range(40):
-        pixels = draw.integers(0, 256, (24, 20, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
-    folder = ("--data.dataset", "folder", "--data.root", tmp_path / "images")
+    images = write_images(tmp_path / "images", 40, 24, 20)
+    folder = ("--data.dataset", "folder", "--data.root", images)
     out = tmp_path / "bench.json"
     size = ("--data.image_size", 16, "--data.batch_size", 8, "--data.num_workers", 1)
     outcome = bench(*folder, *size, "--out", out)

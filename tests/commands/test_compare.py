@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from commands import ENCODER_ARGS, fit, run
+from commands import NARROW, fit, run
 
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.model.checkpoint import read_checkpoint
@@ -48,7 +48,7 @@ def test_compare_s_untrained_encoder_is_the_one_the_run_began_with(trained: RunD
     data.setup()
     assert data.mean is not None
     assert data.std is not None
-    began = SimCLR("resnet10t", json.loads(ENCODER_ARGS), optimizer="sgd", seed=3)
+    began = SimCLR("resnet10t", NARROW, optimizer="sgd", seed=3)
     began._build(Geometry(1, 8, data.mean, data.std))
     first = encode(began.encoder, data, "val").features
     again = encode(load_backbone(checkpoint, "it", fresh=3).encoder, data, "val").features

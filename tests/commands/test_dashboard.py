@@ -3,16 +3,14 @@
 import importlib.util
 import json
 import os
-import socket
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import Outcome, fit, run
 from offline import history, records
-from wandb_server import wandb_server
+from wandb_server import no_answer, wandb_server
 
 from simclr_pl.commands.dashboard import MORE, PICTURES, SECTIONS, STEP, lines_of
 from simclr_pl.pictures.curves import TOPICS
@@ -132,15 +130,8 @@ def test_a_view_is_saved_where_a_server_answers(
 def test_a_server_that_does_not_answer_costs_seconds_and_the_file_is_written(
     silent: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        if silent:
-            listener.listen(50)
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
-        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-        began = time.monotonic()
+    with no_answer(silent, monkeypatch, 100):
         said = made("--out", tmp_path / "made.json")
-        assert time.monotonic() - began < 60
         assert said.out.startswith("W&B does not answer (")
         assert said.out.count("\n") == 1
         assert shown(json.loads((tmp_path / "made.json").read_text()))[0]

@@ -7,33 +7,15 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import wandb
 import yaml
-from commands import (
-    checkpoint,
-    files,
-    fit,
-    rows,
-    run,
-    same_weights,
-)
-from finetuning import (
-    FAST,
-    STEPS,
-    assert_same_bits,
-    curve,
-    finetune,
-    home,
-    npz,
-    result,
-    weights,
-    without,
-)
+from commands import fit, run
+from finetuning import FAST, STEPS, assert_same_bits, curve, finetune, home, npz, weights, without
+from noise import write_dark_and_bright
 from offline import history, recipe, records
-from PIL import Image
+from run_files import checkpoint, files, result, rows, same_weights
 
 from simclr_pl import ContrastiveDataModule, load_encoder
 from simclr_pl.core.model.checkpoint import KEY
@@ -337,11 +319,7 @@ def test_a_checkpoint_on_its_own_keeps_everything_beside_it(finished: Path, tmp_
 
 @pytest.mark.processes
 def test_image_files_are_decoded_by_workers_that_end(tmp_path: Path) -> None:
-    for number in range(48):
-        folder = tmp_path / "images" / ("dark", "bright")[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(number).integers(0, 60, (20, 24, 3)) + 150 * (number % 2)
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    write_dark_and_bright(tmp_path / "images")
     data = ("--data.dataset", "folder", "--data.root", tmp_path / "images")
     fit(tmp_path / "run", *data, "--data.batch_size", 8, "--data.num_workers", 1)
     more = ("--label_fraction", "0.5", "--split", "val", "--batch_size", "8", "--epochs", "2")

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import REPOSITORY, checkpoint, files, run
-from finetuning import FAST, assert_same_bits, finetune, home, result, weights
+from commands import REPOSITORY, run
+from finetuning import FAST, assert_same_bits, finetune, home, weights
+from run_files import checkpoint, files, result
 
 from simclr_pl.run.results import sha256
 
@@ -23,10 +24,7 @@ def test_a_recipe_in_yaml_is_the_same_as_options_and_config_yaml_repeats_the_run
         "model: {learning_rate: 0.3}\ndata: {label_fraction: 0.1, batch_size: 50}\n"
         "trainer: {accelerator: cpu, max_epochs: 4, log_every_n_steps: 1}\nwandb: off\n"
     )
-    for config, more in (
-        (recipe, ("--run_dir", finished)),
-        (home(finished) / "config.yaml", ()),
-    ):
+    for config, more in ((recipe, ("--run_dir", finished)), (home(finished) / "config.yaml", ())):
         out = tmp_path / config.stem
         done = run("finetune", "--config", config, *more, "--out", out)
         assert (done.code, done.err) == (0, ""), done

@@ -6,13 +6,10 @@ from typing import Any
 import pytest
 import torch
 import wandb
-from commands import (
-    files,
-    rows,
-    run,
-)
+from commands import run
 from finetuning import FAST, as_rank, finetune, home, npz, weights
 from ranks import ranks
+from run_files import files, rows
 
 from simclr_pl.core.model.checkpoint import KEY
 

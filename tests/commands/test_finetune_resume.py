@@ -12,18 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import (
-    DRAWING,
-    checkpoint,
-    files,
-    finish,
-    fit,
-    rows,
-    run,
-    same_weights,
-    signal_when,
-    start,
-)
+from commands import DRAWING, finish, fit, run, signal_when, start
 from finetuning import (
     FAST,
     STEPS,
@@ -34,10 +23,10 @@ from finetuning import (
     finetune,
     home,
     npz,
-    result,
     weights,
 )
 from ranks import ranks
+from run_files import checkpoint, files, result, rows, same_weights
 
 pytestmark = pytest.mark.long
 

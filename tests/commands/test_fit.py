@@ -13,22 +13,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import (
-    QUICK,
-    REPOSITORY,
-    RUN_FILES,
-    checkpoint,
-    environment,
-    files,
-    finish,
-    fit,
-    rows,
-    run,
-    same_weights,
-    signal_when,
-    start,
-)
-from PIL import Image
+from commands import QUICK, REPOSITORY, called, environment, finish, fit, run, signal_when, start
+from noise import write_image
+from run_files import RUN_FILES, checkpoint, files, rows, same_weights
 
 from simclr_pl import __version__
 from simclr_pl.__main__ import COMMANDS
@@ -56,13 +43,13 @@ def without_torch(tmp_path: Path, *args: str) -> subprocess.CompletedProcess[str
     heavy = ("torch", "lightning", "numpy", "timm", "wandb", "jsonargparse", "sklearn")
     lines = ["import sys", *(f"sys.modules[{name!r}] = None" for name in heavy)]
     (tmp_path / "sitecustomize.py").write_text("\n".join(lines))
-    return subprocess.run(
-        [sys.executable, "-m", "simclr_pl", *args],
+    return called(
+        sys.executable,
+        "-m",
+        "simclr_pl",
+        *args,
         env=environment(PYTHONPATH=f"{tmp_path}:{REPOSITORY}"),
-        capture_output=True,
-        text=True,
         timeout=60,
-        check=False,
     )
 
 
@@ -92,11 +79,7 @@ def installed(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
     scripts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
     module, function = scripts["simclr_pl"].split(":")
     code = f"import sys; sys.path.remove(''); from {module} import {function}; {function}()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *args],
-        **{"env": environment(), "capture_output": True, "text": True, "timeout": 120, **options},
-        check=False,
-    )
+    return called(sys.executable, "-c", code, *args, **options)
 
 
 def test_the_installed_command_is_the_same_as_python_m(tmp_path: Path) -> None:
@@ -300,9 +283,7 @@ def test_options_on_the_command_line_win_over_files_and_later_files_over_earlier
 
 def draw(path: Path, seed: int) -> None:
     """A small JPEG, no two of the same size."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (12 + seed % 5, 16, 3), np.uint8)
-    Image.fromarray(pixels).save(path)
+    write_image(path, seed, 12 + seed % 5, 16)
 
 
 FOLDER = (

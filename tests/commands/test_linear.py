@@ -1,17 +1,16 @@
 """linear and knn as commands: real checkpoints, real files, a sentence for what is wrong."""
 
-import json
 import multiprocessing
 import shutil
 import statistics
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from commands import Outcome, checkpoint, fit, run
-from PIL import Image
+from commands import Outcome, fit, run
+from finetuning import npz, weights
+from noise import write_dark_and_bright
+from run_files import checkpoint, result
 
 from simclr_pl import ContrastiveDataModule, load_encoder
 from simclr_pl.protocols.crops import encode_crops
@@ -30,15 +29,6 @@ def worked(*args: object) -> str:
     assert outcome.code == 0, outcome
     assert not outcome.err
     return outcome.out
-
-
-def result(path: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(path.read_text())
-    return loaded
-
-
-def weights(finished: Path) -> Path:
-    return finished / "checkpoints" / "last.ckpt"
 
 
 # What they do -------------------------------------------------------------------------------------
@@ -140,22 +130,6 @@ def test_a_checkpoint_on_its_own_needs_data_and_keeps_its_results_beside_it(
 # Transfer -----------------------------------------------------------------------------------------
 
 
-def npz(path: Path, channels: int = 1, *, test: bool = True, labels: bool = True) -> Path:
-    """120 images of 12 x 12 pixels, whose class is how bright they are."""
-    classes = np.arange(120) % 4
-    noise = np.random.default_rng(0).integers(0, 40, (120, 12, 12, channels))
-    images = (noise + 50 * classes[:, None, None, None]).astype(np.uint8)
-    held = {"train_images": images}
-    if labels:
-        held["train_labels"] = classes
-    if test:
-        held |= (
-            {"test_images": images, "test_labels": classes} if labels else {"test_images": images}
-        )
-    np.savez(path, **held)
-    return path
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_another_data_set_is_seen_as_the_encoder_was_trained(
     command: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -183,11 +157,7 @@ def test_another_data_set_is_seen_as_the_encoder_was_trained(
 
 @pytest.mark.processes
 def test_image_files_are_decoded_by_workers_that_end(tmp_path: Path) -> None:
-    for number in range(48):
-        folder = tmp_path / "images" / ("dark", "bright")[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(number).integers(0, 60, (20, 24, 3)) + 150 * (number % 2)
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    write_dark_and_bright(tmp_path / "images")
     data = ("--data.dataset", "folder", "--data.root", tmp_path / "images")
     fit(tmp_path / "run", *data, "--data.batch_size", 8, "--data.num_workers", 1)
     for command in (["knn"], ["linear", *FAST], ["linear", *FAST, "--augment"]):
@@ -256,7 +226,7 @@ def test_data_that_cannot_be_scored_is_a_sentence(
     assert "3 channels" in colour
     assert "trained on 1" in colour
     assert "no test split" in said(npz(tmp_path / "untested.npz", test=False))
-    assert "no labels" in said(npz(tmp_path / "unlabelled.npz", labels=False))
+    assert "no labels" in said(npz(tmp_path / "unlabelled.npz", labels=()))
 
 
 def broken(path: Path, how: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from commands import fit, run
 from figures import check_picture, texts
-from PIL import Image
+from noise import write_images
 
 from simclr_pl.commandline.call import data_of
 from simclr_pl.pictures.curves import draw_comparison
@@ -130,12 +130,7 @@ def test_a_run_without_its_recipe_gets_its_curves(finished: Path) -> None:
 
 @pytest.mark.long
 def test_unlabelled_images_get_the_pictures_that_need_no_labels(tmp_path: Path) -> None:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    generator = torch.Generator().manual_seed(0)
-    for number in range(130):
-        pixels = torch.randint(0, 256, (9, 11, 3), generator=generator, dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    folder = write_images(tmp_path / "images", 130, 9, 11)
     directory = tmp_path / "run"
     fit(directory, "--data.dataset", "folder", "--data.root", folder, "--data.num_workers", 0)
     outcome = run("report", directory)

@@ -8,7 +8,8 @@ import lightning as L
 import pytest
 import timm
 import torch
-from commands import QUICK, QUIET, checkpoint, finish, fit, run, start
+from commands import NARROW, QUICK, QUIET, finish, fit, run, start
+from run_files import checkpoint
 from torch import Tensor
 from torchvision import models
 
@@ -19,9 +20,6 @@ from simclr_pl.core.model.encoder import EncoderSpec, build_encoder
 
 STILL = ("--model.learning_rate", "1e-30", "--model.weight_decay", "0")
 """Weights stay as they were at the first step."""
-
-NARROW = {"channels": [8, 8, 16, 16], "stem_type": "", "stem_width": 8}
-"""`commands.ENCODER_ARGS`."""
 
 PRETRAINED = ("--model.encoder", "resnet18", "--model.encoder_args", "{pretrained: true}")
 

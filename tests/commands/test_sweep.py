@@ -10,18 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import (
-    QUICK,
-    Outcome,
-    checkpoint,
-    files,
-    finish,
-    rows,
-    run,
-    same_weights,
-    signal_when,
-    start,
-)
+from commands import QUICK, Outcome, finish, run, signal_when, start
+from run_files import checkpoint, files, rows, same_weights
 
 from simclr_pl.commands.sweep.table import Trial, ranked
 
@@ -135,9 +125,7 @@ def test_a_sweep_is_not_written_over_and_resumes_as_itself_alone(
 
 
 @pytest.mark.processes
-def test_resume_tries_what_failed_again_and_nothing_else(
-    swept: tuple[Path, Path, Outcome],
-) -> None:
+def test_resume_tries_what_failed_again_and_nothing_else(swept: tuple[Path, Path, Outcome]) -> None:
     config, folder, _ = swept
     finished = {name: content for name, content in files(folder).items() if "000" in name}
     sweep = ("sweep", "--local", "2", "--config", config, "--out", folder, "--resume")

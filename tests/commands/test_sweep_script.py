@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import checkpoint
+from run_files import checkpoint
 from sweeps import swept, write
 from wandb_server import wandb_server
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import slurm
 import yaml
-from commands import REPOSITORY, checkpoint
+from commands import REPOSITORY
+from run_files import checkpoint
 from sweeps import swept, write
 from wandb_server import wandb_server
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from commands import run
 from figures import check_picture
-from PIL import Image
+from noise import write_images
 
 pytestmark = pytest.mark.long
 
@@ -24,10 +24,7 @@ def test_views_draws_what_a_configuration_would_do(tmp_path: Path) -> None:
 
 
 def test_views_draws_image_files_as_workers_cut_them(tmp_path: Path) -> None:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number in range(12):
-        Image.new("RGB", (60 + number, 40), (20 * number, 100, 200)).save(folder / f"{number}.png")
+    folder = write_images(tmp_path / "images", 12, 40, 60)
     config = tmp_path / "mine.yaml"
     config.write_text(
         f"data: {{dataset: folder, root: {folder}, image_size: 32, num_workers: 0}}\n"

@@ -3,13 +3,12 @@
 import ast
 import io
 import shutil
-import subprocess
 import sys
 import tokenize
 from pathlib import Path
 
 import pytest
-from commands import REPOSITORY, environment
+from commands import REPOSITORY, called, environment
 
 CORE = REPOSITORY / "simclr_pl" / "core"
 FILES = sorted(CORE.rglob("*.py"))
@@ -89,14 +88,8 @@ def test_the_core_alone_trains(tmp_path: Path) -> None:
     package = tmp_path / "simclr_pl"
     shutil.copytree(CORE, package / "core", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(CORE.parent / "__init__.py", package)
-    done = subprocess.run(
-        [sys.executable, "-c", TRAIN],
-        cwd=tmp_path,
-        env={**environment(), "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    alone = environment(PYTHONPATH=str(tmp_path))
+    done = called(sys.executable, "-c", TRAIN, cwd=tmp_path, env=alone)
     assert done.returncode == 0, done
     trained, refused = done.stdout.splitlines()[-2:]
     place, steps, loss = trained.split()

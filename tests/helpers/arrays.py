@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from simclr_pl import UserError
-from simclr_pl.core.batch import UNLABELLED
+from simclr_pl.core.batch import UNLABELLED, Batch
 from simclr_pl.core.data.sources import ArrayImages
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -22,10 +22,6 @@ def counts(labels: torch.Tensor, classes: int) -> list[int]:
     return torch.bincount(labels[labels != UNLABELLED], minlength=classes).tolist()
 
 
-def pixels(count: int, *shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
-
-
 def sentence(caught: pytest.ExceptionInfo[UserError]) -> str:
     """What was said, if it is one sentence."""
     said = str(caught.value)
@@ -33,3 +29,13 @@ def sentence(caught: pytest.ExceptionInfo[UserError]) -> str:
     assert ":)" not in said
     assert "\\n" not in said
     return said
+
+
+def same_batches(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a.images, b.images)
+        and torch.equal(a.labels, b.labels)
+        and torch.equal(a.index, b.index)
+        and a.epoch == b.epoch
+        for a, b in zip(first, second, strict=True)
+    )

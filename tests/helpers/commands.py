@@ -1,7 +1,7 @@
 """Runs commands as a user does: in this process where that is the same, else in one of its own."""
 
-import csv
 import io
+import json
 import os
 import signal
 import subprocess
@@ -12,14 +12,16 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from warm import Warm
 
 from simclr_pl.__main__ import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-ENCODER_ARGS = '{"channels": [8, 8, 16, 16], "stem_type": "", "stem_width": 8}'
+NARROW = {"channels": [8, 8, 16, 16], "stem_type": "", "stem_width": 8}
+"""`encoder_args` of a very small ResNet, "resnet10t"."""
+
+ENCODER_ARGS = json.dumps(NARROW)
 
 DRAWING = ENCODER_ARGS.replace("}", ', "drop_rate": 0.3, "drop_path_rate": 0.3}')
 """With layers that draw random numbers in training."""
@@ -34,9 +36,6 @@ QUICK = (
 )
 """Four steps on digits with a very small ResNet: half a second."""
 
-
-RUN_FILES = {"config.yaml", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/data.npz"}
-"""What a run writes, below its directory."""
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -98,6 +97,15 @@ def environment(**more: str) -> dict[str, str]:
     return {**mine, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
+def called(
+    *command: object, check: bool = False, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """How any program ended, within two minutes unless told otherwise, and what it said."""
+    usual: dict[str, Any] = {"env": environment(), "stdin": subprocess.DEVNULL, "timeout": 120}
+    usual |= {"capture_output": True, "text": True}
+    return subprocess.run([str(word) for word in command], check=check, **(usual | options))
+
+
 def start(*args: object, fresh: bool = False, **options: Any) -> subprocess.Popen[str]:
     """Starts `python -m simclr_pl ARGS` as a process of its own, without a terminal.
 
@@ -140,46 +148,6 @@ def signal_when(
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-
-
-def cells(directory: Path) -> list[list[str]]:
-    """A run's metrics.csv without its timings, which no run shares: names, then each row's cells.
-
-    Read with nothing but the standard library.
-    """
-    path = directory / "metrics.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        table = list(csv.reader(file))
-    head = table[0] if table else []
-    timings = {place for place, name in enumerate(head) if name.startswith("speed/")}
-    return [[cell for place, cell in enumerate(row) if place not in timings] for row in table]
-
-
-def rows(directory: Path) -> list[dict[str, str]]:
-    """Rows of a run's metrics.csv without its timings, each with what it has a value for."""
-    head, *table = cells(directory) or [[]]
-    return [{k: v for k, v in zip(head, row, strict=False) if v} for row in table]
-
-
-def checkpoint(directory: Path, name: str = "last.ckpt") -> dict[str, Any]:
-    """A checkpoint of a run."""
-    path = directory / "checkpoints" / name
-    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return loaded
-
-
-def same_weights(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two checkpoints hold the same weights, to the bit."""
-    one, other = a["state_dict"], b["state_dict"]
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def files(directory: Path) -> dict[str, bytes]:
-    """Every file below a directory, with what is in it."""
-    found = (path for path in sorted(directory.rglob("*")) if path.is_file())
-    return {str(path.relative_to(directory)): path.read_bytes() for path in found}
 
 
 def refused(tmp_path: Path, *args: object) -> str:

@@ -1,7 +1,9 @@
-"""Callbacks that take the room or the directory away from a run in its third step."""
+"""The room or the directory taken away: from this process, from a run in its third step."""
 
 import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +30,14 @@ class Gone(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step == STEP - 1:
             shutil.rmtree(Path(trainer.default_root_dir))
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """A context in which no file may grow beyond so many bytes, as if a disk was full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

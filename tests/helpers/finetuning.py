@@ -1,21 +1,13 @@
 """Fine-tunings as short as they can be, and where they keep what."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from commands import (
-    Outcome,
-    cells,
-    checkpoint,
-    rows,
-    run,
-    same_weights,
-)
+from commands import Outcome, run
 from distances import far
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from run_files import cells, checkpoint, rows, same_weights
 
 FAST = (
     *("--label_fraction", "0.1", "--epochs", "4", "--batch_size", "50", "--wandb", "off"),
@@ -37,11 +29,6 @@ def finetune(*args: object) -> Outcome:
     outcome = run("finetune", *FAST, *args)
     assert (outcome.code, outcome.err) == (0, ""), outcome
     return outcome
-
-
-def result(path: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(path.read_text())
-    return loaded
 
 
 def home(run_dir: Path, name: str = "finetune-0.1-seed0") -> Path:

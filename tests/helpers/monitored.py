@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from commands import QUIET
 from torch import Tensor, nn
 
 from simclr_pl import ContrastiveDataModule, NTXentLoss
@@ -79,9 +80,5 @@ def digits(batch_size: int = 128) -> ContrastiveDataModule:
 
 def trainer(*callbacks: L.Callback, **options: Any) -> L.Trainer:
     """A quiet one, on the CPU."""
-    quiet: dict[str, Any] = {
-        "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
-        "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
-        "use_distributed_sampler": False,
-    }  # fmt: skip
-    return L.Trainer(callbacks=list(callbacks), **{**quiet, **options})
+    more = {"num_sanity_val_steps": 0, "use_distributed_sampler": False}
+    return L.Trainer(callbacks=list(callbacks), **(QUIET | more | options))

@@ -2,12 +2,11 @@
 
 import functools
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from commands import environment
+from commands import called
 
 
 def records(directory: Path) -> list[list[dict[str, Any]]]:
@@ -24,9 +23,7 @@ def _inspected(file: Path, changed: int) -> str:
     """What the program says of a file, which takes it three seconds, as it was changed last."""
     program = Path(sys.executable).with_name("wandb")
     command = [program, "leet", "inspect", "--json", file]
-    answer = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=60, check=True
-    )
+    answer = called(*command, timeout=60, check=True)
     return answer.stdout
 
 

@@ -1,12 +1,12 @@
 """A batch in parts, encoders for it, and two steps of them: at once, in parts, and literally."""
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from commands import ENCODER_ARGS
+from commands import NARROW
+from noise import pictures
 from torch import Tensor, nn
 
 from simclr_pl import NTXentLoss, SimCLRViews
@@ -19,10 +19,7 @@ SIZE = 40
 
 
 def batch() -> Batch:
-    pixels = torch.randint(
-        0, 256, (SIZE, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    return Batch(pixels, torch.arange(SIZE), torch.arange(SIZE), 3)
+    return Batch(pictures(SIZE, 1, 8, 8), torch.arange(SIZE), torch.arange(SIZE), 3)
 
 
 def in_parts(size: int, rank: int = 0, world: int = 1) -> list[Batch]:
@@ -51,7 +48,7 @@ def timms() -> nn.Module:
     """A ResNet with dropout and stochastic depth of its own."""
     import timm
 
-    args = json.loads(ENCODER_ARGS) | {"drop_rate": 0.3, "drop_path_rate": 0.5}
+    args = NARROW | {"drop_rate": 0.3, "drop_path_rate": 0.5}
     return timm.create_model("resnet10t", in_chans=1, num_classes=0, **args)
 
 

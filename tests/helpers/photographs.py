@@ -1,10 +1,11 @@
-"""Images as smooth as photographs, and their files."""
+"""Images as smooth as photographs, digits, and their files."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from sklearn.datasets import load_digits
 
 
 def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -52,3 +53,12 @@ def exif(orientation: int) -> Image.Exif:
     found = Image.Exif()
     found[274] = orientation
     return found
+
+
+def write_digits(folder: Path, count: int) -> None:
+    """The first digits as files of several sizes, a folder a class."""
+    digits = load_digits()
+    for i, (image, label) in enumerate(zip(digits.images[:count], digits.target, strict=False)):
+        (folder / str(label)).mkdir(exist_ok=True)
+        pixels = Image.fromarray((image * 15).astype("uint8"))
+        pixels.resize((24 + i % 5, 32 - i % 7)).save(folder / str(label) / f"{i:03d}.png")

@@ -1,9 +1,12 @@
-"""Random images, and options with which views neither normalise nor change them."""
+"""Options with which views neither normalise nor change images; torchvision's colours."""
 
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from simclr_pl.core.views.color import BRIGHTNESS, CONTRAST, HUE, SATURATION
 
 PLAIN: dict[int, dict[str, tuple[float, ...]]] = {
     channels: {"mean": (0.0,) * channels, "std": (1.0,) * channels} for channels in (1, 3)
@@ -11,8 +14,9 @@ PLAIN: dict[int, dict[str, tuple[float, ...]]] = {
 OFF: dict[str, Any] = {
     "scale": (1.0, 1.0), "flip": 0.0, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0,
 }  # fmt: skip
-
-
-def pictures(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+ADJUST: dict[int, Callable[[Tensor, float], Tensor]] = {
+    BRIGHTNESS: TF.adjust_brightness,
+    CONTRAST: TF.adjust_contrast,
+    SATURATION: TF.adjust_saturation,
+    HUE: TF.adjust_hue,
+}

@@ -147,14 +147,7 @@ def _wait_for(
     raise RankError("\n".join(f"rank {i} {what}" for i, what in enumerate(failures) if what))
 
 
-def _main(
-    rank: int,
-    world: int,
-    store: Path,
-    pipe: Connection,
-    root: str,
-    task: bytes,
-) -> None:
+def _main(rank: int, world: int, store: Path, pipe: Connection, root: str, task: bytes) -> None:
     torch.set_num_threads(1)
     os.environ.update(_torchrun(rank, world))
     try:

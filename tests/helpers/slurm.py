@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from commands import REPOSITORY, environment
+from commands import REPOSITORY, called, environment
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 
@@ -89,11 +89,7 @@ class Slurm:
 
     def run(self, *command: object) -> str:
         """What a command of Slurm prints; it has to work."""
-        done = subprocess.run(
-            [str(word) for word in command],
-            env=self.environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
-            check=False,
-        )  # fmt: skip
+        done = called(*command, env=self.environment, cwd=REPOSITORY, timeout=60)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         return done.stdout
 
@@ -172,10 +168,8 @@ def slurm(folder: Path) -> Iterator[Slurm]:
         cluster.wait(lambda: _idle(cluster) == len(NODES), 30)
         yield cluster
     finally:
-        scancel = ["scancel", "--full", "--user=root", "--signal=KILL"]
-        subprocess.run(
-            scancel, env=cluster.environment, check=False, capture_output=True, timeout=30
-        )
+        scancel = ("scancel", "--full", "--user=root", "--signal=KILL")
+        called(*scancel, env=cluster.environment, timeout=30)
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in daemons:
@@ -186,9 +180,7 @@ def slurm(folder: Path) -> Iterator[Slurm]:
 
 
 def _idle(cluster: Slurm) -> int:
-    done = subprocess.run(
-        ["sinfo", "--noheader", "--Node", "--format=%N %t"],
-        env=cluster.environment, capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
+    ask = ("sinfo", "--noheader", "--Node", "--format=%N %t")
+    done = called(*ask, env=cluster.environment, timeout=30)
     lines = set(done.stdout.splitlines()) if done.returncode == 0 else set()
     return sum(line.endswith(" idle") for line in lines)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pausing
 import torch
-from commands import REPOSITORY, cells, checkpoint, environment, finish, rows, signal_when, start
+from commands import REPOSITORY, environment, finish, signal_when, start
+from run_files import cells, checkpoint, rows
 
 
 def begin(directory: Path, *args: Any, moment: str = "") -> subprocess.Popen[str]:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from commands import QUICK, REPOSITORY, environment
+from commands import QUICK, REPOSITORY, called, environment
 
 SCRIPT = REPOSITORY / "scripts" / "sweep.sh"
 
@@ -14,15 +14,7 @@ SCRIPT = REPOSITORY / "scripts" / "sweep.sh"
 def swept(*args: object, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs the script with this interpreter as `python`."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return subprocess.run(
-        ["bash", SCRIPT, *map(str, args)],
-        env=environment(PATH=path, **variables),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    return called("bash", SCRIPT, *args, env=environment(PATH=path, **variables), timeout=200)
 
 
 def write(path: Path, *options: str) -> Path:

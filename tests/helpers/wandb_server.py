@@ -1,11 +1,15 @@
 """The least of a W&B server: W&B's own client edits runs, sweeps, artifacts, and saves views."""
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import pytest
 
 PERSON = {"id": "v", "entity": "me", "username": "me", "name": "me", "flags": "{}", "admin": False}
 
@@ -188,3 +192,17 @@ def wandb_server() -> Iterator[Server]:
         listener.shutdown()
         thread.join()
         listener.server_close()
+
+
+@contextmanager
+def no_answer(silent: bool, monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[None]:
+    """An address that takes what comes and is silent, or is closed; asking costs `seconds`."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if silent:
+            listener.listen(50)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        began = time.monotonic()
+        yield
+    assert time.monotonic() - began < seconds

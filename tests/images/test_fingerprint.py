@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from noise import write_npz
 from photographs import fill
 
 from simclr_pl.commands.pack.pack import pack
@@ -27,12 +28,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_other_arrays_have_another(change: str, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", 40), ("test", 10)):
-        arrays[f"{split}_images"] = rng.integers(0, 256, (count, 8, 8), dtype=np.uint8)
-        arrays[f"{split}_labels"] = np.arange(count) % 2
-    np.savez(tmp_path / "a.npz", **arrays)
+    arrays = dict(np.load(write_npz(tmp_path / "a.npz", 8, 8, classes=2, test=10)))
     name, apply = CHANGES[change]
     apply(arrays[name])
     np.savez(tmp_path / "b.npz", **arrays)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from noise import pixels, write_images
 from photographs import fill
-from PIL import Image
 
 from simclr_pl import UserError
 from simclr_pl.commands.pack.pack import pack
@@ -23,12 +23,8 @@ KEYS = [b"cat/1.png", b"\xe4.png"]
 
 def noise(root: Path, classes: int = 3, images: int = 100) -> Path:
     """A folder of images that tell nothing of their class."""
-    rng = np.random.default_rng(0)
     for label in range(classes):
-        (root / f"class{label}").mkdir(parents=True)
-        for number in range(images):
-            image = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-            image.save(root / f"class{label}" / f"{number:03d}.png")
+        write_images(root / f"class{label}", images)
     return root
 
 
@@ -180,7 +176,7 @@ def test_a_run_of_an_older_version_draws_by_places(tmp_path: Path) -> None:
 
 
 def test_places_are_kept_of_images_without_names(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    images = pixels(60, 8, 8)
     labels = np.arange(60) % 2
     np.savez(tmp_path / "a.npz", train_images=images[:50], train_labels=labels[:50])
     np.savez(tmp_path / "b.npz", train_images=images, train_labels=labels)

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from commands import QUICK, checkpoint, fit, rows, run, same_weights
+from commands import QUICK, fit, run
 from health import NAMES, by_svd, draw, measured
 from monitored import Other, digits, trainer
 from ranks import ranks
+from run_files import checkpoint, rows, same_weights
 from torch import Tensor
 
 from simclr_pl import HealthMonitor, UserError

@@ -10,9 +10,10 @@ from typing import Any
 
 import lightning as L
 import pytest
-from commands import REPOSITORY, rows, run
+from commands import REPOSITORY, run
 from health import NAMES
 from monitored import Attraction, Other, digits, trainer
+from run_files import rows
 from torch import nn
 
 from simclr_pl import HealthMonitor

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from commands import QUICK, checkpoint, fit, rows, run, same_weights
+from commands import NARROW, QUICK, fit, run
 from monitored import Other, digits, trainer
 from nearest import hits_literally
+from noise import write_npz
 from ranks import ranks
+from run_files import checkpoint, rows, same_weights
 from torch import Tensor
 
 from simclr_pl import ContrastiveDataModule, KNNMonitor, SimCLR, UserError
@@ -86,9 +87,7 @@ def test_it_comes_every_so_many_epochs_and_at_the_end(
 
 
 def test_data_without_classes_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "images.npz"
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
-    np.savez(path, train_images=pixels, val_images=pixels[:10])
+    path = write_npz(tmp_path / "images.npz", 8, 8, 1, classes=0, val=10)
     lightning = trainer(KNNMonitor(1), max_epochs=1)
     lightning.fit(Other(), ContrastiveDataModule("npz", str(path), 20, jitter=0.0, grayscale=0.0))
     assert "knn/val_top1" not in lightning.callback_metrics
@@ -201,13 +200,7 @@ def test_features_of_another_step_are_new() -> None:
 def monitored() -> dict[str, float]:
     """A run in float64, whose weights are the same on any number of ranks to 1e-12."""
     world = dist.get_world_size() if dist.is_initialized() else 1
-    model = SimCLR(
-        "resnet10t",
-        {"channels": [8, 8, 16, 16], "stem_type": "", "stem_width": 8},
-        optimizer="sgd",
-        warmup_epochs=0,
-        seed=0,
-    )
+    model = SimCLR("resnet10t", NARROW, optimizer="sgd", warmup_epochs=0, seed=0)
     lightning = trainer(
         KNNMonitor(1),
         max_epochs=2,

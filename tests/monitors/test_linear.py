@@ -6,8 +6,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from commands import QUIET, checkpoint, fit, rows, run
+from commands import NARROW, QUIET, fit, run
+from monitored import trainer
 from ranks import ranks
+from run_files import checkpoint, rows
 from torch import Tensor, nn
 
 from simclr_pl import ContrastiveDataModule, KNNMonitor, LinearEvaluation, SimCLR, UserError
@@ -31,31 +33,19 @@ def train(
         def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             logged.append({name: float(v) for name, v in trainer.callback_metrics.items()})
 
-    model = SimCLR(
-        "resnet10t",
-        encoder_args={"channels": [8, 8, 16, 16], "stem_type": "", "stem_width": 8},
-        optimizer="sgd",
-        learning_rate=0.05,
-        warmup_epochs=0,
-        seed=1,
-    )
-    trainer = L.Trainer(
+    fast = {"optimizer": "sgd", "learning_rate": 0.05, "warmup_epochs": 0, "seed": 1}
+    model = SimCLR("resnet10t", NARROW, **fast)
+    lightning = trainer(
+        *callbacks,
+        Recorder(),
         max_epochs=epochs,
-        accelerator="cpu",
         devices=world,
         strategy="ddp" if world > 1 else "auto",
-        use_distributed_sampler=False,
         limit_train_batches=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=[*callbacks, Recorder()],
         **options,
     )
-    trainer.fit(model, data or ContrastiveDataModule(batch_size=128, flip=0.0, seed=1))
-    return trainer, model, logged
+    lightning.fit(model, data or ContrastiveDataModule(batch_size=128, flip=0.0, seed=1))
+    return lightning, model, logged
 
 
 @pytest.mark.long
@@ -147,17 +137,9 @@ class Pixels(L.LightningModule):
 
 @pytest.mark.long
 def test_it_works_with_any_module_that_gives_features() -> None:
-    trainer = L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[LinearEvaluation(every_n_epochs=1)],
-    )
-    trainer.fit(Pixels(), ContrastiveDataModule("digits", flip=0.0))
-    assert trainer.callback_metrics["linear/val_top1"] > 0.8
+    lightning = trainer(LinearEvaluation(every_n_epochs=1), max_epochs=1, num_sanity_val_steps=2)
+    lightning.fit(Pixels(), ContrastiveDataModule("digits", flip=0.0))
+    assert lightning.callback_metrics["linear/val_top1"] > 0.8
 
 
 def _on_a_rank(world: int) -> list[float]:

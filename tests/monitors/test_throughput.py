@@ -7,9 +7,10 @@ from typing import Any
 
 import lightning as L
 import pytest
-from commands import checkpoint, fit, rows
+from commands import fit
 from monitored import Other, digits, trainer
 from ranks import ranks
+from run_files import checkpoint, rows
 from torch import Tensor
 from torch.utils.data import DataLoader
 

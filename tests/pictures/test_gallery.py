@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 import wandb
-from commands import DRAWING, QUIET, checkpoint, fit, run
+from commands import DRAWING, NARROW, QUIET, fit, run
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from monitored import Other, digits, trainer
+from noise import write_images
 from offline import history, records
 from PIL import Image
 from ranks import ranks
+from run_files import checkpoint
 
 from simclr_pl import ContrastiveDataModule, SimCLR, UserError
 from simclr_pl.pictures import gallery
@@ -53,8 +55,8 @@ class Album(Logger):
 
 def simclr() -> SimCLR:
     """With layers that draw random numbers in training."""
-    args = {"channels": [8, 8, 16, 16], "stem_type": "", "stem_width": 8}
-    return SimCLR("resnet10t", args | {"drop_rate": 0.3}, optimizer="sgd", warmup_epochs=0, seed=1)
+    args = NARROW | {"drop_rate": 0.3}
+    return SimCLR("resnet10t", args, optimizer="sgd", warmup_epochs=0, seed=1)
 
 
 def album_of(
@@ -181,12 +183,7 @@ def test_a_module_without_a_projector_gets_no_similarities() -> None:
 
 @pytest.mark.processes
 def test_unlabelled_files_get_what_needs_no_class_and_their_workers_end(tmp_path: Path) -> None:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    for number in range(60):
-        pixels = generator.integers(0, 256, (9, 11, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
+    folder = write_images(tmp_path / "images", 60, 9, 11)
     data = ContrastiveDataModule("folder", str(folder), 16, image_size=8, num_workers=1)
     workers = []
 
@@ -209,9 +206,7 @@ def test_unlabelled_files_get_what_needs_no_class_and_their_workers_end(tmp_path
 
 @pytest.mark.parametrize("build", [simclr, Other], ids=["simclr", "another module"])
 @pytest.mark.long
-def test_training_takes_the_same_course_to_the_bit(
-    build: Callable[[], L.LightningModule],
-) -> None:
+def test_training_takes_the_same_course_to_the_bit(build: Callable[[], L.LightningModule]) -> None:
     """`Other` draws from torch's generator, and has a part in eval mode of its own."""
 
     def course(*callbacks: L.Callback) -> tuple[dict[str, Any], list[Any]]:

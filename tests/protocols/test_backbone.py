@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from commands import checkpoint, fit
+from commands import fit
+from run_files import checkpoint
 from torch import Tensor, nn
 
 from simclr_pl import SimCLR, UserError

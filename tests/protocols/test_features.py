@@ -92,10 +92,7 @@ def test_predict_writes_what_encode_gives(tmp_path: Path) -> None:
     model = SimCLR(optimizer="sgd")
     path = tmp_path / "deep" / "features.npz"
     trainer = L.Trainer(
-        accelerator="cpu",
-        callbacks=[FeatureWriter(path)],
-        logger=False,
-        enable_progress_bar=False,
+        accelerator="cpu", callbacks=[FeatureWriter(path)], logger=False, enable_progress_bar=False
     )
     trainer.predict(model, data, return_predictions=False)
     written = np.load(path)

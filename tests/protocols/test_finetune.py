@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from commands import DRAWING, QUIET, checkpoint, fit
+from commands import DRAWING, QUIET, fit
 from ranks import ranks
+from run_files import checkpoint
 from torch import Tensor, nn
 
 from simclr_pl import ContrastiveDataModule, UserError
@@ -88,11 +89,7 @@ def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
 
 
 def literal(
-    pretrained: dict[str, Any],
-    layers: int,
-    head_only: bool,
-    data: LabelledDataModule,
-    epochs: int,
+    pretrained: dict[str, Any], layers: int, head_only: bool, data: LabelledDataModule, epochs: int
 ) -> tuple[dict[str, Tensor], list[float]]:
     """What the docstrings say, step by step, in float64, without Lightning.
 
@@ -184,9 +181,7 @@ def test_head_only_leaves_every_other_bit_where_it_was(
     assert model.encoder.training is not head_only
 
 
-def test_the_schedule_follows_the_actual_batch_and_ends_at_zero(
-    pretrained: dict[str, Any],
-) -> None:
+def test_the_schedule_follows_the_actual_batch_and_ends_at_zero(pretrained: dict[str, Any]) -> None:
     data = labelled(batch_size=64)
     assert data.batch_size == 43
     trainer, seen = train(model_of(pretrained), data, 4)

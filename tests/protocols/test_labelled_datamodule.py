@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from commands import QUIET
-from PIL import Image
-from sklearn.datasets import load_digits
+from photographs import write_digits
 from torch import Tensor
 
 from simclr_pl import ContrastiveDataModule, SimCLRViews, UserError
@@ -174,11 +173,7 @@ def test_evaluation_sees_each_image_once_clean_and_in_order() -> None:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits as image files of several sizes, a folder a class."""
     root = tmp_path_factory.mktemp("pictures")
-    digits = load_digits()
-    for i, (image, label) in enumerate(zip(digits.images[:80], digits.target, strict=False)):
-        (root / str(label)).mkdir(exist_ok=True)
-        pixels = Image.fromarray((image * 15).astype("uint8"))
-        pixels.resize((24 + i % 5, 32 - i % 7)).save(root / str(label) / f"{i:03d}.png")
+    write_digits(root, 80)
     return root
 
 

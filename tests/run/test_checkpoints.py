@@ -8,18 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from commands import (
-    DRAWING,
-    ENCODER_ARGS,
-    QUICK,
-    cells,
-    checkpoint,
-    files,
-    fit,
-    rows,
-    run,
-    same_weights,
-)
+from commands import DRAWING, ENCODER_ARGS, QUICK, fit, run
+from run_files import cells, checkpoint, files, rows, same_weights
 
 from simclr_pl.core.errors import UserError
 from simclr_pl.run.checkpoints import AtomicCheckpointIO, SaveCheckpoint

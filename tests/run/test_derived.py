@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import QUICK, Outcome, fit, run
-from PIL import Image
+from noise import pixels, write_images
 
 
 def shown(outcome: Outcome) -> dict[str, str]:
@@ -83,12 +83,8 @@ def test_a_run_without_a_directory_says_why(
 
 
 def test_image_files_say_who_decodes_them(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(24):
-        pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
-    data = ("--data.dataset", "folder", "--data.root", tmp_path / "images")
+    images = write_images(tmp_path / "images", 24)
+    data = ("--data.dataset", "folder", "--data.root", images)
     small = ("--data.batch_size", "8", "--data.num_workers", "0")
     table = shown(fit(tmp_path / "run", *data, *small))
     assert table["data"].startswith("folder: 24 images (0 labelled for the probe), 2 for val")
@@ -96,7 +92,7 @@ def test_image_files_say_who_decodes_them(tmp_path: Path) -> None:
 
 
 def test_a_channel_without_contrast_is_named(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    images = pixels(40, 8, 8, 3)
     images[..., 1] = 7
     np.savez(tmp_path / "data.npz", train_images=images)
     data = ("--data.dataset", "npz", "--data.root", tmp_path / "data.npz")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import QUICK, RUN_FILES, checkpoint, files, fit, rows, run
+from commands import QUICK, fit, run
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from run_files import RUN_FILES, checkpoint, files, rows
 
 from simclr_pl.core.errors import UserError
 from simclr_pl.run.directory import RunDirectory, choose_directory

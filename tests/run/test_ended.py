@@ -1,13 +1,13 @@
 """Runs that end before their schedule does: what they have at their end, say, and go on from."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
-from commands import ENCODER_ARGS, QUICK, QUIET, checkpoint, fit, rows, run
+from commands import NARROW, QUICK, QUIET, fit, run
 from lightning.pytorch.callbacks import EarlyStopping
+from run_files import checkpoint, rows
 from stopping import differences
 
 from simclr_pl import ContrastiveDataModule, SimCLR
@@ -170,7 +170,7 @@ def test_a_callback_that_has_ended_one_run_saves_the_next_as_any(tmp_path: Path)
         trainer = L.Trainer(
             **quiet, max_epochs=2, limit_train_batches=3, callbacks=[*others, saver, saves]
         )
-        model = SimCLR("resnet10t", json.loads(ENCODER_ARGS), optimizer="sgd", warmup_epochs=0)
+        model = SimCLR("resnet10t", NARROW, optimizer="sgd", warmup_epochs=0)
         trainer.fit(model, ContrastiveDataModule(batch_size=64, image_size=8))
         steps.append(saves.steps)
     assert steps == [[1, 2, 3], [1, 2, 3, 4, 5, 6]]

@@ -2,13 +2,13 @@
 
 import os
 import resource
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import QUICK, checkpoint, environment, finish, fit, rows, run, start
+from commands import QUICK, called, finish, fit, run, start
+from run_files import checkpoint, rows
 
 EVERY = ("--checkpoint.every_n_steps", "1")
 
@@ -88,12 +88,7 @@ os.write(found, str(found > 2).encode())
 def test_closed_streams_end_nothing_and_are_no_file_of_ours(tmp_path: Path, where: str) -> None:
     path = tmp_path / "file"
     command = f'exec "$0" -c "$1" "$2" {where}'
-    done = subprocess.run(
-        ["sh", "-c", command, sys.executable, SPEAK, str(path)],
-        env=environment(),
-        check=False,
-        capture_output=True,
-    )
+    done = called("sh", "-c", command, sys.executable, SPEAK, path)
     assert done.returncode == 0, done
     assert path.read_text() == "True"
 
@@ -105,15 +100,8 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
         f'mount -t tmpfs -o size=150k none {tmp_path} && "$@"; code=$?; '
         f"find {tmp_path} -name '*.tmp'; exit $code"
     )
-    arguments = ["fit", *QUICK, "--run_dir", str(tmp_path / "run")]
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", command, "sh", sys.executable, "-m", "simclr_pl", *arguments],
-        env=environment(),
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    fit = (sys.executable, "-m", "simclr_pl", "fit", *QUICK, "--run_dir", tmp_path / "run")
+    done = called("unshare", "-m", "sh", "-c", command, "sh", *fit)
     assert done.returncode == 2, done
     assert done.stderr == (
         f"error: {tmp_path}/run/checkpoints/last.ckpt cannot be written (No space left on "

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from commands import QUICK, run
-from PIL import Image
+from noise import write_images, write_npz
 
 from simclr_pl import ContrastiveDataModule, load_encoder
 from simclr_pl.core.paths import expanded
@@ -29,8 +28,7 @@ def well(*args: object) -> None:
 
 @pytest.mark.long
 def test_commands_and_recipes_know_the_home_directory(home: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
-    np.savez(home / "data.npz", train_images=pixels, train_labels=np.arange(40) % 4)
+    write_npz(home / "data.npz", 8, 8)
     (home / "mine.yaml").write_text("data: {dataset: npz, root: ~/data.npz, batch_size: 16}\n")
     (home / "where.yaml").write_text("run_dir: ~/again\ninit_from: ~/run/checkpoints/last.ckpt\n")
     quick = (*QUICK, "--config=~/mine.yaml", "--data.batch_size=16")
@@ -51,10 +49,7 @@ def test_commands_and_recipes_know_the_home_directory(home: Path) -> None:
 
 
 def test_a_pack_goes_home(home: Path) -> None:
-    (home / "images").mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    for number in range(3):
-        Image.fromarray(pixels).save(home / "images" / f"{number}.png")
+    write_images(home / "images", 3)
     well("pack", "~/images", "~/packed", "--num_workers=0")
     assert (home / "packed").is_dir()
 

@@ -10,13 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import (
-    DRAWING,
-    QUICK,
-    checkpoint,
-    fit,
-    rows,
-)
+from commands import DRAWING, QUICK, fit
+from run_files import checkpoint, rows
 from stopping import begin, check_same_run, kill_when, paused
 
 STEPS, EPOCHS = 12, 6

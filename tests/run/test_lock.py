@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import QUICK, files, finish, fit, rows, run, signal_when, start
+from commands import QUICK, finish, fit, run, signal_when, start
+from run_files import files, rows
 
 from simclr_pl.core.errors import UserError
 from simclr_pl.run import lock

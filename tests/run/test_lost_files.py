@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
-from commands import QUICK, Outcome, checkpoint, files, fit, rows, run
+from commands import QUICK, Outcome, fit, run
+from run_files import checkpoint, files, rows
 
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.tracking.wandb import WandbChoice, build_logger, run_id

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import QUICK, checkpoint, files, fit, rows, run
+from commands import QUICK, fit, run
+from noise import write_npz
+from run_files import checkpoint, files, rows
+from run_files import result as read
 
 from simclr_pl import ContrastiveDataModule, load_encoder
 from simclr_pl.pictures.page import results_table
@@ -34,9 +37,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def result(directory: Path, split: str) -> dict[str, Any]:
     """What an evaluation has written."""
-    path = directory / "results" / f"probe-{split}-seed3.json"
-    loaded: dict[str, Any] = json.loads(path.read_text())
-    return loaded
+    return read(directory / "results" / f"probe-{split}-seed3.json")
 
 
 @pytest.mark.long
@@ -150,8 +151,7 @@ def test_predicting_an_unknown_split_is_refused(finished: Path) -> None:
 
 
 def test_evaluating_without_a_test_split_says_so(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
-    np.savez(tmp_path / "data.npz", train_images=images, train_labels=np.arange(40) % 4)
+    write_npz(tmp_path / "data.npz", 8, 8)
     data = ("--data.dataset", "npz", "--data.root", tmp_path / "data.npz")
     fit(tmp_path / "run", *data, "--data.batch_size", "16")
     sentence = run("test", "--run_dir", tmp_path / "run").sentence
@@ -160,8 +160,7 @@ def test_evaluating_without_a_test_split_says_so(tmp_path: Path) -> None:
 
 
 def test_without_labels_there_is_a_loss_and_no_accuracy(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
-    np.savez(tmp_path / "data.npz", train_images=images)
+    write_npz(tmp_path / "data.npz", 8, 8, classes=0)
     data = ("--data.dataset", "npz", "--data.root", tmp_path / "data.npz")
     directory = tmp_path / "run"
     fit(directory, *data, "--data.batch_size", "16", "--seed_everything", "3")
@@ -175,8 +174,7 @@ def test_without_labels_there_is_a_loss_and_no_accuracy(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_top_5_of_four_classes_is_nowhere(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
-    np.savez(tmp_path / "data.npz", train_images=images, train_labels=np.arange(40) % 4)
+    write_npz(tmp_path / "data.npz", 8, 8)
     directory = tmp_path / "run"
     data = ("--data.dataset", "npz", "--data.root", tmp_path / "data.npz")
     fit(directory, *data, "--data.batch_size", "16", "--seed_everything", "3")

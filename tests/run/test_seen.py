@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import QUICK, Outcome, checkpoint, files, run
-from PIL import Image
+from commands import QUICK, Outcome, run
+from noise import write_image
+from run_files import checkpoint, files
 
 from simclr_pl import ContrastiveDataModule, UserError
 from simclr_pl.commandline.target import DataChoice, find_pretrained
@@ -21,12 +22,6 @@ from simclr_pl.images.fingerprint import Contents, changes, check_same_kind
 from simclr_pl.images.heldout import OLDER, HeldOut
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.seen import MARK, kept_by, read_seen, save_seen, sees_own_data
-
-
-def noise(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
 
 
 def train(home: Path, *more: object) -> Outcome:
@@ -44,7 +39,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of 100 images that tell nothing of them, and two epochs of training."""
     home = tmp_path_factory.mktemp("begun")
     for number in range(300):
-        noise(home / "images" / f"class{number // 100}" / f"{number % 100:03d}.png", number)
+        write_image(home / "images" / f"class{number // 100}" / f"{number % 100:03d}.png", number)
     assert train(home).code == 0
     return home
 
@@ -98,7 +93,7 @@ def test_a_resumed_run_trains_on_no_label_that_was_held_out(home: Path, read: li
     held = of_val(home)
     remove(home, val=False)
     for number in range(5):
-        noise(home / "images" / "class2" / f"new{number}.png", 1000 + number)
+        write_image(home / "images" / "class2" / f"new{number}.png", 1000 + number)
     outcome = resume(home)
     assert outcome.code == 0
     assert (
@@ -130,7 +125,7 @@ def test_what_changes_a_run_is_refused_by_its_name(home: Path) -> None:
     said = resume(home).sentence
     assert f"1 of {home}/run's validation images are gone, or have other names ({name}): " in said
     assert "or start a new run in another --run_dir" in said
-    noise(images / name, 7)
+    write_image(images / name, 7)
     assert (
         f"validation images ({name}), or their labels, have changed since" in resume(home).sentence
     )
@@ -211,7 +206,7 @@ def changed(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = home / "run" / "config.yaml"
     config.write_text(config.read_text().replace(str(begun), str(home)))
     for number in range(40):
-        noise(home / "images" / "class1" / f"new{number}.png", 1000 + number)
+        write_image(home / "images" / "class1" / f"new{number}.png", 1000 + number)
     return home
 
 
@@ -265,7 +260,7 @@ def test_a_fine_tuning_keeps_its_own(home: Path, read: list[Splits]) -> None:
     assert seen.held_out.missing(read[-1]).tolist() == []
     held = of_val(home)
     for number in range(40):
-        noise(home / "images" / "class1" / f"new{number}.png", 1000 + number)
+        write_image(home / "images" / "class1" / f"new{number}.png", 1000 + number)
     (home / "run" / "checkpoints" / "data.npz").unlink()
     outcome = run("finetune", *more, "--resume")
     assert "labels was 27" in outcome.sentence  # more images, and a tenth of them is more
@@ -284,7 +279,7 @@ def test_a_list_that_is_lost_is_drawn_again_where_that_gives_the_same(home: Path
     assert (outcome.code, path.read_bytes()) == (0, before)
     path.unlink()
     for number in range(40):
-        noise(home / "images" / "class1" / f"new{number}.png", 1000 + number)
+        write_image(home / "images" / "class1" / f"new{number}.png", 1000 + number)
     said = train(home, "--resume", "--trainer.max_epochs", "4").sentence
     assert f"{path} is missing, and the validation split that these data have now is not" in said
 
@@ -308,7 +303,7 @@ def test_a_run_of_an_older_version_keeps_its_split(home: Path, read: list[Splits
     )
     assert set(read[-1].val.names or ()) == by_place
     # From now on it has one.
-    noise(home / "images" / "class0" / "new.png", 1000)
+    write_image(home / "images" / "class0" / "new.png", 1000)
     assert train(home, "--resume", "--trainer.max_epochs", "4").code == 0
     assert set(read[-1].val.names or ()) == by_place
 

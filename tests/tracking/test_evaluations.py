@@ -1,19 +1,18 @@
 """Results of evaluations in the run's W&B summary, online and offline."""
 
 import json
-import socket
 import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import wandb
 from commands import run
+from noise import write_npz
 from offline import begun, history, recipe, records, summary
-from wandb_server import wandb_server
+from wandb_server import no_answer, wandb_server
 
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.tracking.evaluations import append_to_summary
@@ -135,16 +134,9 @@ def test_without_an_answer_the_numbers_are_offline_within_seconds(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr("simclr_pl.tracking.evaluations.PATIENCE", 2.0)
-    with socket.socket() as hole:
-        hole.bind(("127.0.0.1", 0))
-        if server == "never answers":
-            hole.listen(8)
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{hole.getsockname()[1]}")
-        begun = time.monotonic()
+    with no_answer(server == "never answers", monkeypatch, 30):
         append_to_summary(trained, NUMBERS)
-        assert time.monotonic() - begun < 30
     assert "Weights & Biases: not online (" in capsys.readouterr().out
     assert summary(parts(trained)[-1]).items() >= NUMBERS.items()
 
@@ -222,10 +214,8 @@ def test_a_run_without_w_and_b_is_evaluated_without(command: str, finished: Path
 def test_another_data_set_s_numbers_say_which_it_is(finished: Path, tmp_path: Path) -> None:
     directory = RunDirectory(finished)
     directory.wandb_id.write_text("abcd1234\n")
-    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
-    arrays = {"train_images": pixels, "train_labels": np.arange(60) % 2}
-    np.savez(tmp_path / "other.npz", **arrays)
-    data = ("--data.dataset", "npz", "--data.root", tmp_path / "other.npz")
+    other = write_npz(tmp_path / "other.npz", 8, 8, classes=2, train=60)
+    data = ("--data.dataset", "npz", "--data.root", other)
     try:
         assert run("knn", "--run_dir", finished, "--split", "val", *data).code == 0
         (part,) = parts(directory)

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +14,9 @@ import pausing
 import pytest
 import wandb
 import yaml
-from commands import QUICK, REPOSITORY, environment, finish, fit, rows, run, signal_when, start
+from commands import QUICK, REPOSITORY, called, environment, finish, fit, run, signal_when, start
 from offline import artifacts, begun, history, recipe, records, summary
+from run_files import rows
 from secretive import SecretiveLogger
 from wandb_server import wandb_server
 
@@ -249,9 +249,7 @@ def test_a_resume_with_nothing_left_to_train_adds_no_part(finished: Path) -> Non
     assert not list(finished.glob("wandb*"))
 
 
-def test_online_all_versions_but_the_last_few_are_deleted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_online_all_versions_but_the_last_few_are_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     with wandb_server() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.address)
@@ -303,7 +301,7 @@ def test_a_number_out_of_its_range_is_a_sentence(key: str, value: int, tmp_path:
 def test_a_commit_is_that_of_the_files_and_says_where_they_differ(tmp_path: Path) -> None:
     def git(*args: str) -> str:
         command = ["git", "-C", str(tmp_path), *args]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        return called(*command, check=True).stdout.strip()
 
     package = tmp_path / "package"
     package.mkdir()

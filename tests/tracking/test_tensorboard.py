@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import QUICK, REPOSITORY, fit, rows, run
+from commands import QUICK, REPOSITORY, fit, run
 from PIL import Image
+from run_files import rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simclr_pl.run.directory import RunDirectory

@@ -8,12 +8,23 @@ from pathlib import Path
 
 import pytest
 import wandb
-from commands import QUICK, environment, finish, rows, run, start
+from commands import QUICK, environment, finish, run, start
+from lightning.pytorch.loggers import WandbLogger
 from offline import begun, history, recipe, records
+from run_files import rows
 
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.tracking.wandb import WandbChoice, build_logger, end_run
 from simclr_pl.tracking.wandb_mode import resolve_mode
+
+
+def log_once(logger: WandbLogger | None) -> None:
+    assert logger is not None
+    try:
+        logger.log_metrics({"train/loss": 1.5}, step=7)
+        logger.experiment.finish()
+    finally:
+        wandb.teardown()
 
 
 def auto(directory: Path, *args: object) -> tuple[object, ...]:
@@ -25,12 +36,7 @@ def auto(directory: Path, *args: object) -> tuple[object, ...]:
 def test_a_logger_keeps_its_run_and_its_id_in_the_run_directory(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     logger = build_logger(directory, WandbChoice("offline", project="project"), "pretrain")
-    assert logger is not None
-    try:
-        logger.log_metrics({"train/loss": 1.5}, step=7)
-        logger.experiment.finish()
-    finally:
-        wandb.teardown()
+    log_once(logger)
     (found,) = records(directory.path)
     (row,) = history(found)
     assert (row["train/loss"], row["trainer/global_step"]) == (1.5, 7)
@@ -94,12 +100,7 @@ def test_a_server_that_does_not_answer_costs_seconds_and_no_number(
     assert resolve_mode("auto") == "online"
     begun = time.monotonic()
     logger = build_logger(RunDirectory(tmp_path), WandbChoice("online"), "pretrain")
-    assert logger is not None
-    try:
-        logger.log_metrics({"train/loss": 1.5}, step=7)
-        logger.experiment.finish()
-    finally:
-        wandb.teardown()
+    log_once(logger)
     assert time.monotonic() - begun < 30
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2
@@ -176,9 +177,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     return directory, drawn.decode(), second.out
 
 
-def test_one_line_says_that_it_is_offline_and_how_to_upload(
-    resumed: tuple[Path, str, str],
-) -> None:
+def test_one_line_says_that_it_is_offline_and_how_to_upload(resumed: tuple[Path, str, str]) -> None:
     directory, *outputs = resumed
     for output in outputs:
         said = [line.strip() for line in output.splitlines() if "wandb" in line.lower()]

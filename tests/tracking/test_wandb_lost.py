@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,11 +11,12 @@ from typing import Any
 
 import pytest
 import wandb
-from commands import QUICK, REPOSITORY, environment, finish, fit, rows, run, signal_when, start
+from commands import QUICK, REPOSITORY, called, environment, finish, fit, run, signal_when, start
 from offline import artifacts, begun, history, records
 from recording import wandb_process
+from run_files import rows
 from stopping import begin
-from wandb_server import Server, wandb_server
+from wandb_server import Server, no_answer, wandb_server
 
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import sha256
@@ -141,13 +140,8 @@ def test_the_next_run_of_a_process_has_w_and_b_again(tmp_path: Path) -> None:
     # A process of its own: W&B never waits for its own that was killed, of which Python warns
     # whenever it finds out.
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "helpers")])
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_RUNS, tmp_path],
-        env=environment(PYTHONPATH=paths),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
+    done = called(
+        sys.executable, "-c", TWO_RUNS, tmp_path, env=environment(PYTHONPATH=paths), timeout=100
     )
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done
     (found,) = records(tmp_path / "other")
@@ -222,15 +216,8 @@ def test_a_server_that_does_not_answer_costs_seconds_and_the_run_is_offline(
     silent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("simclr_pl.tracking.wandb.PATIENCE", 2.0)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        if silent:
-            listener.listen(50)
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
-        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-        began = time.monotonic()
+    with no_answer(silent, monkeypatch, 45):
         done = fit(tmp_path / "run", "--wandb", "auto")
-        assert time.monotonic() - began < 45
     wandb.teardown()
     why, how = (line for line in done.out.splitlines() if "Weights & Biases" in line)
     assert why.startswith("Weights & Biases: no connection (")

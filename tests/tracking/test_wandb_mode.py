@@ -1,11 +1,10 @@
 """Who is logged in to W&B, and whether a run is online, offline or off."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from commands import environment
+from commands import called, environment
 
 from simclr_pl.tracking.wandb import WandbChoice
 from simclr_pl.tracking.wandb_mode import logged_in, resolve_mode
@@ -95,13 +94,7 @@ def test_what_w_and_b_s_own_command_has_set_holds(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    outcome = subprocess.run(
-        [sys.executable, "-m", "wandb", command],
-        env=environment(WANDB_SILENT="true"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    outcome = called(sys.executable, "-m", "wandb", command, env=environment(WANDB_SILENT="true"))
     assert outcome.returncode == 0, outcome
     assert resolve_mode("auto") == mode
     monkeypatch.setenv("WANDB_MODE", "online")

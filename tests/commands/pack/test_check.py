@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import QUICK, checkpoint, finish, rows, run, start
+from commands import QUICK, finish, run, start
 from distances import far
 from photographs import fill, photograph
+from run_files import checkpoint, rows
 
 from simclr_pl.images.readers.packed import INDEX
 

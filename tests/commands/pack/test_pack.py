@@ -1,31 +1,20 @@
 """pack as a command, and what packed images are good for: training, resumes, evaluations."""
 
 import os
-import resource
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import (
-    QUICK,
-    cells,
-    checkpoint,
-    finish,
-    fit,
-    rows,
-    run,
-    same_weights,
-    signal_when,
-    start,
-)
+from commands import QUICK, finish, fit, run, signal_when, start
+from filling import no_file_above
 from photographs import fill, photograph
 from PIL import Image
+from run_files import cells, checkpoint, rows, same_weights
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
@@ -228,21 +217,10 @@ def test_an_image_that_cannot_be_decoded_is_named_and_nothing_stays(
     assert left(tmp_path) == ["images"]
 
 
-@pytest.fixture
-def little_space() -> Iterator[None]:
-    """Files of this process end at 10 kB: written beyond it, they fail as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_a_disk_that_takes_no_more_is_said_and_nothing_stays(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_disk_that_takes_no_more_is_said_and_nothing_stays(tmp_path: Path) -> None:
     fill(tmp_path / "images", 20)
-    request.getfixturevalue("little_space")
-    done = run("pack", tmp_path / "images", tmp_path / "set", "--num_workers", "0")
+    with no_file_above(10_000):
+        done = run("pack", tmp_path / "images", tmp_path / "set", "--num_workers", "0")
     assert done.code == 2
     assert "set cannot be written (File too large): give another place" in done.sentence
     assert left(tmp_path) == ["images"]

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from datamodules import ready, trainer, write_npz
+from datamodules import ready, trainer
+from noise import write_npz
 
 from simclr_pl import ContrastiveDataModule, UserError
 from simclr_pl.core.data.sources import ArrayImages, Splits

@@ -10,6 +10,7 @@ import pytest
 import torch
 from datamodules import ready, trainer
 from PIL import Image
+from recording import SaveEveryStep
 from torch import Tensor
 
 from simclr_pl import ContrastiveDataModule, SimCLRViews, UserError
@@ -108,16 +109,6 @@ def test_training_views_are_those_of_the_epoch_and_index() -> None:
             assert torch.equal(batch.views, torch.cat(views))
             assert batch.epoch == epoch
             assert torch.equal(batch.labels, labels[batch.index])
-
-
-class SaveEveryStep(L.Callback):
-    """Checkpoints as a run writes them: behind each batch."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
 
 
 def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(tmp_path: Path) -> None:

@@ -237,9 +237,7 @@ def test_a_state_saved_at_an_epochs_end_starts_the_next_epoch_in_full(
     assert indices(after) == indices(loader(source, 5))
 
 
-def test_a_state_saved_again_before_the_first_batch_is_the_one_loaded(
-    source: ArrayImages,
-) -> None:
+def test_a_state_saved_again_before_the_first_batch_is_the_one_loaded(source: ArrayImages) -> None:
     train = loader(source, 2)
     train.load_state_dict({"epoch": 2, "batches": 3})
     again = loader(source, 2)

@@ -10,12 +10,13 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from arrays import same_batches
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from simclr_pl import SimCLRViews, UserError
-from simclr_pl.core.batch import UNLABELLED, Batch, Cut
+from simclr_pl.core.batch import UNLABELLED, Cut
 from simclr_pl.core.data.sources import ArrayImages
 from simclr_pl.core.views.crop import CLEAN_SHARE, centre_boxes
 from simclr_pl.images.workers.images import ImageFiles
@@ -61,16 +62,6 @@ def plan(*batches: list[int]) -> list[Tensor]:
     return [torch.tensor(batch) for batch in batches]
 
 
-def same(first: list[Batch], second: list[Batch]) -> bool:
-    return len(first) == len(second) and all(
-        torch.equal(a.images, b.images)
-        and torch.equal(a.labels, b.labels)
-        and torch.equal(a.index, b.index)
-        and a.epoch == b.epoch
-        for a, b in zip(first, second, strict=True)
-    )
-
-
 def complaint(source: ImageFiles, batches: list[Tensor]) -> str:
     """What reading says is wrong, or nothing."""
     try:
@@ -99,7 +90,7 @@ def test_worker_processes_give_the_bits_of_one_process(
     epochs = []
     for epoch, batches in enumerate([plan([3, 1, 0], [7, 2], [5]), plan([6, 0], [4, 3, 1])]):
         here = list(alone.batches(batches, epoch, cut))
-        assert same(here, list(helped.batches(batches, epoch, cut)))
+        assert same_batches(here, list(helped.batches(batches, epoch, cut)))
         epochs.append(here)
     shapes = [tuple(batch.images.shape) for batch in epochs[0]]
     assert shapes == [(n, CUTS[cut], 3, SIDE, SIDE) for n in (3, 2, 1)]
@@ -154,7 +145,7 @@ def test_an_epoch_left_in_the_middle_does_not_disturb_the_next(
     source = source_of(files, views, workers)
     next(source.batches(plan([0], [1], [2], [3], [4], [5]), 0, "views"))
     batches = plan([6, 7], [3])
-    assert same(
+    assert same_batches(
         list(source.batches(batches, 1, "views")),
         list(source_of(files, views).batches(batches, 1, "views")),
     )

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from arrays import array, pixels
+from arrays import array
+from noise import pixels
 
 from simclr_pl.core.data.sources import ArrayImages
 from simclr_pl.core.views.simclr import SimCLRViews

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from commands import QUIET
 from torch import Tensor, nn
 
 from simclr_pl import ContrastiveDataModule, SimCLR, UserError, load_encoder
@@ -22,16 +23,7 @@ from simclr_pl.run.checkpoints import AtomicCheckpointIO
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[SimCLR, Path]:
     """Two steps on digits, and the checkpoint that Lightning wrote of them."""
     path = tmp_path_factory.mktemp("run") / "last.ckpt"
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        limit_train_batches=2,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = L.Trainer(**QUIET, max_epochs=1, limit_train_batches=2, limit_val_batches=0)
     model = SimCLR(optimizer="sgd", warmup_epochs=0, projection_dim=16, seed=5)
     trainer.fit(model, ContrastiveDataModule(batch_size=64))
     trainer.save_checkpoint(path)
@@ -181,12 +173,7 @@ def _resumed(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "read",
-    [
-        load_encoder,
-        SimCLR.load_from_checkpoint,
-        AtomicCheckpointIO().load_checkpoint,
-        _resumed,
-    ],
+    [load_encoder, SimCLR.load_from_checkpoint, AtomicCheckpointIO().load_checkpoint, _resumed],
 )
 def test_a_flipped_bit_of_a_weight_is_refused_by_whoever_reads(
     read: Any, trained: tuple[SimCLR, Path], tmp_path: Path

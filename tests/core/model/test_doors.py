@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from commands import QUICK, QUIET, checkpoint, run
+from commands import QUICK, QUIET, run
+from run_files import checkpoint
 from torch import Tensor, nn
 
 from simclr_pl import ContrastiveDataModule, SimCLR, UserError, load_encoder

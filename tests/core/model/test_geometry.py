@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 from commands import QUIET
+from noise import write_npz
 from torch import Tensor
 
 from simclr_pl import ContrastiveDataModule, SimCLR, UserError, load_encoder
@@ -158,9 +158,8 @@ def test_a_network_without_a_stem_to_choose_is_named_as_its_library_builds_it(
 
 
 def test_other_channels_are_a_sentence(first: Path, tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
-    np.savez(tmp_path / "colour.npz", train_images=pixels, test_images=pixels)
-    colour = {"dataset": "npz", "root": str(tmp_path / "colour.npz")}
+    path = write_npz(tmp_path / "colour.npz", 8, 8, 3, classes=0, train=64, test=64)
+    colour = {"dataset": "npz", "root": str(path)}
     for stage in ("fit", "validate", "predict"):
         with pytest.raises(
             UserError, match=r"images have 3 channels, .* was built for 1: use data"

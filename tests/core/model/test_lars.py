@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from optimizers import network, recipe
-from torch import Tensor, nn
+from optimizers import network, recipe, slope
+from torch import Tensor
 
 from simclr_pl.core.model.optim import WarmupCosine, build_optimizer
 
@@ -63,13 +63,6 @@ def test_lars_is_the_authors_over_a_whole_schedule(
             expected = start[name]
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-12, atol=1e-12)
         assert parameter.requires_grad != parameter.detach().equal(start[name])
-
-
-def slope(modules: nn.Module, seed: int) -> None:
-    """Gives each parameter a gradient."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in modules.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=generator).double()
 
 
 def test_a_resumed_lars_goes_on_as_if_nothing_had_been() -> None:

@@ -1,12 +1,12 @@
 """Numbers of a step are worked out where they are logged, and are those of any other interval."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
-from commands import ENCODER_ARGS, QUICK, QUIET, rows, run
+from commands import NARROW, QUICK, QUIET, run
+from run_files import rows
 
 from simclr_pl import ContrastiveDataModule, SimCLR
 from simclr_pl.core.model import simclr
@@ -72,7 +72,7 @@ def test_callbacks_find_the_loss_of_the_step_before_them(tmp_path: Path, on_epoc
         check_val_every_n_epoch=1 if on_epochs else None, callbacks=[Reads()],
     )  # fmt: skip
     trainer.fit(
-        SimCLR("resnet10t", json.loads(ENCODER_ARGS), warmup_epochs=0),
+        SimCLR("resnet10t", NARROW, warmup_epochs=0),
         ContrastiveDataModule("digits", image_size=8, batch_size=128),
     )
     read = {step: losses for step, losses in found.items() if len(losses) > 1}

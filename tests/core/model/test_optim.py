@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from optimizers import network, recipe
+from optimizers import Table, network, recipe
 from torch import nn
 
 from simclr_pl import UserError
@@ -84,17 +84,6 @@ def test_of_timms_networks_weights_decay_alone(
 def test_a_weight_of_one_row_is_a_weight() -> None:
     modules = nn.Sequential(nn.Linear(4, 1), nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3))
     assert decaying(modules) == {"0.weight", "1.weight"}
-
-
-class Table(nn.Module):
-    """A module of one's own, with a parameter that isn't to decay."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.matrix = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(4, 4))
-
-    def no_weight_decay(self) -> set[str]:
-        return {"table"}
 
 
 def test_what_modules_name_does_not_decay_wherever_they_are() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning as L
 import pytest
-from commands import QUICK, QUIET, fit, rows, run
+from commands import QUICK, QUIET, fit, run
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     GradientAccumulationScheduler,
@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.tuner import Tuner
+from run_files import rows
 
 from simclr_pl import ContrastiveDataModule, SimCLR, UserError
 

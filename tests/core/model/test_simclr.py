@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
-from commands import QUIET
+from commands import NARROW, QUIET
 from lightning.pytorch.loggers import CSVLogger
 from ranks import ranks
 from torch import Tensor
@@ -150,10 +150,7 @@ def test_validation_is_the_mean_loss_over_images_and_clean_features_in_eval_mode
 
 @pytest.mark.parametrize(
     ("precision", "weights", "features"),
-    [
-        ("64-true", torch.float64, torch.float64),
-        ("bf16-mixed", torch.float32, torch.bfloat16),
-    ],
+    [("64-true", torch.float64, torch.float64), ("bf16-mixed", torch.float32, torch.bfloat16)],
 )
 @pytest.mark.long
 def test_other_precisions_run(precision: str, weights: torch.dtype, features: torch.dtype) -> None:
@@ -352,7 +349,7 @@ def test_dropout_draws_other_masks_in_each_step(rate: float) -> None:
     """The same images, views and weights, twice: what differs is what is drawn."""
     seen = _Features()
     run = trainer(callbacks=[seen], overfit_batches=1, max_epochs=2, limit_train_batches=1)
-    args = {"channels": [8, 8, 16, 16], "stem_type": "", "stem_width": 8, "drop_rate": rate}
+    args = NARROW | {"drop_rate": rate}
     model = simclr(encoder="resnet10t", encoder_args=args, learning_rate=1e-30, weight_decay=0.0)
     run.fit(model, ContrastiveDataModule(batch_size=32))
     first, second = seen.training

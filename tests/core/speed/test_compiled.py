@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import QUICK, checkpoint, rows, run
+from commands import QUICK, run
 from distances import far
 from recording import InterruptionError
+from run_files import checkpoint, rows
 
 from simclr_pl import load_encoder
 from simclr_pl.core.speed.compiler import compiled

@@ -1,19 +1,18 @@
 """Micro-batches in runs: two steps of training, evaluation, resumes, on uneven ranks."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from commands import ENCODER_ARGS, QUIET
+from commands import NARROW, QUIET
+from noise import write_images
 from parts import assert_same, error
-from PIL import Image
 from ranks import ranks
+from recording import SaveEveryStep
 from torch import Tensor, nn
 
 from simclr_pl import ContrastiveDataModule, OnlineProbe, SimCLR, UserError
@@ -21,14 +20,9 @@ from simclr_pl.core.batch import Batch, MicroBatches, StepOutput, Views
 
 # Runs --------------------------------------------------------------------------------------------
 
-FEW = {
-    "max_epochs": 1,
-    "limit_train_batches": 2,
-    "limit_val_batches": 0,
-    "num_sanity_val_steps": 0,
-}
-GROUP_NORM = json.loads(ENCODER_ARGS) | {"norm_layer": "groupnorm1"}
-BATCH_NORM = json.loads(ENCODER_ARGS)
+FEW = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+GROUP_NORM = NARROW | {"norm_layer": "groupnorm1"}
+BATCH_NORM = NARROW
 IMAGES = 60
 """Images of a batch in runs."""
 
@@ -206,11 +200,7 @@ def test_a_loaded_module_encodes_in_parts_without_a_trainer(tmp_path: Path) -> N
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    generator = np.random.default_rng(0)
-    for number in range(24):
-        pixels = generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
-    return tmp_path
+    return write_images(tmp_path, 24, 20, 20)
 
 
 @pytest.mark.processes
@@ -226,14 +216,11 @@ def test_crops_that_come_from_workers_are_views_in_parts(folder: Path) -> None:
 def test_a_resume_continues_to_the_bit(tmp_path: Path) -> None:
     """In mid-epoch, with dropout, stochastic depth and batch norm."""
     noisy = BATCH_NORM | {"drop_rate": 0.3, "drop_path_rate": 0.3}
-
-    class Save(L.Callback):
-        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
-
     straight, resumed = (simclr(7, encoder_args=noisy) for _ in range(2))
     plain = {"precision": "32-true", "limit_train_batches": 3}
-    trainer(**plain, callbacks=[Save()]).fit(straight, ContrastiveDataModule(batch_size=IMAGES))
+    trainer(**plain, callbacks=[SaveEveryStep(tmp_path)]).fit(
+        straight, ContrastiveDataModule(batch_size=IMAGES)
+    )
     trainer(**plain).fit(
         resumed, ContrastiveDataModule(batch_size=IMAGES), ckpt_path=tmp_path / "1.ckpt"
     )

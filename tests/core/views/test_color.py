@@ -1,10 +1,10 @@
 """Colour operations against torchvision's functional, sample by sample."""
 
 import itertools
-from collections.abc import Callable
 
 import pytest
 import torch
+from plain_views import ADJUST
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
@@ -20,18 +20,9 @@ from simclr_pl.core.views.color import (
     shift_hue,
     to_grayscale,
 )
-from simclr_pl.core.views.color import (
-    ORDERS as ORDERED,
-)
+from simclr_pl.core.views.color import ORDERS as ORDERED
 
 ORDERS = torch.tensor(ORDERED)
-
-ADJUST: dict[int, Callable[[Tensor, float], Tensor]] = {
-    BRIGHTNESS: TF.adjust_brightness,
-    CONTRAST: TF.adjust_contrast,
-    SATURATION: TF.adjust_saturation,
-    HUE: TF.adjust_hue,
-}
 NAMES = {"brightness": BRIGHTNESS, "contrast": CONTRAST, "saturation": SATURATION, "hue": HUE}
 FACTORS = torch.tensor([0.0, 0.2, 0.7, 1.0, 1.3, 1.8, 3.0])
 TURNS = torch.tensor([-0.5, -0.2, -0.01, 0.0, 0.1, 0.2, 0.5])

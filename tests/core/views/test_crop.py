@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from plain_views import pictures
+from noise import pictures
 from scipy.stats import ks_2samp
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from plain_views import OFF, PLAIN, pictures
+from noise import pictures
+from plain_views import OFF, PLAIN
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 

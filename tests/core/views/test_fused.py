@@ -1,6 +1,5 @@
 """Views whose colours are one compiled kernel: the same views, to rounding."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from commands import ENCODER_ARGS, QUICK, QUIET, fit, rows, run
-from plain_views import pictures
+from commands import NARROW, QUICK, QUIET, fit, run
+from noise import pictures
+from run_files import rows
 from torch._dynamo import config as dynamo
 
 from simclr_pl import ContrastiveDataModule, SimCLR, SimCLRViews, UserError
@@ -178,9 +178,8 @@ def test_from_python_too(monkeypatch: pytest.MonkeyPatch) -> None:
         SimCLRViews(32, compiled=True)
     for model, data, key in ((True, False, "model"), (False, True, "data")):
         trainer = L.Trainer(**QUIET, max_epochs=1)
-        encoder = {"encoder": "resnet10t", "encoder_args": json.loads(ENCODER_ARGS)}
+        encoder = {"encoder": "resnet10t", "encoder_args": NARROW}
         with pytest.raises(UserError, match=rf"{key}\.compiled needs a C\+\+ compiler.*--{key}"):
             trainer.fit(
-                SimCLR(**encoder, compiled=model),
-                ContrastiveDataModule("digits", compiled=data),
+                SimCLR(**encoder, compiled=model), ContrastiveDataModule("digits", compiled=data)
             )

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import datamodules
 import pytest
 import torch
-from PIL import Image
+from noise import write_images
 from torch import Tensor
 
 from simclr_pl import ContrastiveDataModule
@@ -37,10 +37,7 @@ def twice(images: Tensor, index: Tensor, epoch: int, seed: int) -> list[Tensor]:
 
 
 def ready(views: Any, **options: Any) -> ContrastiveDataModule:
-    data = ContrastiveDataModule(views=views, **({"batch_size": 16, "num_workers": 0} | options))
-    data.prepare_data()
-    data.setup()
-    return data
+    return datamodules.ready(views=views, **({"batch_size": 16, "num_workers": 0} | options))
 
 
 def first_batch(data: ContrastiveDataModule) -> Any:
@@ -98,9 +95,7 @@ def test_fine_tuning_crops_and_flips_as_the_paper_does() -> None:
 
 
 def test_of_image_files_the_views_are_subclasses_of_the_papers(tmp_path: Path) -> None:
-    for i in range(12):
-        pixels = np.full((20, 30, 3), i, np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    write_images(tmp_path, 12, 20, 30)
     options = {"dataset": "folder", "root": str(tmp_path), "image_size": 8}
     with pytest.raises(UserError, match=r"subclass of it, or pack the folder"):
         ready(Shifted, **options)
@@ -125,9 +120,7 @@ def test_what_is_no_views_is_refused_in_a_sentence(views: Any, said: str) -> Non
 
 @pytest.mark.parametrize("source", ["digits", "folder"])
 def test_the_papers_views_may_be_more_than_two(source: str, tmp_path: Path) -> None:
-    for i in range(12):
-        noise = np.random.default_rng(i).integers(0, 256, (20, 30, 3), np.uint8)
-        Image.fromarray(noise).save(tmp_path / f"{i}.png")
+    write_images(tmp_path, 12, 20, 30)
     options = {"dataset": source, "root": str(tmp_path), "image_size": 8}
     two = ready(None, **options)
     four = ready({"class_path": "simclr", "init_args": {"count": 4}}, **options)

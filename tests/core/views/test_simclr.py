@@ -1,25 +1,18 @@
 """Two views of a batch: against torchvision sample by sample, and the same bits in any batch."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
-from plain_views import OFF, PLAIN, pictures
+from noise import pictures
+from plain_views import ADJUST, OFF, PLAIN
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from simclr_pl import SimCLRViews
 from simclr_pl.core.views import simclr as made
 from simclr_pl.core.views.blur import blur_radius
-from simclr_pl.core.views.color import BRIGHTNESS, CONTRAST, HUE, SATURATION
-
-ADJUST: dict[int, Callable[[Tensor, float], Tensor]] = {
-    BRIGHTNESS: TF.adjust_brightness,
-    CONTRAST: TF.adjust_contrast,
-    SATURATION: TF.adjust_saturation,
-    HUE: TF.adjust_hue,
-}
 
 
 def reference(views: SimCLRViews, images: Tensor, index: Tensor, epoch: int, view: int) -> Tensor:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arrays import Arrays, array, counts, pixels, sentence
+from arrays import Arrays, array, counts, sentence
+from noise import pixels
 
 from simclr_pl import UserError
 from simclr_pl.images.datasets import load, prepare

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datamodules
 import lightning as L
-import numpy as np
 import pytest
 import torch
+from commands import QUIET
+from noise import pictures
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from simclr_pl import ContrastiveDataModule, SimCLR
@@ -22,11 +23,6 @@ from simclr_pl.images.readers import own
 from simclr_pl.images.workers.crops import Reading
 from simclr_pl.images.workers.images import ImageFiles, WorkerImages
 from simclr_pl.images.workers.unreadable import Unreadable
-
-
-def pixels(count: int, *shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(count)
-    return torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
 
 
 class Items(Dataset[Any]):
@@ -49,30 +45,27 @@ class Cells(Items):
     """Found by its class path."""
 
     def __init__(self, root: str, count: int = 40) -> None:
-        super().__init__([(image, i % 4) for i, image in enumerate(pixels(count, 1, 8, 8))])
+        super().__init__([(image, i % 4) for i, image in enumerate(pictures(count, 1, 8, 8))])
         self.root = root
 
 
 def three_splits(root: str) -> dict[str, Any]:
     return {
         "train": Cells(root),
-        "val": (pixels(8, 1, 8, 8), [0, 1, 2, 3] * 2),
-        "test": pixels(6, 1, 8, 8).numpy(),
+        "val": (pictures(8, 1, 8, 8), [0, 1, 2, 3] * 2),
+        "test": pictures(6, 1, 8, 8).numpy(),
         "classes": ["a", "b", "c", "d"],
     }
 
 
 def ready(given: Any, **options: Any) -> ContrastiveDataModule:
-    data = ContrastiveDataModule(given, **({"batch_size": 16, "num_workers": 0} | options))
-    data.prepare_data()
-    data.setup()
-    return data
+    return datamodules.ready(given, **({"batch_size": 16, "num_workers": 0} | options))
 
 
 def photographs(count: int = 12) -> list[Image.Image]:
     """Of differing sizes."""
     shapes = [(20 + i, 30, 3) for i in range(count)]
-    return [Image.fromarray(pixels(1, *shape)[0].numpy()) for shape in shapes]
+    return [Image.fromarray(pictures(1, *shape)[0].numpy()) for shape in shapes]
 
 
 # What is taken ------------------------------------------------------------------------------------
@@ -98,7 +91,7 @@ def test_a_dataset_is_read_once_into_memory_with_its_labels(
     data = ready(given)
     train = data.whole.train
     assert isinstance(train, ArrayImages)
-    assert train.images.equal(pixels(40, 1, 8, 8))
+    assert train.images.equal(pictures(40, 1, 8, 8))
     assert data.num_classes == 4
     labels = train.labels.clone()
     assert data.whole.held is not None
@@ -118,14 +111,14 @@ def test_a_function_gives_several_splits_and_the_root_reaches_it(tmp_path: Path)
 
 
 def test_items_without_labels_are_unlabelled_and_other_labels_are_named_after_themselves() -> None:
-    assert ready(Items(list(pixels(40, 3, 8, 8)))).num_classes == 0
-    far = Items([(image, 3 + 4 * (i % 2)) for i, image in enumerate(pixels(40, 1, 8, 8))])
+    assert ready(Items(list(pictures(40, 3, 8, 8)))).num_classes == 0
+    far = Items([(image, 3 + 4 * (i % 2)) for i, image in enumerate(pictures(40, 1, 8, 8))])
     assert ready(far).splits.classes == ("3", "7")
     assert set(ready(far).splits.val.labels.tolist()) == {0, 1}
 
 
 def test_declared_labels_are_taken_where_there_is_one_for_each_item() -> None:
-    declared = Items(list(pixels(40, 1, 8, 8)))
+    declared = Items(list(pictures(40, 1, 8, 8)))
     declared.targets = [i % 5 for i in range(40)]  # type: ignore[attr-defined]
     assert ready(declared).num_classes == 5
     declared.targets = [0]  # type: ignore[attr-defined]
@@ -137,12 +130,12 @@ def test_declared_labels_are_taken_where_there_is_one_for_each_item() -> None:
     [
         (Items([torch.rand(1, 8, 8)] * 4), "torch.float32 .*but an image must be a uint8 tensor"),
         (Items([{"image": 3}] * 4), "a dict, but an image must be a uint8"),
-        (Items([(pixels(1, 1, 8, 8)[0], 0.5)] * 4), "the label of item 0 .* whole number"),
+        (Items([(pictures(1, 1, 8, 8)[0], 0.5)] * 4), "the label of item 0 .* whole number"),
         (Items([KeyError("lost")] * 4), "item 0 of .* cannot be read .KeyError: 'lost' at .*test_"),
         (Items([]), "train split is empty"),
         (lambda: {"training": 3}, "has 'training': give a mapping of train"),
         (lambda: 3, "is a int, but must be a torch.utils.data.Dataset"),
-        (lambda: (pixels(4, 8, 8)[None].float(), [0]), "but must be uint8"),
+        (lambda: (pictures(4, 8, 8)[None].float(), [0]), "but must be uint8"),
         (lambda wide: 3, "needs the argument wide"),
         ("nowhere_at_all.Cells", "there is no module 'nowhere_at_all'"),
     ],
@@ -225,14 +218,11 @@ def test_the_fingerprint_is_of_pixels_labels_and_classes(monkeypatch: pytest.Mon
 
 
 def test_an_object_from_python_trains() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
-    trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-    )  # fmt: skip
+    images = pictures(40, 3, 8, 8)
+    trainer = L.Trainer(**QUIET, max_epochs=1, use_distributed_sampler=False)
     model = SimCLR(optimizer="sgd", warmup_epochs=0, projection_dim=8)
     data = ContrastiveDataModule(
-        Items([(torch.from_numpy(image), 0) for image in images]),  # type: ignore[arg-type]
+        Items([(image, 0) for image in images]),  # type: ignore[arg-type]
         batch_size=20,
     )
     trainer.fit(model, data)

@@ -8,11 +8,12 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from datamodules import ready
 from photographs import fill, photograph
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from simclr_pl import ContrastiveDataModule, SimCLRViews, UserError
+from simclr_pl import SimCLRViews, UserError
 from simclr_pl.commands.pack.pack import pack
 from simclr_pl.core.batch import UNLABELLED, Batch, Cut
 from simclr_pl.images.datasets import load
@@ -183,12 +184,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def written(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack(str(folder), str(tmp_path_factory.mktemp("packed") / "set"), num_workers=0)
-
-
-def ready(**args: Any) -> ContrastiveDataModule:
-    data = ContrastiveDataModule(**args)
-    data.setup()
-    return data
 
 
 def test_a_packed_set_has_the_splits_and_defaults_of_its_folder(

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from arrays import Arrays, array, counts, pixels, sentence
+from arrays import Arrays, array, counts, sentence
+from noise import pixels
 from torchvision import datasets as tv
 
 from simclr_pl import UserError

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import environment
+from commands import called
 from photographs import fill
 from torch import Tensor
 
@@ -70,14 +69,7 @@ def test_shared_memory_that_runs_out_is_a_sentence(tmp_path: Path) -> None:
         "mount -t tmpfs -o size=256k none /dev/shm && exec "
         f"{sys.executable} -m simclr_pl pack {tmp_path}/images {tmp_path}/packed"
     )
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", command],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment(),
-        check=False,
-    )
+    done = called("unshare", "-m", "sh", "-c", command, timeout=60)
     assert done.returncode == 2, done
     assert "error: a batch cannot be put into shared memory (" in done.stderr
     assert "/dev/shm has 0.25 MiB, of which " in done.stderr

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from arrays import same_batches
 from photographs import photograph
 from torch import Tensor
 
@@ -73,15 +74,6 @@ def taken(order: Tensor) -> list[int]:
     return found
 
 
-def same(first: list[Batch], second: list[Batch]) -> bool:
-    return len(first) == len(second) and all(
-        torch.equal(a.images, b.images)
-        and torch.equal(a.labels, b.labels)
-        and torch.equal(a.index, b.index)
-        for a, b in zip(first, second, strict=True)
-    )
-
-
 @forks
 @pytest.mark.processes
 def test_another_image_takes_the_place_whatever_the_ranks_workers_and_resumes(
@@ -94,8 +86,8 @@ def test_another_image_takes_the_place_whatever_the_ranks_workers_and_resumes(
         assert torch.cat([batch.index for batch in alone]).tolist() == want[: len(alone) * BATCH]
         assert all(batch.labels.tolist() == batch.index.tolist() for batch in alone)
         for source in sources.values():
-            assert same(trained(source, epoch), alone)
-            assert same(trained(source, epoch, done=2), alone[2:])
+            assert same_batches(trained(source, epoch), alone)
+            assert same_batches(trained(source, epoch, done=2), alone[2:])
         for world in (2, 3):
             ranks = [trained(sources[0], epoch, rank, world) for rank in range(world)]
             for batch, parts in zip(alone, zip(*ranks, strict=True), strict=True):

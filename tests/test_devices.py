@@ -27,8 +27,7 @@ from simclr_pl.core.model.optim import OptimizerRecipe, build_optimizer
 from simclr_pl.core.speed.constants import constant
 from simclr_pl.pictures import encoded_sample as snapshot
 from simclr_pl.protocols import finetune
-from simclr_pl.protocols.crops import encode_crops
-from simclr_pl.protocols.features import encode
+from simclr_pl.protocols.features import encode, encode_crops
 from simclr_pl.protocols.finetune import FineTuning
 from simclr_pl.protocols.knn import neighbours, vote
 from simclr_pl.protocols.labelled_datamodule import LabelledImages

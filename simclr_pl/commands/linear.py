@@ -11,14 +11,8 @@ from simclr_pl.commandline.scores import report
 from simclr_pl.commandline.target import DataChoice, check_seeds, find_pretrained
 from simclr_pl.core.errors import UserError
 from simclr_pl.images.splits import draw_fraction
-from simclr_pl.protocols.crops import encode_crops
-from simclr_pl.protocols.linear import (
-    LEARNING_RATES,
-    WEIGHT_DECAYS,
-    Recipe,
-    Source,
-    evaluate_linear,
-)
+from simclr_pl.protocols.features import encode_crops
+from simclr_pl.protocols.linear import LEARNING_RATES, WEIGHT_DECAYS, Recipe, Source, fit_linear
 from simclr_pl.protocols.logistic import evaluate_logistic
 from simclr_pl.protocols.scoring import Score, check_above_zero
 from simclr_pl.tracking.wandb_mode import Mode
@@ -100,11 +94,11 @@ def linear(
         part = train.at(draw_fraction(train.labels, label_fraction, seed))
         if augment:
             crops = _crops(frozen, label_fraction, seed)
-            return evaluate_linear(crops, part.labels, scored, classes, of_seed, part.features)
+            return fit_linear(crops, part.labels, classes, of_seed, part.features).score(scored)
         if solver == "lbfgs":
             cpu = torch.device("cpu")
             return evaluate_logistic(part.to(cpu), scored.to(cpu), classes, seed)
-        return evaluate_linear(lambda _: part.features, part.labels, scored, classes, of_seed)
+        return fit_linear(lambda _: part.features, part.labels, classes, of_seed).score(scored)
 
     name = "linear-augmented" if augment else "linear" if solver == "sgd" else "linear-lbfgs"
     protocol = protocol_name(name, frozen.label, label_fraction)

@@ -1,4 +1,4 @@
-"""Is pretraining healthy? A monitor of `sphere`'s numbers, and warnings where it goes wrong."""
+"""Is pretraining healthy? Numbers on the unit sphere, and warnings where training goes wrong."""
 
 import math
 from collections.abc import Callable
@@ -12,27 +12,30 @@ from torch import Tensor
 from simclr_pl.core.batch import EvaluationOutput, StepOutput
 from simclr_pl.core.distributed import rank_and_world, sum_over_ranks
 from simclr_pl.core.errors import UserError
-from simclr_pl.monitors.health_metrics import in_float64, rankme, step_health
+from simclr_pl.monitors.health_metrics import StepHealth, in_float64, rankme, step_health
 from simclr_pl.monitors.health_warnings import WINDOW, Trouble, Window
 from simclr_pl.monitors.moments import log_now
 
 T = TypeVar("T")
 
+LOGGED = StepHealth._fields[:-2]
+"""Numbers of a step that are logged; the last two fields serve the warnings alone."""
+
 
 class HealthMonitor(L.Callback):
-    """Logs `health/...` while training, and warns once each of what needs a hand.
+    """Logs `health/...` while training, and warns of collapse, a stuck loss and divergence.
 
-    Every so many steps, and on the first: `positive_similarity`, `negative_similarity`,
-    `alignment`, `uniformity`, `feature_std`, `projection_std`, and where the objective states its
-    chance level (NT-Xent's is log(2N - 1)) `chance_loss` and `loss_over_chance`; with each
-    validation `rankme`, of the split's clean images. Warns of collapse, a loss stuck at chance, and
-    divergence, once each in a run, also over a resume. Works with any module whose steps return
-    `StepOutput` and `EvaluationOutput`. Between those steps the device is not waited for. An error
-    in this arithmetic or in a warning is said once, and training goes on; one in a collective
-    operation of several ranks ends it, since others would wait.
+    The first step and every `every_n_steps`-th log `positive_similarity`, `negative_similarity`,
+    `alignment`, `uniformity`, `feature_std` and `projection_std`; where the objective states its
+    chance level (NT-Xent's is log(2N - 1)), they log `chance_loss` and `loss_over_chance` as well.
+    Each validation logs `rankme` of the split's clean images. A run gives each warning once, also
+    over a resume. Any module works whose steps return `StepOutput` and `EvaluationOutput`. The
+    device is waited for on the logged steps alone. An error in this arithmetic or in a warning is
+    said once, and training goes on; an error in a collective operation of several ranks ends the
+    training, since the other ranks would wait.
 
     Args:
-        every_n_steps: how often, in optimiser steps; 0 turns it off.
+        every_n_steps: optimiser steps from one log to the next; 0 turns the monitor off.
 
     Raises:
         UserError: a number below 0.
@@ -47,31 +50,31 @@ class HealthMonitor(L.Callback):
     def _begin(self) -> None:
         self._complained = False
         self._trouble = Trouble()
-        self._loss: Tensor | None = None  # this rank's sum over the window
+        self._loss: Tensor | float = 0.0  # this rank's sum over the window
         self._steps = 0  # of the window
         self._gram: Tensor | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Another fit is another run, unless a checkpoint is restored behind this."""
+        """Begins anew: a second fit is another run, unless a checkpoint is restored after this."""
         self._gram = None  # of a validation that was broken off
         if stage == "fit":
             self._begin()
 
     # Training -------------------------------------------------------------------------------------
 
-    def on_train_batch_end(
+    def on_train_batch_end(  # type: ignore[override]
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: StepOutput,  # type: ignore[override]
+        outputs: StepOutput,
         batch: Any,
-        batch_idx: int,
+        *_: Any,
     ) -> None:
-        """Adds up the loss, and looks when it is time."""
+        """Adds up the loss, and measures the step's health when its turn has come."""
         if not self.every_n_steps:
             return
         loss = outputs["loss"].detach()
-        self._loss = loss.clone() if self._loss is None else self._loss.to(loss) + loss
+        self._loss = loss + self._loss
         self._steps += 1
         if trainer.global_step == 1 or trainer.global_step % self.every_n_steps == 0:
             self._look(trainer, pl_module, outputs, getattr(batch, "per_image", 2))
@@ -84,28 +87,18 @@ class HealthMonitor(L.Callback):
         if health is None:
             return
         chance = outputs["chance"]
-        assert self._loss is not None
-        losses = sum_over_ranks(torch.stack([outputs["loss"].detach(), self._loss]))
-        loss, total = (losses / rank_and_world()[1]).tolist()
-        numbers: dict[str, float] = health._asdict()
-        del numbers["images"], numbers["dimension"]
+        losses = torch.stack([outputs["loss"].detach(), torch.as_tensor(self._loss)])
+        loss, total = (sum_over_ranks(losses) / rank_and_world()[1]).tolist()
+        numbers = {f"health/{name}": getattr(health, name) for name in LOGGED}
         if chance is not None:
-            numbers |= {"loss_over_chance": loss - chance, "chance_loss": chance}
+            numbers |= {"health/loss_over_chance": loss - chance, "health/chance_loss": chance}
         for name, value in numbers.items():
-            pl_module.log(f"health/{name}", value, logger=False)  # for other callbacks
-        log_now(trainer, {f"health/{name}": value for name, value in numbers.items()})
+            pl_module.log(name, value, logger=False)  # for other callbacks
+        log_now(trainer, numbers)
         if self._steps < WINDOW:
             return
-        window = Window(
-            total / self._steps,
-            chance,
-            health.feature_std,
-            health.projection_std,
-            health.dimension,
-            health.images,
-            trainer.global_step,
-        )
-        self._loss, self._steps = None, 0
+        window = Window(total / self._steps, chance, health, trainer.global_step)
+        self._loss, self._steps = 0.0, 0
         self._survived(trainer, self._warn, trainer, window)
 
     def _warn(self, trainer: L.Trainer, window: Window) -> None:
@@ -116,13 +109,13 @@ class HealthMonitor(L.Callback):
     def _survived(
         self, trainer: L.Trainer, work: Callable[..., T], *args: Any, alone: bool = True
     ) -> T | None:
-        """What some work returns; an error in it is said once, and ends no training.
+        """Returns `work(*args)`, or `None` where that fails: the first error is printed.
 
         Args:
-            trainer: says it.
-            work: may fail.
-            args: of `work`.
-            alone: whether no other rank waits for this one in it; else errors pass.
+            trainer: prints the error.
+            work: a function that may fail.
+            args: arguments of `work`.
+            alone: whether no other rank waits in `work` for this one; else errors are raised.
         """
         try:
             return work(*args)
@@ -141,14 +134,8 @@ class HealthMonitor(L.Callback):
 
     # Validation -----------------------------------------------------------------------------------
 
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: EvaluationOutput,  # type: ignore[override]
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_validation_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: EvaluationOutput, *_: Any
     ) -> None:
         """Adds this batch's features to the Gram matrix."""
         if self.every_n_steps and not trainer.sanity_checking:
@@ -169,16 +156,18 @@ class HealthMonitor(L.Callback):
     # Checkpoints ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been seen and said, and the window's loss, the mean over ranks."""
+        """The warnings' state, and of the window so far the number of steps and their loss.
+
+        The loss is a sum over steps of the mean over ranks, `None` before the first step.
+        """
         loss = None
-        if self._loss is not None:
-            loss = float(sum_over_ranks(self._loss.clone())) / rank_and_world()[1]
+        if self._steps:
+            total = sum_over_ranks(torch.as_tensor(self._loss).clone())
+            loss = float(total) / rank_and_world()[1]
         return {"trouble": dict(self._trouble.state), "loss": loss, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues from there, on any number of ranks: the first keeps the loss for all."""
-        self._trouble.state = dict(state_dict["trouble"])
-        self._steps, loss = state_dict["steps"], state_dict["loss"]
+        """Continues from a checkpoint on any number of ranks: rank 0 keeps the loss for all."""
+        self._trouble.state, self._steps = dict(state_dict["trouble"]), state_dict["steps"]
         rank, world = rank_and_world()
-        share = world if rank == 0 else 0
-        self._loss = None if loss is None else torch.tensor(loss * share, dtype=torch.float64)
+        self._loss = (state_dict["loss"] or 0.0) * (0 if rank else world)

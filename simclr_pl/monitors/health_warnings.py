@@ -1,13 +1,15 @@
 """When a run goes wrong: collapse, a loss stuck at chance, divergence. Each is said once.
 
-Judged are means over windows of at least `WINDOW` steps, so that single batches and how often
-somebody looks don't matter. What is usual is no trouble: a warm-up that hasn't begun to learn, a
-small temperature's start far above chance, a little rise at the peak of the learning rate, a run
-that starts from trained weights and hardly moves.
+The warnings judge means over windows of at least `WINDOW` steps, so that neither a single batch nor
+`every_n_steps` decides. Four usual sights give no warning: a warm-up that hasn't begun to learn, a
+small temperature's start far above chance, a little rise at the peak of the learning rate, and a
+run that starts from trained weights and hardly moves.
 """
 
 import math
 from typing import Any, NamedTuple
+
+from simclr_pl.monitors.health_metrics import StepHealth
 
 WINDOW = 50
 """Optimiser steps of a window, at least."""
@@ -31,25 +33,19 @@ healthy run at temperature 0.05 may begin with 1.05, without batch norm."""
 
 
 class Window(NamedTuple):
-    """What is known of some steps, over all ranks.
+    """Consecutive steps, over all ranks.
 
     Attributes:
-        loss: its mean over the window.
+        loss: the mean over the window's steps.
         chance: the loss where no view knows its own image (log(2N - 1) for NT-Xent); `None` where
-            the objective states none, of whose loss nothing is said.
-        feature_std: at the window's end, 0 to 1.
-        projection_std: likewise.
-        dimension: the projections' effective dimension there, at least 1.
-        images: N, the global batch.
-        steps: of the run so far.
+            the objective states none, whose loss is then not judged.
+        last: the health of the window's last step.
+        steps: number of steps since the run began.
     """
 
     loss: float
     chance: float | None
-    feature_std: float
-    projection_std: float
-    dimension: float
-    images: int
+    last: StepHealth
     steps: int
 
 
@@ -101,17 +97,18 @@ class Trouble:
 
 def _collapsed(window: Window) -> bool:
     # A few images lie on a line by right: two are best told apart when they are opposite.
-    line = window.images >= 16 and window.dimension < A_LINE
-    return line or min(window.feature_std, window.projection_std) < SAME
+    last = window.last
+    line = last.images >= 16 and last.dimension < A_LINE
+    return line or min(last.feature_std, last.projection_std) < SAME
 
 
 def _collapse(window: Window, best: float) -> str:
     return (
         f"warning: the representation has collapsed by step {window.steps} (standard deviation of "
-        f"features {window.feature_std:.3f}, of projections {window.projection_std:.3f}, effective "
-        f"dimension of projections {window.dimension:.1f}): all images look nearly the same to the "
-        "network; start anew with a lower --model.learning_rate, a longer --model.warmup_epochs, "
-        "and a larger --data.batch_size if it is below 64"
+        f"features {window.last.feature_std:.3f}, of projections {window.last.projection_std:.3f}, "
+        f"effective dimension of projections {window.last.dimension:.1f}): all images look nearly "
+        "the same to the network; start anew with a lower --model.learning_rate, a longer "
+        "--model.warmup_epochs, and a larger --data.batch_size if it is below 64"
     )
 
 

@@ -9,14 +9,14 @@ from simclr_pl.core.batch import UNLABELLED, EvaluationOutput
 from simclr_pl.core.distributed import sum_over_ranks
 from simclr_pl.core.errors import UserError
 from simclr_pl.monitors.moments import due
-from simclr_pl.protocols.features import check_splits, encode_once, forget
+from simclr_pl.protocols.features import EncodesSplits, encode_once
 from simclr_pl.protocols.knn import knn_hits
 
 
-class KNNMonitor(L.Callback):
+class KNNMonitor(EncodesSplits):
     """kNN of the validation split's clean images against the training split's, while training.
 
-    Every so many epochs, and after the last, the training split is encoded anew by all ranks
+    Every `every_n_epochs` epochs, and after the last, all ranks encode the training split anew
     (clean images, encoder in eval mode), and each rank classifies its share of the validation
     images. Logs `knn/val_top1` for the first k, and `knn<k>/val_top1` for others. Works with any
     module whose `forward` gives features and whose validation step returns `EvaluationOutput`;
@@ -39,37 +39,27 @@ class KNNMonitor(L.Callback):
         k: tuple[int, ...] = (20, 200),
         temperature: float = 0.07,
     ) -> None:
-        if every_n_epochs < 0:
-            raise UserError(f"knn.every_n_epochs is {every_n_epochs}, but must be 0 (off) or more")
+        super().__init__("knn", every_n_epochs)
         if not k or min(k) < 1:
             raise UserError(f"knn.k is {list(k)}, but must be one or more numbers above 0")
         if not temperature > 0:
             raise UserError(f"knn.temperature is {temperature}, but must be above 0")
-        self.every_n_epochs, self.k, self.temperature = every_n_epochs, tuple(k), temperature
+        self.k, self.temperature = tuple(k), temperature
         self._outputs: list[EvaluationOutput] = []
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Looks at the data before training, and forgets a validation that was broken off."""
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Drops what an interrupted validation has left."""
         self._outputs = []
-        forget(trainer)
-        if stage == "fit" and self.every_n_epochs:
-            check_splits(trainer, "KNNMonitor")
 
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: EvaluationOutput,  # type: ignore[override]
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_validation_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: EvaluationOutput, *_: Any
     ) -> None:
         """Keeps this rank's features and labels."""
         if due(trainer, self.every_n_epochs):
             self._outputs.append(outputs)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Classifies them, and logs the accuracies over all ranks."""
+        """Classifies the kept images, and logs the accuracies over all ranks."""
         outputs, self._outputs = self._outputs, []
         if not outputs or not getattr(trainer.datamodule, "num_classes", 0):  # type: ignore[attr-defined]
             return
@@ -90,7 +80,3 @@ class KNNMonitor(L.Callback):
             # The same number on all ranks, whose maximum has no rounding.
             many = trainer.world_size > 1
             pl_module.log(name, right[number] / total, sync_dist=many, reduce_fx="max")
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lets go of the training split's features."""
-        forget(trainer)

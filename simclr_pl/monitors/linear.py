@@ -8,20 +8,20 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.datamodule import Split
 from simclr_pl.core.errors import UserError
 from simclr_pl.monitors.moments import due, is_last
-from simclr_pl.protocols.features import check_splits, encode_once, forget
+from simclr_pl.protocols.features import EncodesSplits, encode_once
 from simclr_pl.protocols.linear import Recipe, fit_linear
 from simclr_pl.protocols.scoring import Rows, labelled
 
 
-class LinearEvaluation(L.Callback):
+class LinearEvaluation(EncodesSplits):
     """The `linear` command's protocol on the validation split, while training.
 
-    Every so many epochs, and after the last, all ranks encode the labelled images of the training
-    and the validation split (clean images, encoder in eval mode), train the grid of heads and log
-    `linear/val_top1`: the same numbers as `linear --split val` at that epoch. With `test_at_end`
-    the head of the run's last step is scored on the test split as well, once: `linear/test_top1` is
-    the number of `linear`. It takes seconds on small data sets, and a minute or two for 50,000
-    images: the shipped recipes ask for it at a few epochs. Works with any module whose `forward`
+    Every `every_n_epochs` epochs, and after the last, all ranks encode the labelled images of the
+    training and the validation split (clean images, encoder in eval mode), train the grid of heads
+    and log `linear/val_top1`: the same numbers as `linear --split val` at that epoch. With
+    `test_at_end` the head of the run's last step is scored on the test split as well, once:
+    `linear/test_top1` is the number of `linear`. An evaluation takes seconds on small data sets,
+    and a minute or two for 50,000 images. Works with any module whose `forward`
     gives features; without labels it does nothing. No global random number is drawn.
 
     Args:
@@ -40,22 +40,13 @@ class LinearEvaluation(L.Callback):
         epochs: int = Recipe().epochs,
         test_at_end: bool = False,
     ) -> None:
-        if every_n_epochs < 0:
-            raise UserError(
-                f"linear.every_n_epochs is {every_n_epochs}, but must be 0 (off) or more"
-            )
+        super().__init__("linear", every_n_epochs)
         if epochs < 1:
             raise UserError(f"linear.epochs is {epochs}, but must be at least 1")
-        self.every_n_epochs, self.epochs, self.test_at_end = every_n_epochs, epochs, test_at_end
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Looks at the data before training, and forgets a validation that was broken off."""
-        forget(trainer)
-        if stage == "fit" and self.every_n_epochs:
-            check_splits(trainer, "LinearEvaluation")
+        self.epochs, self.test_at_end = epochs, test_at_end
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Finds a test split that cannot be shared by the ranks now, not behind the last step."""
+        """Refuses a test split that the ranks cannot share now, not after the last step."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if self.every_n_epochs and self._tests(data):
             data.evaluation_loader("test", "clean", labelled_only=True)
@@ -84,10 +75,6 @@ class LinearEvaluation(L.Callback):
     def _tests(self, data: Any) -> bool:
         test = data.splits.test
         return self.test_at_end and test is not None and bool((test.labels != UNLABELLED).any())
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lets go of the features."""
-        forget(trainer)
 
 
 def _rows(trainer: L.Trainer, module: L.LightningModule, split: Split) -> Rows:

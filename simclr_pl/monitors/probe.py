@@ -44,13 +44,13 @@ class OnlineProbe(L.Callback):
         self.optimizer: torch.optim.Optimizer | None = None
         self.classes = 0
         self._hits: dict[str, Hits] = {}
-        self._beyond: Tensor | None = None
+        self._beyond: Tensor | None = None  # the largest label so far, while no host looks
         self._restored: dict[str, Any] | None = None
 
     # Building -------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Learns the number of classes; another fit has another head, unless one is restored."""
+        """Learns the number of classes; a second fit has a new head, unless one is restored."""
         self._hits, self._beyond = {}, None  # of what was broken off
         if stage == "fit":
             self.head = self.optimizer = self._restored = None
@@ -61,43 +61,42 @@ class OnlineProbe(L.Callback):
     def _build(self, features: Tensor) -> tuple[nn.Linear, torch.optim.Optimizer]:
         """Makes the head at the first features: their width, device and dtype are now known."""
         if self.head is None or self.optimizer is None:
-            self.head = nn.Linear(features.shape[1], self.classes)
+            wide = torch.promote_types(features.dtype, torch.float32)
+            self.head = nn.Linear(features.shape[1], self.classes).to(features.device, wide)
             # Zero weights are the same on every rank; a linear head needs no broken symmetry.
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
-            wide = torch.promote_types(features.dtype, torch.float32)
-            self.head.to(device=features.device, dtype=wide)
-            optimizer = torch.optim.AdamW(
+            adam = torch.optim.AdamW(
                 self.head.parameters(),
-                lr=self.learning_rate,
+                self.learning_rate,
                 weight_decay=self.weight_decay,
                 fused=True,
             )
-            self.optimizer = on_this_device(optimizer, fused=True)
+            self.optimizer = on_this_device(adam, fused=True)
             if self._restored is not None:
-                if self._restored["head"]["weight"].shape != self.head.weight.shape:
-                    raise UserError(
-                        "the checkpoint's probe is of other classes or another encoder: "
-                        "use the data and model that it was trained with"
-                    )
-                self.head.load_state_dict(self._restored["head"])
-                self.optimizer.load_state_dict(self._restored["optimizer"])
-                self._hits["train"] = Hits(self.classes, features.device)
-                if rank_and_world()[0] == 0:  # counts of all ranks, so far
-                    counts = self._restored["counts"].to(features.device)
-                    self._hits["train"].merge_state({"counts": counts})
+                self._restore(self._restored, self.head, self.optimizer)
                 self._restored = None
         return self.head, self.optimizer
 
+    def _restore(
+        self, state: dict[str, Any], head: nn.Linear, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if state["head"]["weight"].shape != head.weight.shape:
+            raise UserError(
+                "the checkpoint's probe is of other classes or another encoder: "
+                "use the data and model that it was trained with"
+            )
+        head.load_state_dict(state["head"])
+        optimizer.load_state_dict(state["optimizer"])
+        self._hits["train"] = Hits(self.classes, head.weight.device)
+        if rank_and_world()[0] == 0:  # counts of all ranks, so far
+            counts = state["counts"].to(head.weight.device)
+            self._hits["train"].merge_state({"counts": counts})
+
     # Training -------------------------------------------------------------------------------------
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: StepOutput,  # type: ignore[override]
-        batch: Any,
-        batch_idx: int,
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: StepOutput, *_: Any
     ) -> None:
         """One step of the head on all views' features."""
         if not self.classes:
@@ -124,45 +123,24 @@ class OnlineProbe(L.Callback):
 
     # Evaluation -----------------------------------------------------------------------------------
 
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: EvaluationOutput,  # type: ignore[override]
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Scores clean images of the validation split."""
-        self._score("val", outputs)
-
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: EvaluationOutput,  # type: ignore[override]
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Scores clean images of the test split."""
-        self._score("test", outputs)
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs the accuracies on the validation split."""
-        self._log(pl_module, "val")
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs the accuracies on the test split."""
-        self._log(pl_module, "test")
-
     @torch.no_grad()
-    def _score(self, split: str, outputs: EvaluationOutput) -> None:
+    def on_validation_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: EvaluationOutput, *_: Any
+    ) -> None:
+        """Scores clean images of the validation or the test split."""
         if not self.classes:
             return
         features, labels = outputs["features"], self._check(outputs["labels"])
-        head, _ = self._build(features)
-        self._count(split, head(features.to(head.weight.dtype)), labels)
+        head = self._build(features)[0]
+        logits = head(features.to(head.weight.dtype))
+        self._count("test" if trainer.testing else "val", logits, labels)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the accuracies on the validation or the test split."""
+        self._log(pl_module, "test" if trainer.testing else "val")
+
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
+    on_test_epoch_end = on_validation_epoch_end
 
     def _count(self, split: str, logits: Tensor, labels: Tensor) -> None:
         if split not in self._hits:
@@ -170,7 +148,7 @@ class OnlineProbe(L.Callback):
         self._hits[split].update(logits, labels)
 
     def _check(self, labels: Tensor) -> Tensor:
-        """Labels, of which those beyond the classes are an error: on accelerators a later one."""
+        """Returns labels within the classes; others are an error, on accelerators a later one."""
         if not len(labels):
             return labels
         largest = labels.max()

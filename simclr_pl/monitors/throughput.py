@@ -54,24 +54,13 @@ class Throughput(L.Callback):
         if self._warm:
             self._mark = _now(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leaves this time out."""
+    def on_validation_start(self, *_: Any) -> None:
+        """Leaves out a validation's time, and a checkpoint's."""
         self._mark = None
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Leaves this time out."""
-        self._mark = None
+    on_save_checkpoint = on_validation_start  # type: ignore[assignment]
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Adds the step, and logs when Lightning does."""
         before, now = self._mark, _now(trainer)
         self._mark, self._warm = now, True

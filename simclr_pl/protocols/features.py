@@ -1,4 +1,4 @@
-"""Features of a whole split: each image once, on any number of ranks."""
+"""Features: of a whole split, each image once on any number of ranks, and of an epoch's crops."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,6 +88,41 @@ def encode(
     return collect(outputs, device)
 
 
+@torch.no_grad()
+def encode_crops(
+    encoder: nn.Module, data: ContrastiveDataModule, rows: Tensor, epoch: int
+) -> Tensor:
+    """Encodes one view of each of those training images, with a frozen encoder in eval mode.
+
+    Args:
+        encoder: `float [B, C, S, S]` to `[B, D]`.
+        data: a data module that has been set up; what its views do is what is done.
+        rows: `int64 [N]`, places in the training split.
+        epoch: which of the endless views; the same epoch gives the same ones.
+
+    Returns:
+        `[N, D]`, on the encoder's device.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    device = next(encoder.parameters()).device
+    source = data.evaluation_loader("train", "views").source
+    features = []
+    with in_eval_mode(encoder):
+        for batch in source.batches(rows.split(data.batch_size), epoch, "views"):
+            moved = batch.to(device)
+            views = data.views.one(moved.images, moved.index, epoch, moved.sizes)
+            features.append(encoder(views))
+    whole = torch.cat(features)
+    if len(whole) < len(rows):
+        raise UserError(
+            f"{len(rows) - len(whole)} images of train cannot be read, and crops are made of all: "
+            f"remove those that python -m simclr_pl pack {data.root} --check lists"
+        )
+    return whole
+
+
 @contextmanager
 def in_eval_mode(module: nn.Module) -> Iterator[None]:
     """Puts a module into eval mode, and every part of it back into its own afterwards."""
@@ -108,31 +143,49 @@ def accelerator() -> torch.device:
 _ENCODED: WeakKeyDictionary[L.Trainer, dict[tuple[int, Split], Features]] = WeakKeyDictionary()
 
 
-def check_splits(trainer: L.Trainer, name: str) -> None:
-    """Looks at the data of a training on which a callback is to encode whole splits.
+class EncodesSplits(L.Callback):
+    """A monitor that encodes whole splits at a validation; all such monitors share the features.
+
+    They call `encode_once` in `on_validation_epoch_end`; the features are freed behind that.
 
     Args:
-        trainer: about to train.
-        name: what the callback is called.
+        option: name of the command line's group of options, for errors.
+        every_n_epochs: epochs from one validation with features to the next; 0 turns it off.
 
     Raises:
-        UserError: no `ContrastiveDataModule`: nothing else says what the splits are.
+        UserError: a number below 0; at setup, data that are no `ContrastiveDataModule`, which
+            alone knows the splits.
     """
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    if not isinstance(data, ContrastiveDataModule):
-        raise UserError(
-            f"{name} encodes the training split's clean images, which a ContrastiveDataModule "
-            f"gives it, and this training has "
-            f"{'loaders alone' if data is None else type(data).__name__}: train with "
-            "fit(model, datamodule=ContrastiveDataModule(...)), or leave the callback out"
-        )
+
+    def __init__(self, option: str, every_n_epochs: int) -> None:
+        if every_n_epochs < 0:
+            raise UserError(
+                f"{option}.every_n_epochs is {every_n_epochs}, but must be 0 (off) or more"
+            )
+        self.every_n_epochs = every_n_epochs
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Checks the data before training, and frees features of an interrupted validation."""
+        _ENCODED.pop(trainer, None)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        on = stage == "fit" and self.every_n_epochs
+        if on and not isinstance(data, ContrastiveDataModule):
+            raise UserError(
+                f"{type(self).__name__} encodes the training split's clean images, which a "
+                "ContrastiveDataModule gives it, and this training has "
+                f"{'loaders alone' if data is None else type(data).__name__}: train with "
+                "fit(model, datamodule=ContrastiveDataModule(...)), or leave the callback out"
+            )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Frees the features."""
+        _ENCODED.pop(trainer, None)
 
 
 def encode_once(trainer: L.Trainer, module: L.LightningModule, split: Split) -> Features:
     """`encode` of labelled images by all ranks, once a step: monitors share the same features.
 
-    Who asks in `on_validation_epoch_end` calls `forget` in `on_validation_end`, when all have had
-    them. DDP's wrapper has no part in the forward pass: in eval mode it has nothing to synchronise.
+    DDP's wrapper has no part in the forward pass: in eval mode it has nothing to synchronise.
 
     Args:
         trainer: at whose global step, with whose data module and precision.
@@ -150,13 +203,8 @@ def encode_once(trainer: L.Trainer, module: L.LightningModule, split: Split) -> 
     return known[key]
 
 
-def forget(trainer: L.Trainer) -> None:
-    """Frees what `encode_once` keeps."""
-    _ENCODED.pop(trainer, None)
-
-
 class FeatureWriter(L.Callback):
-    """Writes what `predict` encoded to one `.npz` file: `features`, `labels`, `index`.
+    """Writes the features of `predict` to one `.npz` file: `features`, `labels`, `index`.
 
     Args:
         path: the file.
@@ -167,13 +215,7 @@ class FeatureWriter(L.Callback):
         self._outputs: list[EvaluationOutput] = []
 
     def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
     ) -> None:
         """Keeps this rank's outputs, in the computer's memory."""
         features, labels, index = (outputs[k].cpu() for k in ("features", "labels", "index"))

@@ -9,17 +9,11 @@ split, whose validation holdout is not touched; all draws are the same for every
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.errors import UserError
 from simclr_pl.images.splits import few_labels
 from simclr_pl.protocols.features import Features
 from simclr_pl.protocols.logistic import fit_quietly
-
-Floats = NDArray[np.float64]
+from simclr_pl.protocols.scoring import Rows, labelled, standardisation
 
 
 class Score(NamedTuple):
@@ -58,40 +52,27 @@ def score(train: Features, test: Features, labels_per_class: int, draws: int) ->
 
     Args:
         train: the training split; unlabelled rows are left out.
-        test: the split to score on.
-        labels_per_class: of each few-label draw.
+        test: the split to score on, likewise.
+        labels_per_class: images of each class in a few-label draw.
         draws: number of few-label draws.
 
     Raises:
-        UserError: an unlabelled split, or a class with too few labelled images.
+        UserError: an unlabelled split, features that are not finite, or a class with too few
+            labelled images.
     """
-    scored = test.labels != UNLABELLED
-    known = (train.labels != UNLABELLED).nonzero()[:, 0]
-    if not len(known) or not bool(scored.any()):
-        raise UserError(
-            "this comparison needs labels, and the data set has none: put the images into one "
-            "folder a class, or judge the run by its curves (report)"
-        )
-    x, y = _numpy(train.features[known]), train.labels[known].numpy()
-    x_test, y_test = _numpy(test.features[scored]), test.labels[scored].numpy()
-    mean, std = x.mean(0), x.std(0)
-    std[std < 1e-8] = 1.0
-    x, x_test = (x - mean) / std, (x_test - mean) / std
-    few = [
-        _accuracy(x[chosen], y[chosen], x_test, y_test)
-        for draw in range(draws)
-        for chosen in [few_labels(torch.from_numpy(y), labels_per_class, draw).numpy()]
-    ]
-    return Score(_accuracy(x, y, x_test, y_test), few, labels_per_class)
+    every, scored = labelled(train, "train"), labelled(test, "scored")
+    mean, std = standardisation(every.features.double())
+    every, scored = (
+        rows._replace(features=(rows.features - mean) / std) for rows in (every, scored)
+    )
 
+    def accuracy(known: Rows) -> float:
+        from sklearn.linear_model import LogisticRegression  # late: scipy takes a second
 
-def _numpy(features: Tensor) -> Floats:
-    return features.double().numpy()
+        model = LogisticRegression(C=1.0, max_iter=1000)
+        fit_quietly(model, *(part.numpy() for part in known))
+        return float(model.score(*(part.numpy() for part in scored)))
 
-
-def _accuracy(x: Floats, y: NDArray[np.int64], x_test: Floats, y_test: NDArray[np.int64]) -> float:
-    from sklearn.linear_model import LogisticRegression  # late: scipy takes a second
-
-    model = LogisticRegression(C=1.0, max_iter=1000)
-    fit_quietly(model, x, y)
-    return float(model.score(x_test, y_test))
+    chosen = (few_labels(every.labels, labels_per_class, draw) for draw in range(draws))
+    few = [accuracy(every.at(places)) for places in chosen]
+    return Score(accuracy(every), few, labels_per_class)

@@ -5,6 +5,7 @@ weight exp(s / temperature). Nothing is trained, so that the number depends on t
 As a protocol: k and temperature are chosen on a tenth of train, and the split is scored once.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -12,14 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.protocols.scoring import (
-    Rows,
-    Score,
-    accuracies,
-    best_of,
-    choosing_parts,
-    count_right,
-)
+from simclr_pl.protocols.scoring import Rows, Score, choose_and_score, count_right
 
 QUERIES, BANK = 1024, 16384
 """Rows and columns of the similarities that exist at a time: 64 MiB of float32."""
@@ -99,19 +93,15 @@ def evaluate_knn(
     Raises:
         UserError: too few labels to choose on.
     """
-    fits, chooses = choosing_parts(train.labels.cpu(), seed)
     grid = [(k, temperature) for k in ks for temperature in temperatures]
-    judged = train.at(chooses)
-    candidates = _log_shares(train.at(fits), judged, classes, grid)
+    log_shares = functools.partial(_log_shares, classes)
     # A class without a vote: its share counts as one in a thousand.
-    k, temperature = grid[best_of(candidates, judged.labels, least=-6.9)]
-    (scores,) = _log_shares(train, scored, classes, [(k, temperature)])
-    chosen = {"k": k, "temperature": temperature}
-    return Score(chosen=chosen, **accuracies(scores, scored.labels))
+    chosen, found = choose_and_score(train, scored, seed, grid, log_shares, least=-6.9)
+    return Score(chosen={"k": chosen[0], "temperature": chosen[1]}, **found)
 
 
 def _log_shares(
-    bank: Rows, queries: Rows, classes: int, grid: list[tuple[int, float]]
+    classes: int, bank: Rows, queries: Rows, grid: Sequence[tuple[int, float]]
 ) -> list[Tensor]:
     """Logarithms of each class's share of the votes, `[Q, C]` for each pair of the grid."""
     similarity, place = neighbours(queries.features, bank.features, max(k for k, _ in grid))

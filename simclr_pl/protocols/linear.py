@@ -125,35 +125,13 @@ class Fitted(NamedTuple):
         return Score(chosen=self.chosen, **accuracies(logits, rows.labels.to(device)))
 
 
-def evaluate_linear(
-    source: Source,
-    labels: Tensor,
-    scored: Rows,
-    classes: int,
-    recipe: Recipe,
-    clean: Tensor | None = None,
-) -> Score:
-    """The whole protocol: train the grid, choose on a tenth of train, train again, score once.
-
-    Args:
-        source: features of an epoch; work is done on their device.
-        labels: `int64 [N]`, all of them known.
-        scored: rows of the split to score.
-        classes: C.
-        recipe: grid, epochs and seed.
-        clean: as `fit_linear` takes them.
-
-    Raises:
-        UserError: too few labels to choose on, or a grid of which every head diverges.
-    """
-    return fit_linear(source, labels, classes, recipe, clean).score(scored)
-
-
 @torch.no_grad()
 def fit_linear(
     source: Source, labels: Tensor, classes: int, recipe: Recipe, clean: Tensor | None = None
 ) -> Fitted:
-    """The protocol but for its last step: several splits may be scored with one head.
+    """The protocol but for its last step, `Fitted.score`: one head may score several splits.
+
+    Trains the grid, chooses on a tenth of train, and trains the chosen head again on all of it.
 
     Args:
         source: features of an epoch; work is done on their device.

@@ -6,20 +6,15 @@ chosen from log-spaced values on held-out images, then fitted again on all of tr
 longest and overfit, are left out.
 """
 
+import functools
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from simclr_pl.protocols.scoring import (
-    Rows,
-    Score,
-    accuracies,
-    best_of,
-    choosing_parts,
-    standardisation,
-)
+from simclr_pl.protocols.scoring import Rows, Score, choose_and_score, standardisation
 
 STRENGTHS = tuple(float(c) for c in np.logspace(-5, 2, 15))
 """scikit-learn's C, the inverse of the L2 penalty on a sum over images; two values a decade."""
@@ -33,7 +28,7 @@ def evaluate_logistic(
     scored: Rows,
     classes: int,
     seed: int,
-    strengths: tuple[float, ...] = STRENGTHS,
+    strengths: Sequence[float] = STRENGTHS,
 ) -> Score:
     """The whole protocol: strength chosen on a tenth of train, fitted again, scored once.
 
@@ -47,16 +42,13 @@ def evaluate_logistic(
     Raises:
         UserError: too few labels to choose on.
     """
-    fits, chooses = choosing_parts(train.labels, seed)
-    judged = train.at(chooses)
-    candidates = _log_probabilities(train.at(fits), judged, classes, strengths)
-    best = strengths[best_of(candidates, judged.labels, least=-100)]
-    (scores,) = _log_probabilities(train, scored, classes, (best,))
-    return Score(chosen={"inverse_l2_strength": best}, **accuracies(scores, scored.labels))
+    log_probabilities = functools.partial(_log_probabilities, classes)
+    chosen, found = choose_and_score(train, scored, seed, strengths, log_probabilities, least=-100)
+    return Score(chosen={"inverse_l2_strength": chosen}, **found)
 
 
 def _log_probabilities(
-    train: Rows, scored: Rows, classes: int, strengths: tuple[float, ...]
+    classes: int, train: Rows, scored: Rows, strengths: Sequence[float]
 ) -> list[torch.Tensor]:
     """`[N, C]` of the scored rows for each strength; minus infinity for classes never seen."""
     from sklearn.linear_model import LogisticRegression  # late: scipy takes a second
@@ -75,9 +67,9 @@ def _log_probabilities(
 
 
 def fit_quietly(model: Any, x: Any, y: Any) -> None:
-    """Fits scikit-learn's model, which is not to warn that its last digits are open.
+    """Fits scikit-learn's model without its warning that the optimum has not quite been reached.
 
-    A weak penalty's take thousands of iterations, and change no accuracy.
+    With a weak penalty the last digits take thousands of iterations, and change no accuracy.
     """
     from sklearn.exceptions import ConvergenceWarning
 

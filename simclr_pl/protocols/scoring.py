@@ -1,7 +1,7 @@
 """What protocols on frozen features share: labelled rows, the part that chooses, accuracies."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.errors import UserError
 from simclr_pl.images.splits import holdout, no_labels
 from simclr_pl.protocols.features import Features
+
+T = TypeVar("T")
 
 SCORES_AT_A_TIME = 1_000_000
 """Scores that are counted at a time: torchmetrics makes several `int64` of each."""
@@ -185,18 +187,40 @@ def best_first(top1: Tensor, loss: Tensor) -> list[int]:
     return sorted(loss.isfinite().nonzero()[:, 0].tolist(), key=lambda h: quality[h])
 
 
-def best_of(candidates: Sequence[Tensor], labels: Tensor, least: float) -> int:
-    """The candidate that classifies best.
+def choose_and_score(
+    train: Rows,
+    scored: Rows,
+    seed: int,
+    grid: Sequence[T],
+    scores_of: Callable[[Rows, Rows, Sequence[T]], list[Tensor]],
+    least: float,
+) -> tuple[T, dict[str, float]]:
+    """Chooses of a grid on a tenth of train against the rest, then scores once with all of train.
 
     Args:
-        candidates: logarithms of probabilities, `[N, C]` each.
-        labels: `int64 [N]`.
-        least: what cross-entropy counts at least for the right class: it isn't impossible.
+        train: labelled rows of train.
+        scored: labelled rows of the split to score.
+        seed: of the part of train that chooses.
+        grid: candidates.
+        scores_of: fits each candidate on the first rows, and returns logarithms of probabilities of
+            the second, `[N, C]` for each candidate.
+        least: the lowest of these logarithms that cross-entropy counts for a row's own class.
+
+    Returns:
+        The candidate, and its accuracies.
+
+    Raises:
+        UserError: too few labels to choose on.
     """
-    top1 = [int(count_right(scores[:, :, None], labels)) / len(labels) for scores in candidates]
-    right = [scores.gather(1, labels[:, None]).clamp(min=least) for scores in candidates]
-    loss = [-float(scores.mean()) for scores in right]
-    return best_first(torch.tensor(top1), torch.tensor(loss))[0]
+    fits, chooses = choosing_parts(train.labels.cpu(), seed)
+    judged, top1, loss = train.at(chooses), [], []
+    for scores in scores_of(train.at(fits), judged, grid):
+        top1.append(accuracies(scores, judged.labels)["top1"])
+        right = scores.gather(1, judged.labels[:, None]).clamp(min=least)
+        loss.append(-float(right.mean()))
+    chosen = grid[best_first(torch.tensor(top1), torch.tensor(loss))[0]]
+    (final,) = scores_of(train, scored, [chosen])
+    return chosen, accuracies(final, scored.labels)
 
 
 def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:

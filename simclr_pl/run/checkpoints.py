@@ -138,14 +138,7 @@ class SaveCheckpoint(Checkpoint):
         if self.stop is not None:
             self.stop.begin(trainer)
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Saves in mid-epoch, unless there is a validation to come first."""
         stopping = self._is_to_stop()
         if trainer.global_step < trainer.log_every_n_steps and is_last(trainer):  # type: ignore[attr-defined]
@@ -165,7 +158,7 @@ class SaveCheckpoint(Checkpoint):
         self._final_at = trainer.global_step if is_last(trainer) else -1
         self._save_amid_validation(trainer)
 
-    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Breaks a validation off: however long it takes, a stop doesn't wait for its end."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._is_to_stop()
@@ -301,13 +294,8 @@ class StopOnNaN(L.Callback):
         if stage == "fit":
             self._bad = None
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: StepOutput,  # type: ignore[override]
-        batch: Any,
-        batch_idx: int,
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: StepOutput, *_: Any
     ) -> None:
         """Remembers on the device whether the loss has ever been anything but finite."""
         bad = ~torch.isfinite(outputs["loss"].detach())

@@ -5,7 +5,7 @@ import torch
 from simclr_pl import ContrastiveDataModule
 from simclr_pl.protocols import linear
 from simclr_pl.protocols.features import Features
-from simclr_pl.protocols.linear import Recipe, evaluate_linear
+from simclr_pl.protocols.linear import Recipe, fit_linear
 from simclr_pl.protocols.scoring import Rows, labelled
 
 QUICK = Recipe(learning_rates=(0.03, 0.3), weight_decays=(0.0, 1e-2), epochs=5, steps=100)
@@ -21,7 +21,7 @@ def blobs(rows: int, seed: int, classes: int = 3, apart: float = 1.0) -> Rows:
 
 
 def evaluate(train: Rows, test: Rows, recipe: Recipe = QUICK, classes: int = 3) -> linear.Score:
-    return evaluate_linear(lambda _: train.features, train.labels, test, classes, recipe)
+    return fit_linear(lambda _: train.features, train.labels, classes, recipe).score(test)
 
 
 def digits() -> tuple[Rows, Rows]:

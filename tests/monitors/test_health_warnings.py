@@ -17,16 +17,15 @@ from run_files import rows
 from torch import nn
 
 from simclr_pl import HealthMonitor
+from simclr_pl.monitors.health_metrics import StepHealth
 from simclr_pl.monitors.health_warnings import PATIENCE, STUCK_AFTER, Trouble, Window
 
 
-def windows(losses: list[float], **known: float) -> list[Window]:
+def windows(losses: list[float], chance: float = math.log(1023), **known: float) -> list[Window]:
     """Windows of a batch of 512 images."""
     usual = {"feature_std": 0.5, "projection_std": 0.95, "dimension": 20.0, "images": 512}
-    return [
-        Window(loss, steps=50 * n, **({"chance": math.log(1023)} | usual | known))  # type: ignore[arg-type]
-        for n, loss in enumerate(losses, 1)
-    ]
+    last = StepHealth(0.0, 0.0, 0.0, 0.0, **(usual | known))  # type: ignore[arg-type]
+    return [Window(loss, chance, last, 50 * n) for n, loss in enumerate(losses, 1)]
 
 
 def said(trouble: list[Window], judge: Trouble | None = None) -> list[str]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from simclr_pl import ContrastiveDataModule, KNNMonitor, SimCLR, UserError
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.protocols import features as features_module
-from simclr_pl.protocols.features import encode, encode_once, forget
+from simclr_pl.protocols.features import EncodesSplits, encode, encode_once
 
 
 @pytest.mark.parametrize(
@@ -151,17 +151,17 @@ def test_how_often_is_free_to_change_on_a_resume(tmp_path: Path) -> None:
 # Sharing features ---------------------------------------------------------------------------------
 
 
-class Asking(L.Callback):
+class Asking(EncodesSplits):
     """Asks for the training split's features twice."""
+
+    def __init__(self) -> None:
+        super().__init__("asking", 1)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.same = encode_once(trainer, pl_module, "train") is encode_once(
             trainer, pl_module, "train"
         )
         self.reference = weakref.ref(encode_once(trainer, pl_module, "train").features)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        forget(trainer)
 
 
 def test_features_are_encoded_once_a_step_and_let_go_of() -> None:

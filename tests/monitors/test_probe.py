@@ -40,17 +40,17 @@ class Bench:
 
     def score(self, features: Tensor, labels: Tensor, split: str = "val") -> None:
         output = EvaluationOutput(features=features, labels=labels, index=torch.arange(len(labels)))
-        hook = {
-            "val": self.probe.on_validation_batch_end,
-            "test": self.probe.on_test_batch_end,
-        }[split]
+        self.trainer.testing = split == "test"
+        hook = (
+            self.probe.on_test_batch_end if split == "test" else self.probe.on_validation_batch_end
+        )
         hook(self.trainer, self.module, output, None, 0)
 
     def epoch_end(self, split: str = "val") -> dict[str, float]:
-        hook = {
-            "val": self.probe.on_validation_epoch_end,
-            "test": self.probe.on_test_epoch_end,
-        }[split]
+        self.trainer.testing = split == "test"
+        hook = (
+            self.probe.on_test_epoch_end if split == "test" else self.probe.on_validation_epoch_end
+        )
         hook(self.trainer, self.module)
         return self.logged
 

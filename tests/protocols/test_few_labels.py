@@ -96,7 +96,7 @@ def test_a_split_without_labels_is_a_sentence(unlabelled: str) -> None:
         train = train._replace(labels=nobody)
     else:
         test = test._replace(labels=nobody)
-    with pytest.raises(UserError, match="needs labels, and the data set has none"):
+    with pytest.raises(UserError, match="split has no labels, which this evaluation needs"):
         score(train, test, 2, 2)
 
 

@@ -13,7 +13,7 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.images.splits import holdout
 from simclr_pl.protocols import linear
 from simclr_pl.protocols.features import Features
-from simclr_pl.protocols.linear import Heads, Recipe, evaluate_linear, judge, train_heads
+from simclr_pl.protocols.linear import Heads, Recipe, fit_linear, judge, train_heads
 from simclr_pl.protocols.logistic import evaluate_logistic
 from simclr_pl.protocols.scoring import Rows, best_first, choosing_parts, labelled
 
@@ -150,7 +150,7 @@ def test_augmented_features_are_asked_for_anew_in_each_epoch() -> None:
         return train.features * (1 + 0.01 * epoch)
 
     recipe = QUICK._replace(steps=0, epochs=4)
-    evaluate_linear(source, train.labels, test, 3, recipe)
+    fit_linear(source, train.labels, 3, recipe).score(test)
     assert asked == [0, 1, 2, 3, 1, 2, 3]  # to choose, and to train again
 
 
@@ -167,7 +167,7 @@ def test_the_head_of_augmented_features_is_chosen_on_clean_ones() -> None:
     crops = Rows(source(0), train.labels)
     orders = [best_first(*judge(heads, rows.at(chooses))) for rows in (train, crops)]
     assert orders[0][0] != orders[1][0]
-    score = evaluate_linear(source, train.labels, test, 3, recipe, train.features)
+    score = fit_linear(source, train.labels, 3, recipe, train.features).score(test)
     assert tuple(score.chosen.values()) == recipe.grid[orders[0][0]]
 
 

@@ -11,6 +11,7 @@ from simclr_pl.core.errors import UserError
 from simclr_pl.monitors.moments import due
 from simclr_pl.protocols.features import EncodesSplits, encode_once
 from simclr_pl.protocols.knn import knn_hits
+from simclr_pl.protocols.scoring import check_above_zero
 
 
 class KNNMonitor(EncodesSplits):
@@ -40,8 +41,7 @@ class KNNMonitor(EncodesSplits):
         temperature: float = 0.07,
     ) -> None:
         super().__init__("knn", every_n_epochs)
-        if not k or min(k) < 1:
-            raise UserError(f"knn.k is {list(k)}, but must be one or more numbers above 0")
+        check_above_zero("knn.k", k)
         if not temperature > 0:
             raise UserError(f"knn.temperature is {temperature}, but must be above 0")
         self.k, self.temperature = tuple(k), temperature

@@ -7,12 +7,7 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from simclr_pl.lightning_internals import (
-    is_epoch_whole,
-    resumes_behind_step,
-    stops_early,
-    validate_also,
-)
+from simclr_pl import lightning_internals as internals
 
 
 def is_last(trainer: L.Trainer) -> bool:
@@ -22,9 +17,9 @@ def is_last(trainer: L.Trainer) -> bool:
     `trainer.should_stop`: `max_time` does so behind a step, early stopping behind a validation,
     which then wasn't the last: `SaveCheckpoint` has another one follow.
     """
-    if trainer.global_step == trainer.max_steps or stops_early(trainer):
+    if trainer.global_step == trainer.max_steps or internals.stops_early(trainer):
         return True
-    return trainer.current_epoch + 1 == trainer.max_epochs and is_epoch_whole(trainer)
+    return trainer.current_epoch + 1 == trainer.max_epochs and internals.is_epoch_whole(trainer)
 
 
 def validate_at_the_end(trainer: L.Trainer) -> None:
@@ -33,10 +28,10 @@ def validate_at_the_end(trainer: L.Trainer) -> None:
     def due() -> bool:
         # Saved in mid-epoch, behind the validation of a run that has been told to go on since: a
         # resume has to skip that one, as it does those that are due, or it counts a step too few.
-        behind = resumes_behind_step(trainer) and not is_epoch_whole(trainer)
+        behind = internals.resumes_behind_step(trainer) and not internals.is_epoch_whole(trainer)
         return behind or (trainer.enable_validation and is_last(trainer))
 
-    validate_also(trainer, due)
+    internals.validate_also(trainer, due)
 
 
 def due(trainer: L.Trainer, every_n_epochs: int) -> bool:

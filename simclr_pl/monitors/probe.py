@@ -44,16 +44,17 @@ class OnlineProbe(L.Callback):
         self.optimizer: torch.optim.Optimizer | None = None
         self.classes = 0
         self._hits: dict[str, Hits] = {}
-        self._beyond: Tensor | None = None  # the largest label so far, while no host looks
-        self._restored: dict[str, Any] | None = None
+        self._largest: Tensor | None = None  # label
+        self._restored: dict[str, Any] = {}
 
     # Building -------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Learns the number of classes; a second fit has a new head, unless one is restored."""
-        self._hits, self._beyond = {}, None  # of what was broken off
+        self._hits, self._largest = {}, None  # of what was broken off
         if stage == "fit":
-            self.head = self.optimizer = self._restored = None
+            self.head = self.optimizer = None
+            self._restored = {}
         self.classes = int(getattr(trainer.datamodule, "num_classes", 0))  # type: ignore[attr-defined]
 
     # Lightning validates in inference mode, whose tensors could not be trained later on.
@@ -73,9 +74,9 @@ class OnlineProbe(L.Callback):
                 fused=True,
             )
             self.optimizer = on_this_device(adam, fused=True)
-            if self._restored is not None:
+            if self._restored:
                 self._restore(self._restored, self.head, self.optimizer)
-                self._restored = None
+                self._restored = {}
         return self.head, self.optimizer
 
     def _restore(
@@ -148,26 +149,27 @@ class OnlineProbe(L.Callback):
         self._hits[split].update(logits, labels)
 
     def _check(self, labels: Tensor) -> Tensor:
-        """Returns labels within the classes; others are an error, on accelerators a later one."""
-        if not len(labels):
-            return labels
-        largest = labels.max()
-        if not labels.is_cpu:  # to look at it now would take until the device is there
-            self._beyond = largest if self._beyond is None else self._beyond.maximum(largest)
-            return labels.where(labels < self.classes, UNLABELLED)
-        self._refuse(largest)
-        return labels
+        """Returns the labels without those beyond the classes, which are refused sooner or later.
 
-    def _refuse(self, largest: Tensor) -> None:
-        if largest >= self.classes:
+        On a CPU they are refused now. On an accelerator a look at them would wait for the device,
+        and is taken when the epoch is logged.
+        """
+        if len(labels):
+            largest = labels.max()
+            self._largest = largest if self._largest is None else self._largest.maximum(largest)
+        if labels.is_cpu:
+            self._refuse_beyond()
+        return labels.where(labels < self.classes, UNLABELLED)
+
+    def _refuse_beyond(self) -> None:
+        if self._largest is not None and self._largest >= self.classes:
             raise UserError(
-                f"there is a label {int(largest)}, but the data has {self.classes} classes: "
+                f"there is a label {int(self._largest)}, but the data has {self.classes} classes: "
                 "labels go from 0 to the number of classes less one, and -1 means unlabelled"
             )
 
     def _log(self, pl_module: L.LightningModule, split: str) -> None:
-        if self._beyond is not None:
-            self._refuse(self._beyond)
+        self._refuse_beyond()
         if split not in self._hits:
             return
         for name, value in self._hits.pop(split).compute().items():
@@ -180,12 +182,12 @@ class OnlineProbe(L.Callback):
     # Checkpoints ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The head and its optimiser."""
+        """The head, its optimiser, and the training epoch's counts over all ranks."""
         if self.head is None or self.optimizer is None:
-            return {} if self._restored is None else self._restored
+            return self._restored
         hits = self._hits.get("train", Hits(self.classes, self.head.weight.device))
         with hits.sync_context():
-            counts = hits.counts.cpu()  # the epoch's, over all ranks: a resume goes on from there
+            counts = hits.counts.cpu()
         return {
             "head": self.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -193,9 +195,9 @@ class OnlineProbe(L.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the state until the next features say where it belongs."""
-        self._restored = state_dict or None
-        if self._restored is not None:
+        """Keeps the state until the next features give the head's width and device."""
+        self._restored = state_dict
+        if state_dict:
             self.head = self.optimizer = None
 
 

@@ -1,19 +1,12 @@
 """How fast a run trains, and whether it is the data that it waits for."""
 
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
 
 from simclr_pl.monitors.moments import log_now
-
-
-class _Mark(NamedTuple):
-    """A moment, and how long had been waited for data until then, in seconds."""
-
-    time: float
-    waited: float | None
 
 
 class Throughput(L.Callback):
@@ -39,7 +32,8 @@ class Throughput(L.Callback):
 
     def _start(self) -> None:
         self._warm = False
-        self._mark: _Mark | None = None  # the end of the last step, if this one follows at once
+        # When the last step ended, and the wait for data until then: if this step follows at once.
+        self._mark: tuple[float, float] | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -66,16 +60,16 @@ class Throughput(L.Callback):
         self._mark, self._warm = now, True
         if before is not None:
             self._images += trainer.datamodule.batch_size  # type: ignore[attr-defined]
-            self._seconds += now.time - before.time
-            self._waited += (now.waited or 0) - (before.waited or 0)
+            self._seconds += now[0] - before[0]
+            self._waited += now[1] - before[1]
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self._images and every and trainer.global_step % every == 0:
-            self._log(trainer, counted=now.waited is not None)
+            self._log(trainer)
 
-    def _log(self, trainer: L.Trainer, *, counted: bool) -> None:
+    def _log(self, trainer: L.Trainer) -> None:
         """Logs now: Lightning would log a number again on later steps that have no new one."""
         numbers = {"speed/images_per_s": self._images / self._seconds}
-        if counted:
+        if hasattr(trainer.train_dataloader, "waited"):
             numbers["speed/data_wait"] = self._waited / self._seconds
         device = trainer.strategy.root_device
         if device.type == "cuda":
@@ -84,5 +78,6 @@ class Throughput(L.Callback):
         log_now(trainer, numbers)
 
 
-def _now(trainer: L.Trainer) -> _Mark:
-    return _Mark(perf_counter(), getattr(trainer.train_dataloader, "waited", None))
+def _now(trainer: L.Trainer) -> tuple[float, float]:
+    """The time, and how long the loader has been waited for until now, in seconds."""
+    return perf_counter(), getattr(trainer.train_dataloader, "waited", 0.0)

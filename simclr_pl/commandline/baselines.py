@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from simclr_pl.commandline.target import Pretrained
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.model.checkpoint import KEY, handed_over, load_encoder, stem_in
+from simclr_pl.core.model.checkpoint import KEY, handed_over, stem_in
 from simclr_pl.core.model.encoder import STRIDES, BuiltEncoder, EncoderSpec, build_encoder
 from simclr_pl.core.paths import expanded
 from simclr_pl.protocols.backbone import load_backbone
@@ -61,16 +61,14 @@ def choose_encoder(pretrained: Pretrained, baseline: str | None) -> Chosen:
     Raises:
         UserError: weights that don't fit, cannot be read or fetched; another word.
     """
-    if baseline is None:
-        return Chosen(load_encoder(pretrained.checkpoint, encoder=pretrained.own_encoder))
     if baseline == "pixels":
         return Chosen(Pixels(), baseline)
-    if baseline == "random":
-        content, source = pretrained.content, str(pretrained.checkpoint)
-        own = pretrained.own_encoder
-        backbone = load_backbone(content, source, fresh=pretrained.seed, encoder=own)
-        return Chosen(backbone.encoder.eval(), baseline)
-    return _with_weights(pretrained, baseline)
+    if baseline is not None and baseline != "random":
+        return _with_weights(pretrained, baseline)
+    fresh, own = pretrained.seed if baseline else None, pretrained.own_encoder
+    source = str(pretrained.checkpoint)
+    backbone = load_backbone(pretrained.content, source, fresh=fresh, encoder=own)
+    return Chosen(backbone.encoder.eval(), baseline)
 
 
 def _with_weights(pretrained: Pretrained, baseline: str) -> Chosen:
@@ -106,7 +104,8 @@ def _another_run_s(weights: Weights, file: Path, pretrained: Pretrained) -> nn.M
             f"takes {own['channels']}: give weights for such images"
         )
     same = theirs["name"] == own["name"]
-    return load_encoder(file, encoder=pretrained.own_encoder if same else None)
+    class_of_own = pretrained.own_encoder if same else None
+    return load_backbone(weights.ours, str(file), encoder=class_of_own).encoder.eval()
 
 
 def _fitted(weights: Weights, pretrained: Pretrained, label: str) -> Chosen:

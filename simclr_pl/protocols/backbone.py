@@ -1,4 +1,4 @@
-"""What a classifier is put on: a checkpoint's encoder, and layers of its projection head."""
+"""The network below a classifier: a checkpoint's encoder, and layers of its projection head."""
 
 from typing import Any, NamedTuple
 
@@ -10,16 +10,17 @@ from simclr_pl.core.lookup import Door
 from simclr_pl.core.model.checkpoint import KEY, below, fit_weights, handed_over
 from simclr_pl.core.model.encoder import EncoderSpec, build_encoder
 from simclr_pl.core.model.projector import build_projector
+from simclr_pl.protocols.weight_files import check_finite
 
 
 class Backbone(NamedTuple):
-    """What a classifier can be put on.
+    """A network that a classifier can be put on.
 
     Attributes:
         encoder: images `[B, C, S, S]` to features.
         projector: the first layers of the projection head, or none of them.
-        width: of what comes out behind both.
-        spec: what rebuilds the encoder.
+        width: of the features behind both.
+        spec: rebuilds the encoder.
     """
 
     encoder: nn.Module
@@ -41,7 +42,7 @@ def load_backbone(
 
     Args:
         checkpoint: from `read_checkpoint`.
-        source: what to call it in errors.
+        source: the checkpoint's name, for errors.
         projector_layers: of the head, each with its batch norm (and ReLU, where it has one).
         fresh: a seed: the same architecture with weights from this seed, instead of the trained.
         encoder: as `load_encoder` takes it.
@@ -59,10 +60,7 @@ def load_backbone(
         if projector_layers:
             fit_weights(projector, below("projector.", checkpoint), source)
     kept = projector[:projector_layers]
-    if not all(_is_finite(part) for part in (module, kept)):
-        raise UserError(
-            f"{source} has weights that are not finite (NaN or infinity): use an earlier one"
-        )
+    check_finite([*module.state_dict().values(), *kept.state_dict().values()], source)
     if projector_layers:
         width = len(kept[-1].get_parameter("0.weight"))
     return Backbone(module, kept, width, spec)
@@ -86,7 +84,3 @@ def _projector(checkpoint: dict[str, Any], source: str, width: int, wanted: int)
             f"layers: give 1 to {layers}, or 0 for the encoder alone"
         )
     return build_projector(width, *(hparams[name] for name in names))
-
-
-def _is_finite(module: nn.Module) -> bool:
-    return all(bool(weight.isfinite().all()) for weight in module.state_dict().values())

@@ -209,7 +209,8 @@ def train_heads(
             error /= len(x)
             slope = (x.T @ error.flatten(1)).view_as(weight).addcmul_(decay, weight)
             slope /= curvature
-            now = rate * _cosine((epoch * steps + step) / (epochs * steps))
+            share = (epoch * steps + step) / (epochs * steps)
+            now = rate * (0.5 * (1 + math.cos(math.pi * share)))
             for value, velocity, gradient in zip(
                 (weight, bias), moving, (slope, error.sum(0)), strict=True
             ):
@@ -238,7 +239,3 @@ def judge(heads: Heads, rows: Rows) -> tuple[Tensor, Tensor]:
         right += count_right(logits, y)
         loss += F.cross_entropy(logits, target, reduction="none").sum(0)
     return right / len(labels), loss / len(labels)
-
-
-def _cosine(share: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * share))

@@ -1,11 +1,12 @@
-"""Weights to start from: what of a file fits an encoder is loaded, and one line says what was.
+"""Weights to start from: tensors of a file that fit an encoder are loaded, and one line says so.
 
-Names are compared below a prefix such as `module.backbone.`, and shapes have to be equal; the first
-convolution alone is fitted to the encoder's, in channels and in size. Whatever is guessed stands in
-that line. Weights of another network are refused: those of ResNet-50 have three quarters of
-ResNet-18's names and shapes.
+Names are compared below a prefix such as `module.backbone.`, and shapes have to be equal. Two
+tensors are fitted to the encoder's: the first convolution, in channels and in size, and a timm
+transformer's table of positions, in size. The line names each guess. Weights of another network are
+refused: those of ResNet-50 have three quarters of ResNet-18's names and shapes.
 """
 
+import math
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor, nn
 
 from simclr_pl.core.errors import UserError
-from simclr_pl.protocols.weight_files import Weights, published_weights
+from simclr_pl.protocols.weight_files import Weights, check_finite, published_weights
 
 if TYPE_CHECKING:
     from simclr_pl.core.model.simclr import SimCLR
@@ -28,22 +29,24 @@ query encoder, v1 and v2, and v3. Momentum encoders are no such: nobody's publis
 _COUNTS = "num_batches_tracked"
 """A buffer that batch norm counts in, which older files lack and nothing depends on."""
 
+POSITIONS = "pos_embed"
+"""timm's name of a transformer's table of positions."""
+
 _SHOWN = 3
 """Names that the line gives of each kind."""
 
 
 class Match(NamedTuple):
-    """What of some weights fits an encoder.
+    """The tensors of some weights that fit an encoder, and those that don't.
 
     Attributes:
         taken: tensors for the encoder, by its names and in its shapes.
-        fitted: what had to be done to the first convolution, in words.
-        resized: whether that is another size: then the network isn't quite the one that was
-            trained.
+        fitted: which of them were fitted to another shape, in words.
+        resized: whether the first convolution has another kernel size: the network isn't quite the
+            one that was trained.
         absent: why each of the encoder's other tensors keeps its value, in words.
-        misshapen: how many of those are there, and have another shape.
-        unused: names in the file of what the encoder doesn't have: its classifier, a momentum
-            encoder.
+        misshapen: number of those tensors that the file has in another shape.
+        unused: names of the file's other tensors: of a classifier, of a momentum encoder.
         prefix: of the names in the file.
     """
 
@@ -57,7 +60,7 @@ class Match(NamedTuple):
 
     @property
     def found(self) -> int:
-        """How many of the encoder's tensors there are."""
+        """Number of the encoder's tensors that the file has."""
         return sum(not name.endswith(_COUNTS) for name in self.taken)
 
     @property
@@ -72,7 +75,7 @@ class Match(NamedTuple):
         return f"{self.found} of the {self.found + len(self.absent)} tensors"
 
     def line(self) -> str:
-        """What matched and what did not."""
+        """Says what matched and what did not."""
         below = f" below '{self.prefix}'" if self.prefix else ""
         parts = [f"{self.share} of the encoder start from it{below}{self.fitted}"]
         if self.absent:
@@ -83,12 +86,12 @@ class Match(NamedTuple):
 
 
 def start_encoder(encoder: nn.Module, weights: Weights, network: str) -> str:
-    """Loads what fits of some weights into an encoder, in place.
+    """Loads the weights that fit into an encoder, in place.
 
     Args:
         encoder: as it was initialised.
         weights: of an encoder like it, perhaps with a head, or in a larger model.
-        network: what to call the encoder.
+        network: the encoder's name, for errors.
 
     Returns:
         The line that says what matched and what did not.
@@ -157,10 +160,7 @@ def load(encoder: nn.Module, match: Match, source: str) -> None:
     Raises:
         UserError: numbers that are not finite.
     """
-    if not all(bool(tensor.isfinite().all()) for tensor in match.taken.values()):
-        raise UserError(
-            f"{source} has weights that are not finite (NaN or infinity): use another file"
-        )
+    check_finite(match.taken.values(), source)
     encoder.load_state_dict(match.taken, strict=False)
 
 
@@ -169,36 +169,37 @@ def compare(encoder: nn.Module, weights: Weights) -> Match:
 
     Of several prefixes below which there are such names, the one with the most is taken.
     """
-    own = encoder.state_dict()
+    own, tensors = encoder.state_dict(), weights.tensors
     first = _first_convolution(encoder)
 
-    def fits(name: str, tensor: Tensor) -> bool:
-        return name in own and own[name].shape == tensor.shape
+    def count(found: tuple[str, dict[str, str]]) -> int:
+        known = ((name, there) for name, there in found[1].items() if name in own)
+        return sum(own[name].shape == tensors[there].shape for name, there in known)
 
-    def count(names: dict[str, str]) -> int:
-        return sum(fits(name, weights.tensors[there]) for name, there in names.items())
-
-    prefix, names = max(_renamed(encoder, weights.tensors), key=lambda each: count(each[1]))
-    taken, absent, fitted, resized, misshapen = {}, [], "", False, 0
+    prefix, names = max(_renamed(encoder, tensors), key=count)
+    taken, absent, fitted, resized, misshapen = {}, [], [], False, 0
     for name, value in own.items():
-        tensor = weights.tensors.get(names.get(name, ""))
-        if tensor is None:
+        if name not in names:
             if not name.endswith(_COUNTS):
                 absent.append(f"{name} is not there")
             continue
+        tensor = given = tensors[names[name]]
         if name == first:
-            given, tensor = [*tensor.shape], _fitted(tensor, value)
-            if [*tensor.shape] != given:
-                resized = given[2:] != [*tensor.shape[2:]]
-                fitted = f" ({name}, {given} there, is fitted to {[*tensor.shape]})"
-        if tensor.shape == value.shape:
-            taken[name] = tensor
-        else:
+            tensor = _convolution(given, value)
+        elif name == POSITIONS:
+            tensor = _positions(encoder, given, value)
+        if tensor.shape != value.shape:
             misshapen += 1
-            absent.append(f"{name} is {[*tensor.shape]} there and {[*value.shape]} here")
+            absent.append(f"{name} is {[*given.shape]} there and {[*value.shape]} here")
+            continue
+        taken[name] = tensor
+        if tensor.shape != given.shape:
+            resized |= name == first and tensor.shape[2:] != given.shape[2:]
+            fitted.append(f"{name}, {[*given.shape]} there, is fitted to {[*value.shape]}")
     used = {names[name] for name in taken}
-    unused = [n for n in weights.tensors if n not in used and not n.endswith(_COUNTS)]
-    return Match(taken, fitted, resized, absent, misshapen, unused, prefix)
+    unused = [n for n in tensors if n not in used and not n.endswith(_COUNTS)]
+    words = f" ({'; '.join(fitted)})" if fitted else ""
+    return Match(taken, words, resized, absent, misshapen, unused, prefix)
 
 
 def _renamed(
@@ -234,7 +235,7 @@ def _first_convolution(encoder: nn.Module) -> str:
     return f"{next(convolutions, '')}.weight"
 
 
-def _fitted(weight: Tensor, wanted: Tensor) -> Tensor:
+def _convolution(weight: Tensor, wanted: Tensor) -> Tensor:
     """A first convolution's weight with the wanted channels and kernel size, where that is known.
 
     The kernel is resampled so that it answers to images as it did to larger ones (Beyer et al.
@@ -253,6 +254,25 @@ def _fitted(weight: Tensor, wanted: Tensor) -> Tensor:
     if weight.shape[1] == 3 != channels:
         weight = adapt_input_conv(channels, weight)
     return weight
+
+
+def _positions(encoder: nn.Module, table: Tensor, wanted: Tensor) -> Tensor:
+    """A table of positions `[1, N, D]` with the wanted number, where the network is timm's.
+
+    timm's own function resamples the square grid of patches (bicubic, antialiased), and leaves the
+    positions of class and register tokens as they are.
+    """
+    grid = getattr(getattr(encoder, "patch_embed", None), "grid_size", None)
+    if grid is None or not type(encoder).__module__.startswith("timm.") or table.dim() != 3:
+        return table
+    tokens = wanted.shape[1] - math.prod(grid)
+    side = math.isqrt(max(table.shape[1] - tokens, 0))
+    if tokens < 0 or side**2 + tokens != table.shape[1]:
+        return table
+    from timm.layers.pos_embed import resample_abs_pos_embed  # late: timm takes seconds
+
+    resampled: Tensor = resample_abs_pos_embed(table, [*grid], [side, side], tokens)
+    return resampled
 
 
 def _some(names: list[str]) -> str:

@@ -5,7 +5,8 @@ import logging
 import pickle
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,17 +22,20 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 _LIBRARY = re.compile(r"(torchvision|timm):(.+)", re.DOTALL)
 
-_ZIP = b"PK\x03\x04"
-"""How a file of today's `torch.save` begins; older ones are bare pickles, without checksums."""
+_DAMAGED = "it is truncated, or holds no weights. Copy the file again, or give another checkpoint"
+_OBJECTS = (
+    "it holds Python objects beside its tensors, and they are not executed (weights_only): where "
+    "you trust the file, save its state dict alone and give that"
+)
 
 
 class Weights(NamedTuple):
-    """Tensors of a network, as they were found.
+    """Tensors of a network, under the names that they have in their file.
 
     Attributes:
-        name: what to call them: the file, or the library's name and which of its weights.
+        name: the file, or the library's name and the tag of its weights.
         tensors: by name.
-        ours: the checkpoint that they are from, where this package wrote it.
+        ours: the whole checkpoint, where this package wrote the file.
     """
 
     name: str
@@ -56,8 +60,7 @@ def read_weights(source: str) -> Weights:
         UserError: no such file or name, a file that cannot be read or holds no tensors, a
             checkpoint of another format; no internet.
     """
-    named = _LIBRARY.fullmatch(source)
-    if named is not None:
+    if named := _LIBRARY.fullmatch(source):
         return published_weights(named[1], named[2])
     path = expanded(source)
     if not path.is_file():
@@ -73,33 +76,18 @@ def read_weights(source: str) -> Weights:
 
 
 def _content(path: Path) -> Any:
-    """What a file holds, on the CPU."""
-    damaged = (
-        f"{path} cannot be read: it is truncated, or holds no weights. Copy the file again, or "
-        "give another checkpoint"
-    )
+    """Returns the deserialised file, with tensors on the CPU."""
+    if zipfile.is_zipfile(path):  # files of older torch are bare pickles, without checksums
+        check_whole(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        with path.open("rb") as file:
-            zipped = file.read(len(_ZIP)) == _ZIP
-        if zipped:
-            check_whole(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" not in str(error):
-            raise UserError(damaged) from error
-        raise UserError(
-            f"{path} cannot be read: it holds Python objects beside its tensors, and they are not "
-            "executed (weights_only): where you trust the file, save its state dict alone and give "
-            "that"
-        ) from error
     except Exception as error:  # of bytes that are no pickle, torch raises anything
-        raise UserError(damaged) from error
+        objects = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)
+        raise UserError(f"{path} cannot be read: {_OBJECTS if objects else _DAMAGED}") from error
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
@@ -117,7 +105,36 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     )
 
 
+def check_finite(tensors: Iterable[Tensor], source: str) -> None:
+    """Checks weights before they are loaded.
+
+    Raises:
+        UserError: numbers that are not finite.
+    """
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise UserError(
+            f"{source} has weights that are not finite (NaN or infinity): use an earlier "
+            "checkpoint, or another file"
+        )
+
+
 # Of libraries -------------------------------------------------------------------------------------
+
+
+class _Published(NamedTuple):
+    """Weights that a library can download.
+
+    Attributes:
+        name: the library, the network, and the tag of its weights.
+        address: of the file, for a person who fetches it on another machine.
+        remedy: what that person does with the file, in words.
+        fetch: downloads the weights, or finds them in the library's cache.
+    """
+
+    name: str
+    address: str
+    remedy: str
+    fetch: Callable[[], Mapping[str, Any]]
 
 
 def published_weights(library: str, name: str, args: dict[str, Any] | None = None) -> Weights:
@@ -126,42 +143,56 @@ def published_weights(library: str, name: str, args: dict[str, Any] | None = Non
     Args:
         library: torchvision or timm.
         name: of the network, with `.TAG` for other weights than the library's default.
-        args: of its constructor, to which timm fits some weights (`img_size`).
+        args: of the network's constructor, to which timm fits some weights (`img_size`).
 
     Raises:
         UserError: an unknown name, a network without pretrained weights; no internet.
     """
-    return (_of_torchvision if library == "torchvision" else _of_timm)(name, args or {})
+    found = _of_torchvision(name) if library == "torchvision" else _of_timm(name, args or {})
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)  # it logs each of its ten attempts
+    try:
+        return Weights(found.name, dict(found.fetch()))
+    except Exception as error:  # of weights that don't fit, libraries raise anything
+        said = textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" ...")
+        trouble = (
+            f"could not be fetched ({said}): where there is no internet, fetch {found.address} "
+            f"elsewhere, and {found.remedy} the file in place of the name"
+            if isinstance(error, OSError)
+            else f"cannot be used ({said}): give a file of weights, and no model.encoder_args that "
+            "make it another network"
+        )
+        raise UserError(f"the weights of {library}:{name} {trouble}") from error
+    finally:
+        hub.setLevel(level)
 
 
-def _of_torchvision(name: str, args: dict[str, Any]) -> Weights:
+def _of_torchvision(name: str) -> _Published:
     from torchvision import models
 
     name, _, tag = name.partition(".")
     if name not in models.list_models(module=models):
         raise _unknown("torchvision", name, models.list_models(module=models))
     table = models.get_model_weights(name)
-    tags = [*table.__members__]
-    if tag and tag not in tags:
-        raise _unknown(f"torchvision:{name}.", tag, tags)
+    if tag and tag not in table.__members__:
+        raise _unknown(f"torchvision:{name}.", tag, [*table.__members__])
     chosen = table[tag] if tag else table.DEFAULT
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    tensors = _fetched(
-        f"torchvision:{name}",
+    return _Published(
+        f"torchvision:{name} ({chosen.name})",
         chosen.url,
-        f"put it into {folder}, or give",
+        f"put it into {Path(torch.hub.get_dir()) / 'checkpoints'}, or give",
         lambda: chosen.get_state_dict(map_location="cpu", check_hash=True, weights_only=True),
     )
-    return Weights(f"torchvision:{name} ({chosen.name})", tensors)
 
 
-def _of_timm(name: str, args: dict[str, Any]) -> Weights:
+def _of_timm(name: str, args: dict[str, Any]) -> _Published:
     import timm  # late: it takes seconds
 
     if not timm.is_model(name):
         raise _unknown("timm", name, timm.list_models())
-    known = {n.partition(".")[2] for n in timm.list_pretrained(f"{name.partition('.')[0]}.*")}
-    tag = name.partition(".")[2]
+    network, _, tag = name.partition(".")
+    known = {n.partition(".")[2] for n in timm.list_pretrained(f"{network}.*")}
     if not known or (tag and tag not in known):
         raise UserError(
             f"timm has no pretrained weights of {name}"
@@ -174,38 +205,9 @@ def _of_timm(name: str, args: dict[str, Any]) -> Weights:
 
     def build() -> dict[str, Tensor]:
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-            network = timm.create_model(name, pretrained=True, **args)
-        return dict(network.state_dict())
+            return dict(timm.create_model(name, pretrained=True, **args).state_dict())
 
-    tensors = _fetched(f"timm:{name}", address, "give", build)
-    return Weights(f"timm:{name.partition('.')[0]} ({about.tag})", tensors)
-
-
-def _fetched(
-    name: str, address: str, keep: str, fetch: Callable[[], dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """What a library downloads, or has in its cache."""
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.ERROR)  # it tells of each of its ten attempts
-    try:
-        return fetch()
-    except OSError as error:
-        raise UserError(
-            f"the weights of {name} could not be fetched ({_short(error)}): where there is no "
-            f"internet, fetch {address} elsewhere, and {keep} the file in place of the name"
-        ) from error
-    except Exception as error:  # of weights that don't fit, libraries raise anything
-        raise UserError(
-            f"the weights of {name} cannot be used ({_short(error)}): give a file of weights, and "
-            "no model.encoder_args that make it another network"
-        ) from error
-    finally:
-        hub.setLevel(level)
-
-
-def _short(error: Exception) -> str:
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" ...")
+    return _Published(f"timm:{network} ({about.tag})", address, "give", build)
 
 
 def _unknown(library: str, name: str, known: list[str]) -> UserError:

@@ -248,7 +248,7 @@ def broken(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("NaN", "test split are not finite"),
+        ("NaN", "has weights that are not finite"),
         ("newer", "has format 99"),
         ("other architecture", "holds another architecture"),
         ("other program", "is not a checkpoint of simclr_pl"),

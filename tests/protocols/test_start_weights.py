@@ -158,6 +158,35 @@ def test_only_the_first_convolution_is_fitted(tmp_path: Path) -> None:
     assert "layer1.0.conv1.weight is [64, 64, 5, 5] there" in start(network, theirs, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
+def test_positions_of_another_image_size_are_resampled_by_timm(name: str, tmp_path: Path) -> None:
+    args = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
+    theirs = published(name, img_size=96, **args)
+    network = encoder(name, img_size=64, **args)
+    line = start(network, theirs, tmp_path)
+    table, own = theirs["pos_embed"], network.state_dict()["pos_embed"]
+    tokens = own.shape[1] - 64
+    assert [table.shape[1], own.shape[1]] == [144 + tokens, 64 + tokens]
+    grid = table[:, tokens:].unflatten(1, (12, 12)).permute(0, 3, 1, 2)
+    smaller = F.interpolate(grid, size=(8, 8), mode="bicubic", antialias=True)
+    torch.testing.assert_close(own[:, tokens:], smaller.flatten(2).mT)
+    assert torch.equal(own[:, :tokens], table[:, :tokens])
+    assert f"(pos_embed, {[*table.shape]} there, is fitted to {[*own.shape]})" in line
+    assert "stay as initialised" not in line
+
+
+def test_positions_that_are_no_square_grid_stay_as_initialised(tmp_path: Path) -> None:
+    args = {"embed_dim": 24, "depth": 6, "num_heads": 2, "patch_size": 8, "img_size": 64}
+    theirs, network = (
+        published("vit_tiny_patch16_224", **args),
+        encoder("vit_tiny_patch16_224", **args),
+    )
+    theirs["pos_embed"] = torch.zeros(1, 60, 24)
+    assert "(pos_embed is [1, 60, 24] there and [1, 65, 24] here)" in start(
+        network, theirs, tmp_path
+    )
+
+
 def test_numbers_of_half_precision_become_the_encoder_s(tmp_path: Path) -> None:
     theirs, network = published("resnet18"), encoder("resnet18", 1, "small")
     start(network, {k: v.half() for k, v in theirs.items()}, tmp_path)

@@ -12,35 +12,24 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from simclr_pl import lightning_internals as internals
 from simclr_pl.core.batch import StepOutput
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.model.checkpoint import check_whole
-from simclr_pl.lightning_internals import (
-    a_batch_back,
-    forget_broken_off_validation,
-    is_epoch_whole,
-    leave_signals_alone,
-    logs_this_step,
-    numbers_to_log,
-    validate_now,
-    validates_behind_step,
-    validation_as_not_begun,
-    within_epoch,
-)
 from simclr_pl.monitors.moments import is_last, log_now, validate_at_the_end
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.unfinished import UnfinishedError
 from simclr_pl.writing import beside, make_folder, whole
 
 UNTOUCHED = "the checkpoint before is whole, and --resume goes on from it"
-"""What to know where a new one cannot be written."""
+"""What an error adds where a new checkpoint cannot be written beside an old one."""
 
 
 class Stop(Protocol):
-    """What tells a training to save and end, as `cluster.signals.StopRequest` does.
+    """Tells a training to save and end, as `cluster.signals.StopRequest` does.
 
     Attributes:
-        signal: the one that came to this process, if one did.
+        signal: the signal that came to this process, if one did.
         agreed: whether all ranks know that they are to stop.
     """
 
@@ -49,17 +38,17 @@ class Stop(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the signal."""
+        """The signal's name."""
 
     def begin(self, trainer: L.Trainer) -> None:
-        """From now on a signal waits for a step's end."""
+        """Makes later signals wait for the end of a step."""
 
     def ask(self) -> bool:
         """Whether to stop; asked by all ranks equally often."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes each checkpoint whole: a kill or a full disk leaves the old one or the new."""
+    """Writes each checkpoint whole: a kill or a full disk leaves the old file or the new one."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -71,7 +60,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Lightning's own load, of a file whose checksums fit."""
+        """Loads a file whose checksums fit, by Lightning's own way."""
         check_whole(path)
         return super().load_checkpoint(path, *args, **kwargs)
 
@@ -110,43 +99,42 @@ class SaveCheckpoint(Checkpoint):
         self._forget()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Finds the place."""
+        """Finds the place for checkpoints, and forgets an earlier fit."""
         if self.path is None or self._chose_path:  # another trainer has another place
             self._chose_path = True
             self.path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
         if self.stop is not None:
-            leave_signals_alone(trainer)
+            internals.leave_signals_alone(trainer)
         if stage == "fit":
             self._forget()
             validate_at_the_end(trainer)
 
     def _forget(self) -> None:
-        """Another fit knows nothing of the one before."""
         self._saved_at = self._final_at = -1  # steps: of the last save, of a last validation
         self._once_more = False
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """`max_time` is a session's: the time of those before would end this one at once."""
+        """Drops the timer's state: `max_time` is per session, earlier ones would end this one."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Timer):
                 checkpoint["callbacks"].pop(callback.state_key, None)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From here on there is something to save when a signal comes."""
+        """Heeds signals from here on: there is something to save."""
         if self.stop is not None:
             self.stop.begin(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Saves in mid-epoch, unless there is a validation to come first."""
+        """Saves in mid-epoch, unless a validation comes first."""
         stopping = self._is_to_stop()
         if trainer.global_step < trainer.log_every_n_steps and is_last(trainer):  # type: ignore[attr-defined]
             _log_now(trainer, trainer.loggers)  # a run too short for its loggers' turn
-        if trainer.is_last_batch or validates_behind_step(trainer):
+        if trainer.is_last_batch or internals.validates_behind_step(trainer):
             return  # that comes first
         if stopping or self._is_due(trainer):
-            if logs_this_step(trainer):
+            if internals.logs_this_step(trainer):
                 _log_now(trainer)
             self._save(trainer, last=is_last(trainer))
 
@@ -154,7 +142,8 @@ class SaveCheckpoint(Checkpoint):
         """Stops before a validation, which a resume then begins with."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        forget_broken_off_validation(trainer)  # a resume, as `_save_amid_validation` left it
+        # A run that resumes behind `_save_amid_validation` finds the validation begun.
+        internals.forget_broken_off_validation(trainer)
         self._final_at = trainer.global_step if is_last(trainer) else -1
         self._save_amid_validation(trainer)
 
@@ -176,25 +165,25 @@ class SaveCheckpoint(Checkpoint):
         if trainer.validating:
             self._save_amid_validation(trainer)
         # A resume takes this for a validation's end (`validate_at_the_end`), and counts a batch.
-        with a_batch_back(trainer):
+        with internals.a_batch_back(trainer):
             self._save(trainer)
 
     def _save_amid_validation(self, trainer: L.Trainer) -> None:
-        """Where that was asked for, saves a state from which Lightning validates from the start."""
+        """Saves a state from which a resume validates from the start, where a stop was agreed."""
         if self.stop is None or not self.stop.agreed or self._once_more:
             return
         if trainer.global_step == trainer.max_steps:  # Lightning would find nothing left to do
             return
-        validation_as_not_begun(trainer)
+        internals.validation_as_not_begun(trainer)
         self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves in mid-epoch, behind a validation: Lightning would not make up for a lost one."""
+        """Saves in mid-epoch, behind a validation: a resume would not make up for a lost one."""
         if trainer.state.fn == TrainerFn.FITTING and self._is_due(trainer):
             self._save(trainer, last=is_last(trainer))
 
     def _save(self, trainer: L.Trainer, *, last: bool = False) -> None:
-        """Saves `last.ckpt`; where that was asked for, it is the last thing done."""
+        """Saves `last.ckpt`, and ends the run where a stop was agreed."""
         trainer.save_checkpoint(str(self.path))
         self._saved_at = trainer.global_step
         if not last:  # then there is nothing left to go on with
@@ -210,13 +199,12 @@ class SaveCheckpoint(Checkpoint):
             )
 
     def _is_due(self, trainer: L.Trainer) -> bool:
-        """Whether this step is one to save; an epoch's last one is left to the end of the epoch."""
+        """Whether this step is one to save; an epoch's last step is left to the epoch's end."""
         if trainer.is_last_batch or trainer.fast_dev_run or trainer.sanity_checking:  # type: ignore[attr-defined]
             return False
-        if self._once_more:
-            return False
         every = self.every_n_steps
-        return is_last(trainer) or (every is not None and trainer.global_step % every == 0)
+        wanted = is_last(trainer) or (every is not None and trainer.global_step % every == 0)
+        return wanted and not self._once_more
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves behind the epoch's validation, or behind another one where that ends the run."""
@@ -225,8 +213,8 @@ class SaveCheckpoint(Checkpoint):
         last = is_last(trainer)
         if last and trainer.enable_validation and self._final_at != trainer.global_step:
             self._once_more = True
-            validate_now(trainer)  # the one before has just made this step the last
-        if not is_epoch_whole(trainer):
+            internals.validate_now(trainer)  # the one before has just made this step the last
+        if not internals.is_epoch_whole(trainer):
             self._save_broken_off(trainer)
             return
         done = trainer.current_epoch + 1
@@ -251,7 +239,7 @@ class SaveCheckpoint(Checkpoint):
         if self._saved_at == trainer.global_step:
             return
         # Lightning has counted it as an epoch, and as behind the step: it goes on from within.
-        with within_epoch(trainer):
+        with internals.within_epoch(trainer):
             _log_now(trainer)
             self._save(trainer, last=True)
 
@@ -262,7 +250,7 @@ def _log_now(trainer: L.Trainer, loggers: list[Logger] | None = None) -> None:
     Lightning logs them only after the hooks that save: a kill in between would lose them, since a
     resume goes on behind this step. It logs them again into the same row.
     """
-    numbers = numbers_to_log(trainer)
+    numbers = internals.numbers_to_log(trainer)
     if loggers is None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
     log_now(trainer, numbers, loggers if numbers else [])
@@ -272,7 +260,7 @@ REMEDY = (
     "lower --model.learning_rate, raise --model.warmup_epochs, or train with --trainer.precision "
     "32-true"
 )
-"""What to do about a pretraining whose loss is no longer a number."""
+"""The advice for a pretraining whose loss is no longer a number."""
 
 
 class StopOnNaN(L.Callback):
@@ -290,7 +278,7 @@ class StopOnNaN(L.Callback):
         self._bad: Tensor | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Another fit has another loss."""
+        """Forgets the loss of an earlier fit."""
         if stage == "fit":
             self._bad = None
 

@@ -11,7 +11,7 @@ from simclr_pl.core.errors import UserError
 from simclr_pl.core.paths import expanded
 from simclr_pl.images.workers.unreadable import LEFT_OUT
 from simclr_pl.run.lock import RunLock
-from simclr_pl.writing import sweep
+from simclr_pl.writing import make_folder, sweep
 
 _HANDED_ON = "SIMCLR_PL_RUN_DIR"
 """Ranks that Lightning starts run the command again: rank 0's choice reaches them in here."""
@@ -27,7 +27,7 @@ class RunDirectory:
 
     Args:
         path: the directory; need not exist.
-        option: what a command line says where it is with.
+        option: the command-line option that sets this directory, quoted in errors.
     """
 
     def __init__(self, path: Path, option: str = "--run_dir") -> None:
@@ -55,10 +55,10 @@ class RunDirectory:
         return self.config.exists() or self.metrics.exists() or self.last_checkpoint.exists()
 
     def check_free(self, *, resume: bool) -> None:
-        """Whether a run may have the directory; rank 0 alone asks, before it writes anything.
+        """Checks on rank 0, before anything is written, that a run may have the directory.
 
         Raises:
-            UserError: it holds a run, and `resume` wasn't asked for.
+            UserError: the directory holds a run, and `resume` wasn't asked for.
         """
         if is_rank_zero() and self.holds_run and not resume:
             raise UserError(
@@ -70,8 +70,8 @@ class RunDirectory:
         """Makes the directory this run's own, until `release`; rank 0 alone does so.
 
         Raises:
-            UserError: it holds a run and `resume` wasn't asked for, another process trains in it,
-                or it cannot be made.
+            UserError: the directory holds a run and `resume` wasn't asked for, another process
+                trains in it, or it cannot be made.
         """
         if not is_rank_zero():
             return
@@ -96,10 +96,9 @@ class RunDirectory:
         self._lock.release()
 
     def discard(self) -> None:
-        """Takes back what `claim` and a run that didn't reach its first step have made.
+        """Removes what `claim` and a run that didn't reach its first step have made.
 
-        Whoever has written a checkpoint since then has reached it, whatever the caller knows: then
-        all of it stays.
+        Everything stays where a checkpoint has been written since `claim`.
         """
         if self._claimed and self._checkpoints() == self._trained:
             self._discard()
@@ -118,23 +117,18 @@ class RunDirectory:
                 break
 
     def _checkpoints(self) -> dict[Path, int]:
-        """Those that lie anywhere in here, and when they were written, in ns."""
+        """Checkpoints anywhere in the directory, and when each was written, in ns."""
         return {path: path.stat().st_mtime_ns for path in self.path.rglob("*.ckpt")}
 
 
 def file_to_write(path: str) -> Path:
-    """A file that will be written when the work for it is done; its folder is made.
+    """The path of a file that will be written when the work for it is done; its folder is made.
 
     Raises:
-        UserError: it cannot be, which is better known before.
+        UserError: the file cannot be written, which is better known before the work.
     """
     target = expanded(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): give another --out"
-        ) from error
+    make_folder(target.parent, "--out")
     if target.is_dir():
         raise UserError(f"{path} is a folder: give a file as --out")
     if not os.access(target if target.exists() else target.parent, os.W_OK):
@@ -156,16 +150,14 @@ def choose_directory(wanted: str | None, config_name: str) -> RunDirectory:
         wanted: what the user gave.
         config_name: the first configuration's name.
     """
+    if wanted is None and not is_rank_zero():
+        wanted = os.environ.get(_HANDED_ON)
     if wanted is None:
-        wanted = os.environ.get(_HANDED_ON) if not is_rank_zero() else None
         stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-        path = expanded(wanted) if wanted else Path("runs") / config_name / stamp
-        count = 1
-        while wanted is None and path.exists():  # two runs in one second
+        wanted, count = f"runs/{config_name}/{stamp}", 1
+        while Path(wanted).exists():  # two runs in one second
             count += 1
-            path = path.with_name(f"{stamp}_{count}")
-    else:
-        path = expanded(wanted)
+            wanted = f"runs/{config_name}/{stamp}_{count}"
     if is_rank_zero():
-        os.environ[_HANDED_ON] = str(path)
-    return RunDirectory(path)
+        os.environ[_HANDED_ON] = str(expanded(wanted))
+    return RunDirectory(expanded(wanted))

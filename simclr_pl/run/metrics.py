@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import os
 import sys
 from argparse import Namespace
@@ -9,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from simclr_pl.writing import cannot_write, make_folder, whole
 
 RESUME = "--resume goes on from the last checkpoint"
-"""What to know where a number cannot be written."""
+"""What an error adds where a number cannot be written."""
 
 
 class MetricsFile(Logger):
@@ -49,12 +50,6 @@ class MetricsFile(Logger):
         """Lightning's hook: there is one version."""
         return ""
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> "MetricsFile":
-        """Lightning's hook: made on rank 0 alone."""
-        return self
-
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
     ) -> None:
@@ -62,7 +57,11 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Adds a row, or to the last one where the step is the same; new names widen the file."""
+        """Adds a row, or adds to the last row where the step is the same; new names widen the file.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
         try:
             self._log(metrics, step)
         except OSError as error:
@@ -105,7 +104,7 @@ class MetricsFile(Logger):
         return self._count
 
     def _numbers(self, metrics: Mapping[str, Any]) -> dict[str, float]:
-        """What is a number; whose callback logs anything else is told so once a name."""
+        """The metrics that are numbers; the first of another type is named, once for each name."""
         numbers = {}
         for name, value in metrics.items():
             try:
@@ -117,15 +116,14 @@ class MetricsFile(Logger):
         return numbers
 
     def _step(self, step: int | None) -> int:
-        """Without a step a number belongs to the last one."""
+        """The step of a row; numbers without a step belong to the last row's."""
         return int(self._last[1].get("step", 0)) if step is None else int(step)
 
     def _open(self) -> None:
         rows: list[dict[str, str]] = []
         if self._resume_at is not None:
             rows = rows_before(self.path, self._resume_at)
-            self._columns += [c for r in rows for c in r if c not in self._columns]
-            self._columns = list(dict.fromkeys(self._columns))
+            self._columns = [*dict.fromkeys([*self._columns, *itertools.chain(*rows)])]
         make_folder(self.path.parent)
         self._rewrite(rows)
         self._opened = True

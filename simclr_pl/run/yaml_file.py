@@ -2,8 +2,8 @@
 
 import copy
 import functools
+import itertools
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,16 @@ from simclr_pl.core.errors import UserError
 from simclr_pl.core.paths import expanded
 
 LARGEST_BYTES = 2**20
-"""Of a file; a recipe has some thousands."""
+"""Of a file, at most; a recipe has some thousands."""
 
 MOST_VALUES = 100_000
-"""That a text may have when its aliases are written out."""
+"""Of a text, with its aliases written out."""
 
 GROUPS = ("trainer", "model", "data")
 """Keys of a recipe that hold further keys, of which commands other than `fit` read some."""
 
 DEEPEST = 100
-"""Levels of mappings and lists, of which the parser takes no number in peace."""
+"""Levels of mappings and lists: a parser that recurses survives a limited number alone."""
 
 _FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -31,7 +31,7 @@ _NO_UTF8 = re.compile(r"(?<!\\)((?:\\\\)*)\\u[dD][cC]([89a-fA-F][0-9a-fA-F])")
 """A byte of a path that is not UTF-8, as `dump_yaml` writes it, behind no or whole backslashes."""
 
 _STAND_IN, _BYTE = 0xF700, 0xDC00
-"""Characters of nobody's, for such bytes on their way through a reader that refuses them."""
+"""Private characters that stand for such bytes, since the reader refuses the bytes themselves."""
 
 
 def load_yaml(text: str) -> Any:
@@ -116,12 +116,12 @@ def _read(path: Path, inode: int, size: int, changed: int) -> dict[str, Any]:
 
 
 def no_mapping(name: str, value: Any) -> str:
-    """What is said of a group of keys that was given a list, a number or a word."""
+    """The sentence about a group of keys that was given a list, a number or a word."""
     return f"{name} is {value}, but must be keys with values, as in {name}: {{key: value}}"
 
 
 def _with_bytes(value: Any) -> Any:
-    """Values whose paths have their bytes again."""
+    """The values with the bytes of their paths put back."""
     if isinstance(value, dict):
         return {_with_bytes(key): _with_bytes(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -132,63 +132,59 @@ def _with_bytes(value: Any) -> Any:
 
 
 class _RefusedError(yaml.YAMLError):
-    """YAML that no command follows."""
-
-
-@dataclass
-class _Open:
-    """A mapping or list that is being read."""
-
-    anchor: str | None
-    is_mapping: bool
-    values: int = 1
-    at_key: bool = True
-    lines: dict[str, int] = field(default_factory=dict)
-
-    def add(self, event: yaml.Event, values: int) -> None:
-        """Counts an entry, and looks at it where it is a key."""
-        self.values += values
-        if self.is_mapping and self.at_key and isinstance(event, yaml.ScalarEvent):
-            key, line = event.value, _line(event)
-            if key in self.lines and key != "<<":
-                raise _RefusedError(
-                    f"key {key} stands in line {self.lines[key]} and again in line {line}, where "
-                    "the second would drop the first: make them one"
-                )
-            self.lines[key] = line
-        self.at_key = not self.at_key
-
-
-def _line(event: yaml.Event) -> int:
-    """Where it begins, counted from 1."""
-    return 1 if event.start_mark is None else event.start_mark.line + 1
+    """YAML that every command refuses."""
 
 
 def _check(text: str) -> None:
-    """Goes through a text event by event, before anything is built from it."""
-    whole = _Open(None, is_mapping=False)
-    stack = [whole]
-    known: dict[str, int] = {}  # values of what is anchored, written out
-    for event in yaml.parse(text, Loader=_FAST):
-        if isinstance(event, yaml.CollectionStartEvent):
-            stack.append(_Open(event.anchor, isinstance(event, yaml.MappingStartEvent)))
-            if len(stack) > DEEPEST:
-                raise _RefusedError(f"values are nested deeper than {DEEPEST} levels")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            done = stack.pop()
-            known |= {done.anchor: done.values} if done.anchor else {}
-            stack[-1].add(event, done.values)
-        elif isinstance(event, yaml.AliasEvent):
-            if any(each.anchor == event.anchor for each in stack):
-                raise _RefusedError(f"*{event.anchor} in line {_line(event)} is part of itself")
-            stack[-1].add(event, known.get(str(event.anchor), 1))
-        elif isinstance(event, yaml.ScalarEvent):
-            known |= {event.anchor: 1} if event.anchor else {}
-            stack[-1].add(event, 1)
-        if stack[-1].values > MOST_VALUES:
-            raise _RefusedError(
-                f"it has more than {MOST_VALUES:,} values, with aliases written out"
-            )
+    """Refuses a text that no command follows, before anything is built from it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_FAST):  # on deeper texts `compose` ends the process
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise _RefusedError(f"values are nested deeper than {DEEPEST} levels")
+    root = yaml.compose(text, Loader=_FAST)
+    if root is not None and _count(root, (), {}) > MOST_VALUES:
+        raise _RefusedError(f"it has more than {MOST_VALUES:,} values, with aliases written out")
+
+
+def _count(node: yaml.Node, above: tuple[yaml.Node, ...], known: dict[yaml.Node, int]) -> int:
+    """The number of values in a node, with aliases written out.
+
+    Args:
+        node: of a tree in which an alias is the very node that it stands for.
+        above: the nodes that this one is in.
+        known: counts of nodes that have been looked at.
+
+    Raises:
+        _RefusedError: a node that is part of itself; a key that stands twice.
+    """
+    if node in above:
+        raise _RefusedError(f"the value in line {_line(node)} is part of itself")
+    if node not in known:
+        children = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            _check_keys([key for key, _ in node.value])
+            children = itertools.chain.from_iterable(node.value)
+        known[node] = 1 + sum(_count(child, (*above, node), known) for child in children)
+    return known[node]
+
+
+def _check_keys(keys: list[yaml.Node]) -> None:
+    lines: dict[str, int] = {}
+    for key in keys:
+        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+            if key.value in lines:
+                raise _RefusedError(
+                    f"key {key.value} stands in line {lines[key.value]} and again in line "
+                    f"{_line(key)}, where the second would drop the first: make them one"
+                )
+            lines[key.value] = _line(key)
+
+
+def _line(node: yaml.Node) -> int:
+    """The line where a value begins, counted from 1."""
+    return int(node.start_mark.line) + 1
 
 
 class _Dumper(yaml.SafeDumper):

@@ -31,7 +31,7 @@ def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
             "data:\n  flip: 0\n  jitter: 1\n  flip: 1\n",
             ("broken.yaml: key flip", "line 2 and again in line 4"),
         ),
-        ("data: &x\n  flip: *x\n", ("broken.yaml: *x in line 2 is part of itself",)),
+        ("data: &x\n  flip: *x\n", ("broken.yaml: the value in line 1 is part of itself",)),
         (
             "".join(
                 f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10) if i else 1}]\n" for i in range(9)

@@ -13,8 +13,9 @@ from simclr_pl.core.errors import UserError
 from simclr_pl.core.lightning_internals import start_method, synchronises_batch_norm
 
 _WHOLE_BATCH = (
-    "would not give a contrastive batch its negatives: set data.batch_size to the batch you want, "
-    "and model.micro_batch_size to what fits in memory"
+    "would make a step of several batches, each with its own statistics and negatives: set "
+    "data.batch_size to the batch you want, and in pretraining model.micro_batch_size to the "
+    "images that fit in memory"
 )
 
 _CALLBACKS: dict[type[L.Callback], str] = {
@@ -22,8 +23,8 @@ _CALLBACKS: dict[type[L.Callback], str] = {
     "give EMAWeightAveraging, which leaves the schedule alone, or leave it out",
     LearningRateFinder: "moves model.learning_rate behind the recipe's back: leave it out, and try "
     "values with sweep, or by --model.learning_rate",
-    BatchSizeFinder: "moves data.batch_size, and with it negatives and learning rate: leave it "
-    "out, and ask bench for the largest batch that fits",
+    BatchSizeFinder: "moves data.batch_size, and with it the learning rate and, in pretraining, "
+    "the negatives: leave it out, and ask bench for the largest batch that fits",
 }
 """Lightning's callbacks that are refused in training, and why."""
 
@@ -59,8 +60,8 @@ def check_trainer(trainer: L.Trainer, *, training: bool | None = None) -> None:
     _check_numbers(trainer)
     if synchronises_batch_norm(trainer):
         raise UserError(
-            "trainer.sync_batchnorm is not used: batch norm is global by the recipe's own key, "
-            "model.global_batch_norm (true unless you turn it off)"
+            "trainer.sync_batchnorm is not used: batch norm is global without it, in pretraining "
+            "unless model.global_batch_norm is false"
         )
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
@@ -109,5 +110,5 @@ def _check_launcher(trainer: L.Trainer) -> None:
             f"this Trainer's strategy trains in processes that it starts by {how} (ddp_notebook, "
             "ddp_fork, ddp_spawn, and Lightning's own choice for several devices in a notebook), "
             "and what is trained there is lost: in a notebook give Trainer(devices=1); several "
-            "devices train from the command line, python -m simclr_pl fit --trainer.devices 2"
+            "devices train from the command line (python -m simclr_pl) by --trainer.devices 2"
         )

@@ -109,7 +109,7 @@ def test_commands_refuse_processes_that_are_forked_or_spawned_and_leave_nothing_
     pretrained = ("--run_dir", source, "--label_fraction", "0.1", "--out", new, "--wandb", "off")
     options = {"fit": (*QUICK, "--run_dir", new), "finetune": pretrained}
     sentence = run(command, *options[command], "--trainer.accelerator", "cpu", *where).sentence
-    for word in ("devices=1", "python -m simclr_pl fit", strategy):
+    for word in ("devices=1", "python -m simclr_pl", strategy):
         assert word in sentence, sentence
     assert not new.exists()
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from simclr_pl import SimCLRViews
-from simclr_pl.images.files.decode import EncodedImage, crops_of
+from simclr_pl.images.files.decode import EncodedImage
 
 EPOCHS = 400
 """Of two boxes each, an image."""
@@ -37,7 +37,7 @@ def differences(path: Path, size: int) -> list[Tensor]:
         if file.scale(boxes, size) == 1:
             continue
         crops = torch.empty(2, 3, size, size, dtype=torch.uint8)
-        crops_of(file, [boxes], size, crops)
+        file.crops([boxes], size, crops)
         for box, crop in zip(boxes, crops, strict=True):
             want = TF.pil_to_tensor(TF.resized_crop(whole, *box, [size, size], antialias=True))
             found.append((crop.float() - want.float()).abs().mean())

@@ -14,25 +14,25 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from simclr_pl.core.errors import UserError
 
 NOTICE = 10.0
-"""Seconds after which it is said what is waited for."""
+"""Seconds after which a process says which other process it waits for."""
 
 PATIENCE = 3600.0
-"""Seconds another process may take: where locks are no more than files, it may be long dead."""
+"""Longest wait in seconds: where locks are no more than files, their holder may be long dead."""
 
 WITHOUT_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
-"""What file systems say that know no locks."""
+"""Errors of file systems that know no locks."""
 
 
 @contextmanager
 def alone(path: Path, purpose: str) -> Iterator[Path]:
-    """Lets one process after the other in, of all machines that see the file of the lock.
+    """A context that one process after the other enters, of all machines that see the lock's file.
 
-    Where the file system has locks, they end with the process that holds them. The file stays,
-    since on NFS others may have it open, unless the holder removes it.
+    Where the file system has locks, a lock ends with the process that holds it. The file stays,
+    unless the holder removes it: on NFS other processes may have it open.
 
     Args:
-        path: of the lock's file.
-        purpose: what the holder does, beginning with "to", for those that wait.
+        path: the lock's file.
+        purpose: what the holder does, beginning with "to", for a line about the wait.
 
     Yields:
         The path.
@@ -72,13 +72,13 @@ def _acquire(lock: BaseFileLock, purpose: str) -> None:
 
 
 def sign(descriptor: int) -> None:
-    """Writes who holds a lock into its file, as `SoftFileLock` does by itself."""
+    """Writes process and machine of the holder into a lock's file, as `SoftFileLock` does."""
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n{socket.gethostname()}\n".encode(), 0)
 
 
 def holder_of(lock: BaseFileLock) -> str:
-    """Who holds a lock, as its file has it: the process and its machine."""
+    """Process and machine of a lock's holder, as the lock's file names them."""
     try:
         process, host, *_ = (
             Path(lock.lock_file).read_text(encoding="utf-8", errors="replace").split()

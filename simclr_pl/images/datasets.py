@@ -1,9 +1,9 @@
-"""The table of data sets: name -> splits, classes, and where the files are.
+"""The table of data sets, and how a name, or a data set of the user's own, becomes splits.
 
-Splits: `train` is what pretraining sees, with the labels a probe may learn from; `val` is held out
-from train's *labels* (10 %, class-balanced, the same for everybody with the same `split_seed`)
-unless the data set brings one; `test` is for the end. Files are held out by their names, so that
-those which come or go move at most one other of their class; a run keeps what it has held out.
+Pretraining sees `train`, a probe its labels. `val` is held out from train's *labels* (10 %,
+class-balanced, the same for everybody with the same `split_seed`) unless the data set brings one.
+`test` is for the end. Files are held out by their names, so that a file which comes or goes moves
+at most one other file of its class; a run keeps its validation images.
 """
 
 import difflib
@@ -19,31 +19,26 @@ from simclr_pl.core.data.sources import MAX_PIXELS, Labels, OnBadImage, Splits, 
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import name_of
 from simclr_pl.core.paths import printable
-from simclr_pl.images.heldout import HeldOut, hold_out
+from simclr_pl.images.heldout import HeldOut
 from simclr_pl.images.readers.digits import read_digits
 from simclr_pl.images.readers.download import fetch_once
-from simclr_pl.images.readers.fashion_mnist import (
-    FASHION_FILES,
-    fashion_is_there,
-    fetch_fashion,
-    read_fashion,
-)
+from simclr_pl.images.readers.fashion_mnist import FASHION_MNIST
 from simclr_pl.images.readers.folder import read_folder
 from simclr_pl.images.readers.npz import read_npz
 from simclr_pl.images.readers.own import is_own, read_own
 from simclr_pl.images.readers.packed import read_packed
 from simclr_pl.images.readers.reader import Entry, Raw, first_line, say_once
 from simclr_pl.images.readers.torchvision_sets import torchvision_set
+from simclr_pl.images.splits import holdout
 from simclr_pl.images.workers.crops import Reading
 from simclr_pl.images.workers.images import WorkerImages
 from simclr_pl.images.workers.unreadable import Unreadable
 
 
 def prepare(given: Any, root: str | Path) -> None:
-    """Downloads a data set if it is one that downloads and its files are not there.
+    """Downloads a data set whose files are not there, if the data set can be downloaded.
 
-    Of several processes that ask for it, on any number of machines that see the folder, one
-    downloads and the others wait (`fetch_once`).
+    One process downloads, and all others that see the folder wait, on any machine (`fetch_once`).
 
     Raises:
         UserError: an unknown name, or no internet: the sentence says which files to put where.
@@ -82,55 +77,56 @@ def load(
 
     Args:
         given: a key of `DATASETS`, or a data set of the user's own (`read_own`).
-        root: folder of the data; for `folder` the images' own, for `packed` the
-            directory that `pack` has written, for `npz` the file.
+        root: folder of the data; for `folder` the images' folder, for `packed` the folder that
+            `pack` has written, for `npz` the file.
         split_seed: of the validation holdout, where the data set brings none.
-        kept: the validation images of a run that these data are for, where it has begun.
-        labels: those that the data set gives, or none.
-        on_bad_image: whether an image file that cannot be read is an error, or is stepped over.
-        max_pixels: of an image file.
-        left_out: where files that are stepped over are written down, if anywhere.
+        kept: the validation images of the run that reads the data, where the run has begun.
+        labels: whether the data set's labels are used, or none.
+        on_bad_image: whether an image that cannot be read is an error, or is stepped over.
+        max_pixels: larger images count as images that cannot be read.
+        left_out: the run's file that names images which are stepped over; `None` without a run.
 
     Raises:
         UserError: an unknown name; files that are missing, empty or broken; labels out of range;
             a validation split that is not the run's.
     """
     name, raw = name_of(given), _read(given, Path(root), labels)
-    classes = tuple(printable(each) for each in raw.classes)
+    raw = raw._replace(classes=tuple(map(printable, raw.classes)))
     check_splits(raw, name)
-    sources = [source for source in (raw.train, raw.val, raw.test) if source is not None]
-    unreadable = Unreadable(Path(root), sum(map(len, sources)), left_out)
-    for source in sources:
+    unreadable = Unreadable(Path(root), sum(map(len, raw.splits.values())), left_out)
+    for source in raw.splits.values():
         if isinstance(source, WorkerImages):
             source.reading, source.unreadable = Reading(on_bad_image, max_pixels), unreadable
     if kept is not None:
         kept.check(own=raw.val is not None)
-    _say_unseen(name, raw._replace(classes=classes))
+    _say_unseen(name, raw)
     if raw.val is not None:
-        return Splits(raw.train, raw.val, raw.test, classes)
-    held = hold_out(raw.train, split_seed) if kept is None else kept.among(raw.train, split_seed)
+        return Splits(raw.train, raw.val, raw.test, raw.classes)
+    if kept is None:
+        held = holdout(raw.train.labels, split_seed, raw.train.names)
+    else:
+        held = kept.among(raw.train, split_seed)
     shown = raw.train.labels.clone()
     shown[held] = UNLABELLED
     train, val = raw.train.relabel(shown), raw.train.select(held)
-    return Splits(train, val, raw.test, classes, held)
+    return Splits(train, val, raw.test, raw.classes, held)
 
 
 def _read(given: Any, root: Path, labels: Labels) -> Raw:
     if is_own(given):
         raw = read_own(given, root)
     elif given == "folder" and labels == "none":
-        # What is no class need not be one of train's either.
+        # Folders of val and test that train lacks are no error where folders are no classes.
         raw = read_folder(root, labelled=False)
     else:
         raw = _entry(given).read(root)
     if labels == "given":
         return raw
-    train, test, val = (
-        source and source.relabel(torch.full_like(source.labels, UNLABELLED))
-        for source in (raw.train, raw.test, raw.val)
-    )
-    assert train is not None
-    return Raw(train, test, (), val)
+    none = {
+        name: source.relabel(torch.full_like(source.labels, UNLABELLED))
+        for name, source in raw.splits.items()
+    }
+    return Raw(**none, classes=())
 
 
 def _entry(name: str) -> Entry:
@@ -142,24 +138,23 @@ def _entry(name: str) -> Entry:
 
 
 def _say_unseen(name: str, raw: Raw) -> None:
-    """Says which classes of val and test nothing can be learnt of, where train has classes."""
+    """Prints which classes of val and test train lacks, where train has classes."""
     seen = set(raw.train.labels.unique().tolist()) - {UNLABELLED}
-    for split, source in (("val", raw.val), ("test", raw.test)):
-        if seen and source is not None:
-            unseen = sorted(set(source.labels.unique().tolist()) - {UNLABELLED} - seen)
+    for split, source in raw.splits.items() if seen else ():
+        unseen = sorted(set(source.labels.unique().tolist()) - {UNLABELLED} - seen)
+        if unseen:
             named = ", ".join(raw.classes[label] for label in unseen[:5])
-            if unseen:
-                say_once(
-                    f"{name}: {len(unseen)} classes of {split} have no image in train, and count "
-                    f"as wrong: {named}{', ...' if len(unseen) > 5 else ''}"
-                )
+            say_once(
+                f"{name}: {len(unseen)} classes of {split} have no image in train, and count "
+                f"as wrong: {named}{', ...' if len(unseen) > 5 else ''}"
+            )
 
 
 _TRAIN_TEST: list[dict[str, Any]] = [{"train": True}, {"train": False}]
 
 DATASETS: dict[str, Entry] = {
     "digits": Entry(read_digits),
-    "fashion_mnist": Entry(read_fashion, fetch_fashion, fashion_is_there, FASHION_FILES),
+    "fashion_mnist": FASHION_MNIST,
     "cifar10": torchvision_set("CIFAR10", _TRAIN_TEST, "cifar-10-python.tar.gz"),
     "cifar100": torchvision_set("CIFAR100", _TRAIN_TEST, "cifar-100-python.tar.gz"),
     "stl10": torchvision_set(

@@ -1,4 +1,4 @@
-"""Which images a run saw: a hash that says whether two runs had the same data, and what differs."""
+"""The images that a run saw: a hash, and how a data set differs from an earlier look at it."""
 
 import hashlib
 import os
@@ -17,21 +17,21 @@ from simclr_pl.images.readers.packed import PackedImages
 from simclr_pl.images.splits import hashes
 
 SAMPLE = 100
-"""Images of a split whose pixels are looked at, evenly spread: a large set isn't read twice."""
+"""Images of a split whose pixels are hashed, evenly spread: a large set is not read twice."""
 
 MOST_NAMED = 3
-"""Names that a sentence has room for."""
+"""Names in a sentence."""
 
 
 def fingerprint(splits: Splits) -> str:
     """Hexadecimal SHA-256 of a data set.
 
-    Of its class names; of train and test: the number of images, their names, the sizes of packed
-    ones, and a hundred images whole; and how many labels each class has. Which labels are held out
-    for validation doesn't count: all seeds have the same fingerprint.
+    It covers the class names and how many labels each class has; and of train and test the number
+    of images, their names, the sizes of packed images, and the pixels of `SAMPLE` images. All seeds
+    of the validation holdout have the same fingerprint.
 
     Args:
-        splits: as `load` gives them.
+        splits: the data set, from `load`.
     """
     digest = hashlib.sha256(repr(splits.classes).encode())
     digest.update(_labels(splits.train, splits.val))
@@ -43,17 +43,17 @@ def fingerprint(splits: Splits) -> str:
 
 
 class Contents(NamedTuple):
-    """What a data set holds, in short: enough to say how it differs from what it was.
+    """A summary of a data set that a run keeps, to say later how the data set has changed.
 
     Attributes:
-        fingerprint: of the whole.
-        channels: of its images.
+        fingerprint: of the whole data set.
+        channels: C of the images.
         classes: names in the order of labels.
-        counts: of each split, how many images each class has, and last how many have no label; of
-            train with those that are held out.
-        names: of each split whose images have names, a hash of all of them.
-        some: of up to `SAMPLE` validation images what to call them, and a hash of pixels and label;
-            by the hash that the run keeps of them.
+        counts: for each split, how many images each class has, and last how many have no label;
+            train's numbers include the images that are held out.
+        names: for each split whose images have names, a hash of all names.
+        some: for up to `SAMPLE` validation images, the name (or place) and a hash of pixels and
+            label, by the hash in `HeldOut`.
     """
 
     fingerprint: str
@@ -65,11 +65,11 @@ class Contents(NamedTuple):
 
     @classmethod
     def of(cls, splits: Splits, held_out: HeldOut) -> "Contents":
-        """Looks at a data set.
+        """Summarises a data set.
 
         Args:
-            splits: as `load` gives them.
-            held_out: of them.
+            splits: the data set, from `load`.
+            held_out: its validation images.
         """
         labels = splits.train.labels.clone()
         if splits.held is not None:
@@ -95,14 +95,14 @@ REMEDY = "put it back as it was, or start a new run"
 
 
 def check_same_kind(before: Contents, now: Contents) -> None:
-    """Whether a data set has the classes and channels that it had.
+    """Refuses a data set with other classes or channels than before.
 
     Args:
-        before: when the run was last trained.
-        now: as it is.
+        before: the data set when the run was last trained.
+        now: the data set today.
 
     Raises:
-        UserError: names what has changed; with that the run wouldn't be the same any more.
+        UserError: classes or channels have changed.
     """
     if before.classes != now.classes:
         gone = [name for name in before.classes if name not in now.classes]
@@ -121,15 +121,15 @@ def check_same_kind(before: Contents, now: Contents) -> None:
 
 
 def changes(before: Contents, now: Contents, *, own: bool) -> list[str]:
-    """How a data set of the same kind differs from what it was, a clause each.
+    """How a data set has changed, a clause for each difference.
 
     Args:
-        before: when the run was last trained.
-        now: as it is.
-        own: whether the data set brings a validation split, which may have got more images.
+        before: the data set when the run was last trained.
+        now: the data set today, with the same classes and channels.
+        own: whether the data set brings a validation split, which may have grown.
 
     Raises:
-        UserError: validation images, or their labels, are not what they were.
+        UserError: validation images, or their labels, have changed.
     """
     known = before.some.keys() & now.some
     other = sorted(now.some[key][0] for key in known if before.some[key] != now.some[key])
@@ -153,7 +153,7 @@ def changes(before: Contents, now: Contents, *, own: bool) -> list[str]:
 
 
 def _classes(before: Contents, now: Contents, split: str) -> str:
-    """`: cat 99 (100), dog 12 (10)`, as far as there is room for it."""
+    """`: cat 99 (100), dog 12 (10)`: classes whose number of images differs, now (before)."""
     names = [*before.classes, "without a label"]
     was, has = before.counts.get(split), now.counts.get(split)
     if was is None or has is None or len(names) < 2:
@@ -163,7 +163,7 @@ def _classes(before: Contents, now: Contents, split: str) -> str:
 
 
 def shortened(names: Sequence[str]) -> str:
-    """`a, b, c, ...`: as many names as a sentence has room for."""
+    """`a, b, c, ...`: the first `MOST_NAMED` names."""
     return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
 
 
@@ -182,7 +182,7 @@ def _digest(content: bytes) -> str:
 
 
 def _labels(*sources: Source | None) -> bytes:
-    """How many images each class has in these splits together."""
+    """How many images each class has in these splits together, as bytes to hash."""
     labels = torch.cat([source.labels for source in sources if source is not None])
     return repr(torch.bincount(labels[labels != UNLABELLED]).tolist()).encode()
 

@@ -1,4 +1,4 @@
-"""Which of train's images are validation's: by the rule, or as a run has kept them."""
+"""The images of train that are held out for validation: by the rule, or as a run kept them."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -10,20 +10,20 @@ from torch import Tensor
 
 from simclr_pl.core.data.sources import Source, Splits
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.splits import hashes, holdout, holdout_by_name
+from simclr_pl.images.splits import hashes, holdout
 
 Key = Literal["name", "place", "own"]
-"""What an image is known by: its name, or its place where it has none; or the data set says it."""
+"""What images are known by: name or place; `own` where the data set brings a validation split."""
 
 
 class HeldOut(NamedTuple):
     """The validation images of a run.
 
     Attributes:
-        key: what they are known by; `own` where the data set brings a validation split.
+        key: what the images are known by.
         seed: of the hashes.
-        hashes: `uint64 [n]` of their keys, rising; `None` of a run of an older version, which kept
-            none: they are drawn again, by places.
+        hashes: `uint64 [n]`, hashes of the images' keys in rising order. `None` for a run of an
+            older version, which kept no hashes: its images are drawn again, by places.
     """
 
     key: Key
@@ -32,10 +32,10 @@ class HeldOut(NamedTuple):
 
     @classmethod
     def of(cls, splits: Splits, seed: int) -> "HeldOut":
-        """What a run has to keep of its data.
+        """The validation images of a data set, to be kept by a run.
 
         Args:
-            splits: as `load` gives them.
+            splits: the data set, from `load`.
             seed: of the split.
         """
         held, names = splits.held, splits.val.names
@@ -43,13 +43,13 @@ class HeldOut(NamedTuple):
         return cls(key, seed, np.sort(hashes(keys_of(splits), seed)))
 
     def check(self, *, own: bool) -> None:
-        """Whether data have such a validation split.
+        """Whether the data set still brings a validation split, or still brings none.
 
         Args:
-            own: whether the data set brings one.
+            own: whether the data set brings one now.
 
         Raises:
-            UserError: it did when the run began and doesn't now, or the other way round.
+            UserError: this has changed since the run began.
         """
         if self.hashes is not None and own != (self.key == "own"):
             was, now = "had one of its own", "has none"
@@ -61,7 +61,7 @@ class HeldOut(NamedTuple):
             )
 
     def missing(self, splits: Splits) -> np.ndarray[Any, np.dtype[np.uint64]]:
-        """Hashes of those images that are not in the validation split of these data."""
+        """Hashes of the run's validation images that these data's validation split lacks."""
         if self.hashes is None:
             return np.empty(0, np.uint64)
         keys = keys_of(splits)
@@ -71,19 +71,19 @@ class HeldOut(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Hexadecimal: whether two are about the same images."""
+        """Hexadecimal; the same for the same images."""
         assert self.hashes is not None
         return hashlib.blake2b(self.hashes.astype("<u8").tobytes(), digest_size=8).hexdigest()
 
     def among(self, train: Source, split_seed: int) -> Tensor:
-        """Places of those images in train, in rising order; some may be gone.
+        """Places of the run's validation images in train, in rising order; some may be gone.
 
         Args:
             train: with all of its labels.
-            split_seed: of the choice, where they are drawn again.
+            split_seed: of the draw, for a run of an older version.
 
         Raises:
-            UserError: none of them is there.
+            UserError: train has none of these images.
         """
         if self.hashes is None:
             return holdout(train.labels, split_seed)
@@ -104,22 +104,10 @@ def _places(numbers: Iterable[int]) -> list[bytes]:
 
 
 def keys_of(splits: Splits) -> Sequence[bytes]:
-    """What validation images are known by: names, or places in train or in a split of their own."""
+    """Keys of validation images: names, or places in train or in the data set's own split."""
     val, held = splits.val, splits.held
     return val.names or _places(range(len(val)) if held is None else held.tolist())
 
 
 OLDER = HeldOut("place", 0, None)
-"""Of a run of an older version."""
-
-
-def hold_out(train: Source, seed: int) -> Tensor:
-    """Places of the validation holdout in train, by the rule: by names where images have some.
-
-    Args:
-        train: with all of its labels.
-        seed: of the choice.
-    """
-    if train.names is None:
-        return holdout(train.labels, seed)
-    return holdout_by_name(train.labels, train.names, seed)
+"""What is known of a run of an older version."""

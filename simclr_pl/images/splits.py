@@ -1,4 +1,4 @@
-"""Parts of a split: the validation holdout where a set brings none, and draws of few labels."""
+"""Parts of a split: the validation holdout of a set without one, and draws of few labels."""
 
 import hashlib
 import math
@@ -17,42 +17,36 @@ HOLDOUT = 0.1
 """Share of each class of train whose labels are kept for validation."""
 
 
-def holdout(labels: Tensor, seed: int) -> Tensor:
+def holdout(labels: Tensor, seed: int, names: Sequence[bytes] | None = None) -> Tensor:
     """Indices of the validation holdout: `HOLDOUT` of each class, at least one, in rising order.
 
-    Where nothing is labelled it is `HOLDOUT` of all images; where some are, of those.
+    Unlabelled images are held out only where no image has a label: then `HOLDOUT` of all images.
+    Of images with names, those with the smallest hashes are held out, so that an image which comes
+    or goes moves at most one other image of its class.
 
     Args:
         labels: `int64 [N]`.
         seed: of the choice.
+        names: names of the N images, no two alike; `None` for images without names.
     """
-    # Epoch -1: the order of no epoch of training, whose first batches would be this holdout.
-    return _first_of_each_class(labels, epoch_order(seed, -1, len(labels)))
-
-
-def holdout_by_name(labels: Tensor, names: Sequence[bytes], seed: int) -> Tensor:
-    """Indices of the validation holdout, as `holdout`, where images have names.
-
-    Of each class those with the smallest hashes are held out: an image that comes or goes moves at
-    most one other of its class.
-
-    Args:
-        labels: `int64 [N]`.
-        names: of the N images, no two alike.
-        seed: of the choice.
-    """
-    # Of equal hashes, of which there is one pair in 2^64, the name decides: places say nothing.
-    ranked = sorted(zip(hashes(names, seed).tolist(), names, range(len(names)), strict=True))
-    order = torch.tensor([place for _, _, place in ranked], dtype=torch.int64)
-    return _first_of_each_class(labels, order)
+    if names is None:
+        # Epoch -1 is none of training, in which the first batches would be the holdout.
+        order = epoch_order(seed, -1, len(labels))
+    else:
+        # Between equal hashes (one pair in 2^64) the name decides, not the place.
+        ranked = sorted(zip(hashes(names, seed).tolist(), names, range(len(names)), strict=True))
+        order = torch.tensor([place for _, _, place in ranked], dtype=torch.int64)
+    known = bool((labels != UNLABELLED).any())
+    members = _of_each_class(labels, order, with_unlabelled=not known)
+    return _together([of[: max(1, round(len(of) * HOLDOUT))] for of in members.values()])
 
 
 def hashes(keys: Iterable[bytes], seed: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """A hash of each key with a seed: `uint64 [N]`, the same on every machine (BLAKE2b).
 
     Args:
-        keys: what images are known by.
-        seed: of the choice that hangs on the hashes.
+        keys: what images are known by: names, or places in digits.
+        seed: hashed before each key.
     """
     start = hashlib.blake2b(f"{seed}/".encode(), digest_size=8)
     digests = []
@@ -64,10 +58,10 @@ def hashes(keys: Iterable[bytes], seed: int) -> np.ndarray[Any, np.dtype[np.uint
 
 
 def draw_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Indices of a share of each class's labelled images: what few labels mean, the same for all.
+    """Indices of a share of each class's labelled images, the same for everybody with that seed.
 
-    A smaller fraction is part of a larger one of the same seed. Rounded to whole images, class by
-    class, as the paper's class-balanced 1 % and 10 % of ImageNet are (appendix B.5).
+    A smaller fraction is part of a larger one with the same seed. Each class's share is rounded to
+    whole images, as in the paper's class-balanced 1 % and 10 % of ImageNet (appendix B.5).
 
     Args:
         labels: `int64 [N]`, `UNLABELLED` where unknown.
@@ -80,8 +74,7 @@ def draw_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """
     if not 0 < fraction <= 1:
         raise UserError(f"label_fraction is {fraction:g}, but must be above 0 and at most 1")
-    # Whatever is unlabelled has no part in the draw, as if it weren't there. Epoch -2: neither
-    # training's orders nor the holdout's.
+    # Unlabelled images change no draw. Epoch -2: neither an order of training nor the holdout's.
     known = (labels != UNLABELLED).nonzero()[:, 0]
     members = _of_each_class(labels, known[epoch_order(seed, -2, len(known))])
     if len(members) < 2:
@@ -102,7 +95,7 @@ def draw_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def few_labels(labels: Tensor, per_class: int, seed: int) -> Tensor:
-    """Indices of so many labelled images of each class: the same for everybody with that seed.
+    """Indices of `per_class` images of each class, the same for everybody with that seed.
 
     Args:
         labels: `int64 [N]`, all of them known.
@@ -110,7 +103,7 @@ def few_labels(labels: Tensor, per_class: int, seed: int) -> Tensor:
         seed: of the draw.
 
     Raises:
-        UserError: a class with fewer images than that.
+        UserError: a class has fewer images.
     """
     members = _of_each_class(labels, epoch_order(seed, 0, len(labels)))
     for label, of in members.items():
@@ -123,24 +116,17 @@ def few_labels(labels: Tensor, per_class: int, seed: int) -> Tensor:
 
 
 def no_labels(split: str) -> UserError:
-    """What is said of a split without a single label that was given to an evaluation."""
+    """The error of an evaluation whose split has no labels."""
     return UserError(
         f"the {split} split has no labels, which this evaluation needs: put its images into one "
         "folder a class, score another split, or judge the run by its curves (report)"
     )
 
 
-def _first_of_each_class(labels: Tensor, order: Tensor) -> Tensor:
-    """The holdout: the first places in that order of each class, or of all where none is known."""
-    known = bool((labels != UNLABELLED).any())
-    members = _of_each_class(labels, order, with_unlabelled=not known)
-    return _together([of[: max(1, round(len(of) * HOLDOUT))] for of in members.values()])
-
-
 def _of_each_class(
     labels: Tensor, order: Tensor, *, with_unlabelled: bool = False
 ) -> dict[int, Tensor]:
-    """Places of each class's images, in that order."""
+    """Indices of each class's images, in that order."""
     shuffled = labels[order]
     classes, counts = shuffled.unique(return_counts=True)
     members = order[shuffled.argsort(stable=True)].split(counts.tolist())
@@ -149,4 +135,5 @@ def _of_each_class(
 
 
 def _together(parts: list[Tensor]) -> Tensor:
+    """All indices in rising order."""
     return torch.cat(parts).sort().values

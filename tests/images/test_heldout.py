@@ -14,8 +14,8 @@ from simclr_pl import UserError
 from simclr_pl.commands.pack.pack import pack
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.images.datasets import load
-from simclr_pl.images.heldout import OLDER, HeldOut, hold_out
-from simclr_pl.images.splits import hashes, holdout, holdout_by_name
+from simclr_pl.images.heldout import OLDER, HeldOut
+from simclr_pl.images.splits import hashes, holdout
 from simclr_pl.images.workers.images import ImageFiles
 
 KEYS = [b"cat/1.png", b"\xe4.png"]
@@ -51,7 +51,7 @@ def test_a_hash_is_the_same_on_every_machine() -> None:
 def test_a_tenth_of_each_class_has_the_smallest_hashes() -> None:
     labels = torch.tensor([0] * 25 + [UNLABELLED] * 30 + [2] * 4 + [1] * 36)
     names = [b"%d.png" % number for number in range(len(labels))]
-    chosen = holdout_by_name(labels, names, 5)
+    chosen = holdout(labels, 5, names)
     assert chosen.equal(chosen.unique())  # rising, each once
     keys = hashes(names, 5)
     for label, count in ((0, 2), (1, 4), (2, 1)):
@@ -60,7 +60,7 @@ def test_a_tenth_of_each_class_has_the_smallest_hashes() -> None:
         assert sorted(smallest) == [i for i in chosen.tolist() if labels[i] == label]
     assert UNLABELLED not in labels[chosen]
     nothing_known = torch.full((30,), UNLABELLED)
-    assert len(holdout_by_name(nothing_known, names[:30], 5)) == 3
+    assert len(holdout(nothing_known, 5, names[:30])) == 3
 
 
 def test_of_equal_hashes_the_name_decides_and_not_the_place(
@@ -68,9 +68,9 @@ def test_of_equal_hashes_the_name_decides_and_not_the_place(
 ) -> None:
     monkeypatch.setattr("simclr_pl.images.splits.hashes", lambda names, seed: np.zeros(len(names)))
     names, labels = [b"c", b"a", b"b"], torch.zeros(3, dtype=torch.int64)
-    assert holdout_by_name(labels, names, 0).tolist() == [1]
-    assert holdout_by_name(labels, names[::-1], 0).tolist() == [1]
-    assert holdout_by_name(labels, sorted(names), 0).tolist() == [0]
+    assert holdout(labels, 0, names).tolist() == [1]
+    assert holdout(labels, 0, names[::-1]).tolist() == [1]
+    assert holdout(labels, 0, sorted(names)).tolist() == [0]
 
 
 @pytest.mark.parametrize("count", [2, 15, 25, 40])
@@ -80,7 +80,7 @@ def test_an_image_that_comes_or_goes_moves_at_most_one_other_of_its_class(count:
 
     def chosen(without: int | None = None) -> set[bytes]:
         some = [place for place in range(len(names)) if place != without]
-        found = holdout_by_name(labels[some], [names[place] for place in some], 0)
+        found = holdout(labels[some], 0, [names[place] for place in some])
         return {names[some[place]] for place in found.tolist()}
 
     whole = chosen()
@@ -168,7 +168,7 @@ def test_a_run_of_an_older_version_draws_by_places(tmp_path: Path) -> None:
     labels = torch.arange(3).repeat_interleave(20)
     assert splits.held is not None
     assert splits.held.equal(holdout(labels, 7))
-    assert not splits.held.equal(hold_out(splits.train.relabel(labels), 7))
+    assert not splits.held.equal(holdout(labels, 7, splits.train.names))
     # From then on they are known by their names.
     kept = HeldOut.of(splits, 7)
     assert isinstance(splits.val, ImageFiles)

@@ -1,19 +1,20 @@
 """`pack --check`: all files of a folder that cannot be read, each with its reason."""
 
 import sys
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from simclr_pl.core.data.sources import MAX_PIXELS
 from simclr_pl.core.errors import UserError
+from simclr_pl.core.paths import expanded
 from simclr_pl.images.files.decode import BadImageError, EncodedImage
 from simclr_pl.images.files.listing import LeftOut
 from simclr_pl.images.readers.folder import read_folder
-from simclr_pl.images.workers.images import ImageFiles
-from simclr_pl.images.workers.processes import batches_of, begin, end_workers, sent
+from simclr_pl.images.workers.processes import results_of
 
 CHUNK = 16
 """Files that a worker looks at before it says so."""
@@ -33,26 +34,17 @@ def check_images(folder: str, *, num_workers: int = 2, max_pixels: int = MAX_PIX
     if num_workers < 0:
         raise UserError(f"num_workers is {num_workers}, but must be 0 or more")
     left = LeftOut()
-    raw = read_folder(Path(folder), left=left)
-    splits = [split for split in (raw.train, raw.val, raw.test) if isinstance(split, ImageFiles)]
-    paths = [path for split in splits for path in split.paths]
+    splits: Any = read_folder(expanded(folder), left=left).splits
+    paths = [path for split in splits.values() for path in split.paths]
     bad = [(path, f"it is {kind}") for path, kind in left.unread]
     total = len(paths) + len(bad)
-    loader: DataLoader[list[tuple[Path, str]]] = DataLoader(
-        _Bad(paths, max_pixels),
-        batch_sampler=[part.tolist() for part in torch.arange(len(paths)).split(CHUNK)],
-        num_workers=num_workers,
-        collate_fn=sent,
-        worker_init_fn=begin,
-        persistent_workers=num_workers > 0,
-    )
-    try:
-        with tqdm(desc="checking", total=len(paths), unit=" images", disable=None) as bar:
-            for found in batches_of(loader):
-                bad += found
-                bar.update(min(CHUNK, len(paths) - bar.n))
-    finally:
-        end_workers(loader)
+    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    results = results_of(partial(_bad_of, max_pixels=max_pixels), chunks, num_workers)
+    bar = tqdm(desc="checking", total=len(paths), unit=" images", disable=None)
+    with closing(results), bar:
+        for chunk, found in zip(chunks, results, strict=True):
+            bad += found
+            bar.update(len(chunk))
     for path, why in sorted(bad):
         sys.stdout.write(f"{path}: {why}\n")
     if bad:
@@ -63,17 +55,12 @@ def check_images(folder: str, *, num_workers: int = 2, max_pixels: int = MAX_PIX
     sys.stdout.write(f"all {total} images of {folder} can be read\n")
 
 
-class _Bad(Dataset[list[tuple[Path, str]]]):
-    """Runs in the workers: those of some files that cannot be read."""
-
-    def __init__(self, paths: list[Path], max_pixels: int) -> None:
-        self.paths, self.max_pixels = paths, max_pixels
-
-    def __getitems__(self, places: list[int]) -> list[tuple[Path, str]]:
-        found = []
-        for path in (self.paths[place] for place in places):
-            try:
-                EncodedImage(path, self.max_pixels).rgb()
-            except BadImageError as error:
-                found.append((path, error.why))
-        return found
+def _bad_of(paths: list[Path], max_pixels: int) -> list[tuple[Path, str]]:
+    """Runs in the workers: those files that cannot be read, each with the reason."""
+    found = []
+    for path in paths:
+        try:
+            EncodedImage(path, max_pixels).rgb()
+        except BadImageError as error:
+            found.append((path, error.why))
+    return found

@@ -5,14 +5,14 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
@@ -25,9 +25,9 @@ from simclr_pl.core.paths import expanded
 from simclr_pl.core.views.parameters import MIN_SIDE
 from simclr_pl.images.files.decode import BadImageError, EncodedImage, without_pils_limit
 from simclr_pl.images.readers.folder import read_folder
-from simclr_pl.images.readers.packed import PIXELS, SPLITS, save_index, save_pixels
+from simclr_pl.images.readers.packed import PIXELS, save_index, save_pixels
 from simclr_pl.images.workers.images import ImageFiles
-from simclr_pl.images.workers.processes import batches_of, begin, end_workers, sent
+from simclr_pl.images.workers.processes import results_of
 from simclr_pl.locks import alone
 
 LONGEST = 2
@@ -89,8 +89,7 @@ def pack(
     if not target.absolute().parent.is_dir():
         raise UserError(f"there is no folder {target.parent} to write {target.name} into: make it")
     raw = read_folder(source)
-    found = {name: getattr(raw, name) for name in SPLITS}
-    splits = {name: files for name, files in found.items() if files is not None}
+    splits: Any = raw.splits
     try:
         with alone(target.with_name(f".{target.name}.lock"), f"to write {target}") as lock:
             try:
@@ -124,10 +123,7 @@ def _write(
     try:
         unfinished.mkdir()
         sizes = _write_pixels(unfinished / PIXELS, splits, limits, workers)
-        labels = torch.cat([split.labels for split in splits.values()])
-        counts = {name: len(split) for name, split in splits.items()}
-        names = [name for split in splits.values() for name in split.names or ()]
-        save_index(unfinished, sizes, labels, counts, classes, names)
+        save_index(unfinished, sizes, splits, classes)
         unfinished.rename(target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -138,49 +134,33 @@ def _write_pixels(
 ) -> Tensor:
     """Writes all splits' images; returns `int64 [N, 2]`, the height and width that each has now."""
     paths = [path for split in splits.values() for path in split.paths]
-    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
-        _Smaller(paths, limits),
-        batch_sampler=[list(part) for part in _parts(len(paths))],
-        num_workers=workers,
-        collate_fn=sent,
-        worker_init_fn=begin,
-        persistent_workers=workers > 0,
-    )
+    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    results = results_of(partial(_made_smaller, limits=limits), chunks, workers)
+    bar = tqdm(desc="packing", total=len(paths), unit=" images", disable=None)
     sizes: list[Tensor] = []
 
     def images() -> Iterator[Tensor]:
-        with tqdm(desc="packing", total=len(paths), unit=" images", disable=None) as bar:
-            for pixels, of_part in batches_of(loader):
-                sizes.append(of_part)
-                yield pixels
-                bar.update(len(of_part))
+        for pixels, of_chunk in results:
+            sizes.append(of_chunk)
+            yield pixels
+            bar.update(len(of_chunk))
 
-    try:
-        with path.open("wb") as file:
-            save_pixels(file, images())
-    finally:
-        end_workers(loader)
+    with closing(results), bar, path.open("wb") as file:
+        save_pixels(file, images())
     return torch.cat(sizes)
 
 
-def _parts(count: int) -> Iterator[range]:
-    return (range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
-
-
-class _Smaller(Dataset[tuple[Tensor, Tensor]]):
+def _made_smaller(paths: list[Path], limits: Limits) -> tuple[Tensor, Tensor]:
     """Runs in the workers: planes of some files one after the other, and their sizes."""
-
-    def __init__(self, paths: list[Path], limits: Limits) -> None:
-        self.paths, self.limits = paths, limits
-
-    def __getitems__(self, places: list[int]) -> tuple[Tensor, Tensor]:
-        short_side, most = self.limits
-        try:
-            images = [smaller(EncodedImage(self.paths[i], most).rgb(), short_side) for i in places]
-        except BadImageError as error:  # out of a worker comes what the command line knows
-            raise UserError(str(error)) from None
-        pixels = torch.cat([pil_to_tensor(image).flatten() for image in images])
-        return pixels, torch.tensor([(image.height, image.width) for image in images])
+    try:
+        images = [
+            smaller(EncodedImage(path, limits.max_pixels).rgb(), limits.short_side)
+            for path in paths
+        ]
+    except BadImageError as error:  # out of a worker comes what the command line knows
+        raise UserError(str(error)) from None
+    pixels = torch.cat([pil_to_tensor(image).flatten() for image in images])
+    return pixels, torch.tensor([(image.height, image.width) for image in images])
 
 
 def smaller(image: Image.Image, short_side: int) -> Image.Image:

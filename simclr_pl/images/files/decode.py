@@ -1,4 +1,4 @@
-"""One image file: read once, decoded no larger than its crops need, and cut.
+"""One image file: read once, decoded no larger than its crops need, and cropped.
 
 A JPEG is stored as blocks of 8 x 8 frequencies. Without the higher ones they decode to 4 x 4, 2 x 2
 or one pixel a block, which saves most of what a large image costs.
@@ -24,7 +24,7 @@ from simclr_pl.images.files.formats import decoders, kind_of
 from simclr_pl.images.files.pixels import check_whole, to_rgb, turn_of
 
 SCALES = (8, 4, 2, 1)
-"""Pixels of a JPEG's line that may become one by decoding fewer frequencies."""
+"""Pixels of a JPEG's row that may be decoded as one, from fewer frequencies."""
 
 Box = Sequence[int]
 """Top, left, height, width in pixels of the whole image."""
@@ -44,17 +44,17 @@ class BadImageError(UserError):
 
 
 class EncodedImage:
-    """A file's bytes, and what its header says.
+    """An image file that was read, but not decoded yet.
 
     Width and height are those of the upright image: EXIF's orientation is applied.
 
     Args:
         path: the file.
-        max_pixels: of the whole image; a file that says it has more is refused.
+        max_pixels: largest number of pixels that the file's header may say.
 
     Raises:
-        BadImageError: no readable image, one that is too small or too large, or one of which bands
-            or pages would be lost.
+        BadImageError: the file is no readable image, the image is too small or too large, or bands
+            or pages of it would be lost.
     """
 
     def __init__(self, path: Path, max_pixels: int = MAX_PIXELS) -> None:
@@ -65,20 +65,20 @@ class EncodedImage:
             check_whole(image)
             check_size(path, *image.size, max_pixels)
             if image.format == "PNG" and b"eXIf" in self._bytes:
-                image.load()  # it may lie behind the pixels
+                image.load()  # the orientation may lie behind the pixels
             self._turn = turn_of(image)
         self.width, self.height = image.size[:: -1 if self._turn.swaps else 1]
         self._is_jpeg = isinstance(image, JpegImageFile)
         self._header: Image.Image | None = image
 
     def scale(self, boxes: Sequence[Box], size: int) -> int:
-        """How many pixels of a line decode to one, so that no box has too few of them.
+        """How many pixels of a row may be decoded as one, so that no box has too few pixels.
 
-        It hangs on the file and these boxes alone. What else is cut of the image changes no bit.
+        The scale is a function of the file and these boxes alone: other boxes change no bit.
 
         Args:
-            boxes: what is cut of the decoded image.
-            size: pixels that each side of a box should have left, where it has as many.
+            boxes: boxes that are cut from one decoded image.
+            size: pixels that each side of a box keeps, where it has as many.
         """
         shortest = min(min(height, width) for _, _, height, width in boxes)
         return next((s for s in SCALES if self._is_jpeg and shortest >= s * size), 1)
@@ -87,7 +87,7 @@ class EncodedImage:
         """The upright image, with one pixel for `scale` x `scale`, on white where transparent.
 
         Raises:
-            BadImageError: it cannot be decoded.
+            BadImageError: the image cannot be decoded.
         """
         with self._named():
             image, self._header = self._header or self._opened(), None
@@ -101,13 +101,31 @@ class EncodedImage:
             return whole if self._turn.how is None else whole.transpose(self._turn.how)
 
     def crops(self, groups: Sequence[Sequence[Box]], size: int, out: Tensor) -> None:
-        """As `crops_of` cuts them."""
-        crops_of(self, groups, size, out)
+        """Cuts boxes and resizes them, bilinear with antialiasing.
+
+        Args:
+            groups: boxes that share a decode, group by group.
+            size: side S of the crops in pixels.
+            out: `uint8 [K, 3, S, S]` for the K boxes of all groups.
+
+        Raises:
+            BadImageError: the image cannot be decoded.
+        """
+        places, decoded = iter(out.numpy()), dict[int, Image.Image]()
+        for boxes in groups:
+            scale = self.scale(boxes, size)
+            if scale not in decoded:
+                decoded[scale] = self.rgb(scale)
+            for box in boxes:
+                with without_pils_limit():
+                    crop = cut_box(decoded[scale], box, scale, size, self.overhang(scale))
+                next(places)[:] = np.asarray(crop).transpose(2, 0, 1)
 
     def overhang(self, scale: int) -> tuple[int, int]:
-        """Pixels of the whole image by which a smaller decode begins left of it, and above it.
+        """Pixels of the whole image by which a smaller decode begins left of, and above, the image.
 
-        The last pixel of a line may stand for fewer than `scale`. Turned, it is the first.
+        The last pixel of a stored row may stand for fewer than `scale` pixels. In an image that is
+        turned, this pixel is the first.
         """
         mirrored = (self._turn.mirrors_x, self._turn.mirrors_y)
         sides = zip((self.width, self.height), mirrored, strict=True)
@@ -119,14 +137,14 @@ class EncodedImage:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Whatever is wrong with the file is said with its name."""
+        """A context whose errors become a `BadImageError` with the file's name."""
         try:
             with warnings.catch_warnings(), without_pils_limit():
-                warnings.simplefilter("ignore")  # of PIL, about odd metadata in good images
+                warnings.simplefilter("ignore")  # PIL warns of odd metadata in good images
                 yield
         except (BadImageError, MemoryError):
             raise
-        except Exception as error:  # of broken files PIL raises anything
+        except Exception as error:  # PIL raises any error for broken files
             why = str(error) or type(error).__name__
             if isinstance(error, UnidentifiedImageError):  # PIL names the object it looked at
                 why = kind_of(self._bytes)
@@ -138,16 +156,16 @@ class EncodedImage:
 
 
 def check_size(name: str | Path, width: int, height: int, max_pixels: int) -> None:
-    """Whether an image is large enough to crop, and no larger than is allowed.
+    """Refuses an image that is too small to crop, or larger than is allowed.
 
     Args:
-        name: what to call it.
+        name: the image's name in the error.
         width: in pixels.
         height: in pixels.
-        max_pixels: of the whole image.
+        max_pixels: largest width x height.
 
     Raises:
-        BadImageError: it is not.
+        BadImageError: the image is too small or too large.
     """
     what = f"{width} x {height} pixels"
     if min(width, height) < MIN_SIDE:
@@ -166,7 +184,7 @@ def check_size(name: str | Path, width: int, height: int, max_pixels: int) -> No
 
 @contextmanager
 def without_pils_limit() -> Iterator[None]:
-    """Puts away PIL's own limit, which is twice as high as it says: `EncodedImage` has looked."""
+    """A context without PIL's own limit of pixels: `EncodedImage` has checked `max_pixels`."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -174,37 +192,22 @@ def without_pils_limit() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def crops_of(file: EncodedImage, groups: Sequence[Sequence[Box]], size: int, out: Tensor) -> None:
-    """Cuts boxes and resizes them, bilinear with antialiasing.
-
-    Args:
-        file: the image.
-        groups: boxes that share a decode, group by group.
-        size: side S of the crops in pixels.
-        out: `uint8 [K, 3, S, S]` for the K boxes of all groups.
-
-    Raises:
-        BadImageError: the image cannot be decoded.
-    """
-    places, decoded = iter(out.numpy()), dict[int, Image.Image]()
-    for boxes in groups:
-        scale = file.scale(boxes, size)
-        if scale not in decoded:
-            decoded[scale] = file.rgb(scale)
-        for box in boxes:
-            with without_pils_limit():
-                crop = cut_box(decoded[scale], box, scale, size, file.overhang(scale))
-            next(places)[:] = np.asarray(crop).transpose(2, 0, 1)
-
-
 def cut_box(
     image: Image.Image, box: Box, scale: int, size: int, overhang: tuple[int, int]
 ) -> Image.Image:
-    """A box of an image that was decoded with one pixel for `scale` x `scale`, resized."""
+    """A box of an image, resized to `size` x `size`.
+
+    Args:
+        image: decoded with one pixel for `scale` x `scale`.
+        box: in pixels of the whole image.
+        scale: pixels of a row of the whole image that are one pixel here.
+        size: side of the result in pixels.
+        overhang: pixels of the whole image that `image` has left of, and above, it.
+    """
     x0, y0 = box[1] + overhang[0], box[0] + overhang[1]
     top, left, bottom, right = (side / scale for side in (y0, x0, y0 + box[2], x0 + box[3]))
-    # Whole pixels around the box, so that the filter sees nothing beyond its edges: as if the box
-    # had been cut from the whole image, but for the pixels that it shares with its neighbourhood.
+    # Whole pixels around the box are cut first, so that the filter sees nothing beyond the box but
+    # the pixels that lie across its edges.
     x, y = math.floor(left), math.floor(top)
     crop = image.crop((x, y, math.ceil(right), math.ceil(bottom)))
     inner = (left - x, top - y, right - x, bottom - y)

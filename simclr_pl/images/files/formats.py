@@ -1,7 +1,7 @@
-"""Which kinds of image files are read, for whoever lists files and whoever decodes them.
+"""Formats of image files: which are read on this machine, and what is said of the others.
 
-Pillow knows more kinds, and goes by first bytes, not by names: an EPS that is called .png would
-start Ghostscript. Only decoders that decode and nothing else are asked.
+Pillow knows more formats, and goes by first bytes, not by names: it would start Ghostscript for an
+EPS that is called .png. Only decoders that run no other program are asked.
 """
 
 import io
@@ -16,12 +16,12 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 
 class Format(NamedTuple):
-    """A kind of image files.
+    """A format of image files.
 
     Attributes:
-        suffixes: that such files have, in small letters.
-        codec: what this build of Pillow needs for it, as `PIL.features` calls it.
-        remedy: what to do where that is missing.
+        suffixes: suffixes of such files, in small letters.
+        codec: library that Pillow needs for the format, as `PIL.features` calls it.
+        remedy: what to do where this build of Pillow lacks the library.
     """
 
     suffixes: tuple[str, ...]
@@ -42,13 +42,13 @@ FORMATS = {
     "QOI": Format((".qoi",)),
     "HEIF": Format((".heic", ".heif", ".hif"), None, "pip install pillow-heif, which reads it"),
 }
-"""By the names that Pillow has for them, the most frequent ones first."""
+"""Formats by Pillow's names for them, the most frequent ones first."""
 
 _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1"), "HEIF"),
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
 }
-"""Of the container that HEIC and AVIF share, as its first box names them."""
+"""Formats by the brand in the first box of the container that HEIC and AVIF share."""
 
 _OTHERS = {
     b"%!PS": "EPS or PostScript, a program rather than an image",
@@ -59,7 +59,7 @@ _OTHERS = {
     b"\0\0\0\x0cJXL ": "JPEG XL",
     b"version https://git-lfs": "Git LFS's pointer to an image: git lfs pull brings the image",
 }
-"""What files called images turn out to be, by their first bytes."""
+"""What a file that is called an image may be instead, by its first bytes."""
 
 
 @cache
@@ -75,7 +75,7 @@ def decoders() -> tuple[str, ...]:
 
 def _has(codec: str | None) -> bool:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an older Pillow, about names of newer ones
+        warnings.simplefilter("ignore")  # an older Pillow warns of names that it does not know
         return codec is None or bool(features.check(codec))
 
 
@@ -86,7 +86,7 @@ def suffixes() -> frozenset[str]:
 
 
 def unread(suffix: str) -> str:
-    """Which image format a suffix is of that is not read here, and the remedy; or nothing."""
+    """The format of a suffix and the remedy, where the format is not read here; else empty."""
     for name, kind in FORMATS.items():
         if suffix in kind.suffixes and suffix not in suffixes():
             return f"{'HEIC' if name == 'HEIF' else name}: {kind.remedy}"
@@ -94,7 +94,7 @@ def unread(suffix: str) -> str:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file begins like an image that is read: for files without a suffix."""
+    """Whether a file without a suffix begins like an image of a format that is read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -107,7 +107,7 @@ def is_image(path: Path) -> bool:
 
 
 def kind_of(content: bytes) -> str:
-    """What a file is that no decoder takes, with a remedy where there is one."""
+    """What a file is that no decoder takes, in words, with a remedy where there is one."""
     if not content:
         return "it is empty"
     brand = _BRANDS.get(content[8:12]) if content[4:8] == b"ftyp" else None
@@ -122,7 +122,7 @@ def kind_of(content: bytes) -> str:
 
 
 def _kind_of_tiff(content: bytes) -> str:
-    """What a TIFF holds that Pillow has no mode for."""
+    """Bands and bits of a TIFF that Pillow has no mode for, in words."""
     try:
         tags = ImageFileDirectory_v2(content[: 16 if content[2] == 43 else 8])
         file = io.BytesIO(content)

@@ -1,6 +1,6 @@
-"""Files below a folder: the images, once each, in an order that is the same everywhere.
+"""The images below a folder, once each, in an order that is the same on every machine.
 
-Whatever is no image, or not taken as one, is counted with the reason, and said.
+Every file that is left out is counted with the reason.
 """
 
 import heapq
@@ -23,20 +23,20 @@ OF_SYSTEMS = frozenset(
 """What file managers, archives and storage put beside people's files, in small letters."""
 
 NAMED = 3
-"""Examples that are named of what was left out for one reason."""
+"""Files that are named as examples of one reason."""
 
 
 class LeftOut:
-    """What was left out, counted by reason."""
+    """Files and folders that were left out, counted by reason."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.unread: list[tuple[Path, str]] = []
-        """Images of formats that are not read here, with the format and the remedy."""
+        """Image files of formats that are not read here, with the format and the remedy."""
         self._examples: dict[str, list[str]] = {}
 
     def add(self, reason: str, example: str = "") -> None:
-        """Counts one more; the first few different examples of a reason are kept."""
+        """Counts a file; the first few different examples of a reason are kept."""
         self.counts[reason] += 1
         examples = self._examples.setdefault(reason, [])
         if example and example not in examples and len(examples) < NAMED + 1:
@@ -57,9 +57,9 @@ class File(NamedTuple):
     """An image file.
 
     Attributes:
-        key: its path below the folder, as bytes, with a zero between the parts: files are in the
-            order of these, which is that of folders' and files' names.
-        path: the file.
+        key: the path below the listed folder, as bytes, with a zero between its parts. Files are
+            sorted by it, which is the order of folders' names, then of files' names.
+        path: the whole path.
     """
 
     key: bytes
@@ -67,7 +67,7 @@ class File(NamedTuple):
 
     @property
     def first(self) -> bytes:
-        """The folder below the listed one that it lies in; empty for a file beside those."""
+        """The topmost folder of the path below the listed one; empty where there is none."""
         folder, zero, _ = self.key.partition(b"\0")
         return folder if zero else b""
 
@@ -80,12 +80,12 @@ def is_hidden(name: str) -> bool:
 def images_below(root: Path, left: LeftOut) -> list[File]:
     """All image files below a folder, at any depth, in the order of their names.
 
-    Links to folders are followed, after all that is there without them. A folder is entered once
-    (by device and inode), by whatever names it can be reached, and none that holds `root`.
+    Links to folders are followed, after all other folders. A folder is entered once (by device and
+    inode), however many names lead to it; a folder that holds `root` is not entered.
 
     Args:
         root: the folder.
-        left: is told what was left out, and why.
+        left: counts the files that are left out.
 
     Raises:
         UserError: a folder that cannot be read.
@@ -96,7 +96,7 @@ def images_below(root: Path, left: LeftOut) -> list[File]:
 
 
 def _folders(root: str, left: LeftOut) -> Iterator[list["os.DirEntry[str]"]]:
-    """What lies in each folder, hidden names aside."""
+    """The entries of each folder, without folders and hidden names."""
     resolved = Path(root).resolve()
     seen = {_identity(str(folder)) for folder in resolved.parents}
     inside, links = [root], list[str]()
@@ -142,7 +142,7 @@ _SEPARATOR = os.fsencode(os.sep)
 
 
 def is_a(kind: Callable[[], bool]) -> bool:
-    """Whether an entry is of a kind; a link that leads round in a circle is of none."""
+    """Whether an entry is a file or folder, as `kind` asks; a link to itself is neither."""
     try:
         return kind()
     except OSError:
@@ -154,10 +154,10 @@ def _below(path: str, root: str) -> str:
 
 
 def entries_of(folder: str) -> list["os.DirEntry[str]"]:
-    """What lies in a folder, in no order.
+    """The entries of a folder, in no order.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the folder cannot be read.
     """
     try:
         with os.scandir(folder) as found:
@@ -170,6 +170,7 @@ def entries_of(folder: str) -> list["os.DirEntry[str]"]:
 
 
 def _identity(folder: str) -> tuple[int, int]:
+    """Device and inode of a folder."""
     try:
         found = os.stat(folder)  # noqa: PTH116 - of a string, for every folder
     except OSError as error:

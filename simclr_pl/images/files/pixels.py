@@ -1,4 +1,4 @@
-"""What the pixels of an opened file mean: bits, bands, pages, orientation; and all of it as RGB."""
+"""Pixels of an opened file as RGB: bits, bands, pages, transparency, orientation."""
 
 import re
 from typing import Any, NamedTuple
@@ -12,20 +12,20 @@ _BITS, _PHOTOMETRIC, _BANDS, _EXTRA, _SUBFILE = 258, 262, 277, 338, 254
 """Numbers of TIFF's tags."""
 
 _COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}
-"""Bands that a TIFF's photometric interpretation speaks of: RGB, CMYK, YCbCr, CIELab; else one."""
+"""Colours by a TIFF's photometric interpretation: RGB, CMYK, YCbCr, CIELab; other ones have one."""
 
 _ALPHA = frozenset({1, 2, 999})
-"""Extra bands of a TIFF that are an alpha channel (999: Corel's)."""
+"""Numbers by which a TIFF says that an extra band is an alpha channel (999: Corel's)."""
 
 
 class Turn(NamedTuple):
-    """What brings a stored image upright.
+    """The operation that brings a stored image upright.
 
     Attributes:
-        how: the operation, or `None`.
+        how: Pillow's name of the operation, or `None`.
         swaps: whether rows become columns.
         mirrors_x: whether the upright image's left edge was the end of a row (or column).
-        mirrors_y: whether its top edge was.
+        mirrors_y: whether the upright image's top edge was.
     """
 
     how: Image.Transpose | None = None
@@ -45,17 +45,18 @@ _TURNS = {
     7: Turn(Image.Transpose.TRANSVERSE, True, True, True),
     8: Turn(Image.Transpose.ROTATE_90, True, False, True),
 }
-"""By EXIF's orientation."""
+"""Turns by EXIF's orientation."""
 
-_SPOKEN_OF = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
+_WITH_ORIENTATION = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
+"""Keys of Pillow's `info` under which an orientation may be."""
 
 
 def turn_of(image: ImageFile) -> Turn:
-    """What EXIF (or XMP) says of a file's orientation; next to nothing where it has neither.
+    """The turn that EXIF (or XMP) asks for; quick for files that have neither.
 
-    TIFFs are turned by Pillow itself, which also says their size as it is then.
+    Pillow turns TIFFs by itself, and gives their size after the turn.
     """
-    if isinstance(image, TiffImageFile) or not _SPOKEN_OF & image.info.keys():
+    if isinstance(image, TiffImageFile) or not _WITH_ORIENTATION & image.info.keys():
         return UPRIGHT
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1), UPRIGHT)
@@ -67,7 +68,7 @@ def check_whole(image: ImageFile) -> None:
     """Refuses a TIFF of which Pillow would drop bands or pages without a word.
 
     Raises:
-        ValueError: it has more bands than colours and alpha, or several pages of full size.
+        ValueError: more bands than colours and alpha, or several pages of full size.
     """
     if not isinstance(image, TiffImageFile):
         return
@@ -86,7 +87,7 @@ def check_whole(image: ImageFile) -> None:
 
 
 def _pages(image: TiffImageFile) -> int:
-    """Pages that are pictures of their own: smaller copies and masks are none."""
+    """How many pages are pictures of their own; smaller copies and masks are not counted."""
     count = int(getattr(image, "n_frames", 1))
     if count == 1:
         return 1
@@ -102,10 +103,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """A decoded image as RGB, on white where it is transparent.
 
     Args:
-        image: as the file gave it, loaded.
+        image: loaded, in the file's own mode.
 
     Raises:
-        ValueError: numbers of which nobody knows what is black and what is white.
+        ValueError: numbers without a known black and white.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image  # a conversion would copy it
@@ -120,32 +121,32 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit gray with its shades kept: PIL's own conversion makes all above 255 white."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        if not _is_sixteen(image):
-            raise ValueError("32-bit numbers without a range; 8 and 16 bits have one")
-        levels = np.asarray(image) >> (_bits(image) - 8)
-        return Image.fromarray((255 - levels if _is_negative(image) else levels).astype(np.uint8))
-    return image
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    if not _is_sixteen(image):
+        raise ValueError("32-bit numbers without a range; 8 and 16 bits have one")
+    levels = np.asarray(image) >> (_bits(image) - 8)
+    if _tags(image).get(_PHOTOMETRIC, 1) == 0:  # zero is white: PIL leaves 16-bit TIFFs so
+        levels = 255 - levels
+    return Image.fromarray(levels.astype(np.uint8))
 
 
 def _is_sixteen(image: Image.Image) -> bool:
     """Whether an image of one band has 16 bits (or fewer, in numbers of 16).
 
-    (Of a PGM, and of a PNG in older versions, PIL has them in numbers of 32.)
+    (PIL has those of a PGM, and in older versions of a PNG, in numbers of 32.)
     """
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))
 
 
 def _bits(image: Image.Image) -> int:
-    """Of a band of 16-bit gray: 16, unless a TIFF says that it has fewer."""
-    tags: Any = getattr(image, "tag_v2", {})
-    return int(tags.get(_BITS, (16,))[0])
+    """Bits of 16-bit gray: 16, unless a TIFF says that it has fewer."""
+    return int(_tags(image).get(_BITS, (16,))[0])
 
 
-def _is_negative(image: Image.Image) -> bool:
-    """Whether zero is white, which PIL leaves as it is in TIFFs of 16 bits."""
-    tags: Any = getattr(image, "tag_v2", {})
-    return int(tags.get(_PHOTOMETRIC, 1)) == 0
+def _tags(image: Image.Image) -> Any:
+    """A TIFF's tags; none of another file."""
+    return getattr(image, "tag_v2", {})
 
 
 class Range(NamedTuple):
@@ -161,9 +162,9 @@ class Range(NamedTuple):
 
 
 def sixteen_bit_range(image: ImageFile) -> Range | None:
-    """The range that a file of 16 bits a band uses, which is decoded for that; of others nothing.
+    """The range that a file of 16 bits a band uses; `None` for other files, which aren't decoded.
 
-    Of colours PIL keeps the upper 8 bits only, so that the range is known to 256 numbers.
+    PIL keeps the upper 8 bits of colours only, so that their range is known to 256 numbers.
     """
     rawmode = _rawmode(image)
     gray = _is_sixteen(image) and _bits(image) == 16
@@ -179,7 +180,7 @@ def sixteen_bit_range(image: ImageFile) -> Range | None:
 
 
 def _rawmode(image: ImageFile) -> str:
-    """How the numbers lie in the file, in PIL's words."""
+    """PIL's name for how numbers are stored in the file."""
     args: Any = image.tile[0][3] if image.tile else ""
     first = args[0] if isinstance(args, tuple) and args else args
     return first if isinstance(first, str) else ""

@@ -1,9 +1,9 @@
-"""A look at some of a set's files before anything is trained: what each alone cannot say."""
+"""A look at a sample of a set's files before training, for what no single file can say."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -15,44 +15,44 @@ from simclr_pl.images.files.formats import decoders
 from simclr_pl.images.files.pixels import Range, sixteen_bit_range
 
 SAMPLE = 48
-"""Files of a split that are looked at, evenly spread. Those of 16 bits are decoded."""
+"""Files of a split that are looked at, evenly spread. Files of 16 bits are decoded."""
 
 LEAST_RANGE = 2**14
-"""Numbers between the darkest and the brightest of 16 bits that leave 64 of 256 shades."""
+"""Least range of 16-bit numbers, from the darkest to the brightest: 64 of 256 shades."""
 
 _SIXTEEN = 2**16 - 1
 
 
-class Seen(NamedTuple):
-    """What some files are.
+def look_at(folder: Path, splits: Iterable[Sequence[Path]]) -> str:
+    """Looks at a sample of each split's files: 16 bits of which few are used, and animations.
 
-    Attributes:
-        files: how many were looked at and opened.
-        moving: how many have several frames.
-        ranges: of those of 16 bits.
+    Files that cannot be opened are left to the code that decodes them.
+
+    Args:
+        folder: of the files, for the error.
+        splits: each split's files.
+
+    Returns:
+        How many of the files are animations, as the end of a sentence; empty where none is.
+
+    Raises:
+        UserError: all files of 16 bits together use a quarter of the range, or less.
     """
-
-    files: int
-    moving: int
-    ranges: list[Range]
-
-
-def look_at(paths: Sequence[Path]) -> Seen:
-    """What a sample of files has. Files that cannot be opened are left to who decodes them."""
-    places = torch.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).long().unique()
     files, moving, ranges = 0, 0, list[Range]()
-    for place in places.tolist():
-        try:
-            found, moves = _look(paths[place])
-        except Exception:
-            continue
-        files += 1
-        moving += moves
-        ranges += [] if found is None else [found]
-    return Seen(files, moving, ranges)
+    for paths in splits:
+        places = torch.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).long().unique()
+        for place in places.tolist():
+            with suppress(Exception):
+                found, moves = _look(paths[place])
+                files, moving = files + 1, moving + moves
+                ranges += [] if found is None else [found]
+    _check_ranges(folder, ranges)
+    said = f"; {moving} of {files} files looked at are animations, of which the first frame is used"
+    return said if moving else ""
 
 
 def _look(path: Path) -> tuple[Range | None, bool]:
+    """The range of a file of 16 bits, and whether the file is an animation."""
     with warnings.catch_warnings(), without_pils_limit():
         warnings.simplefilter("ignore")
         with Image.open(path, formats=decoders()) as image:
@@ -63,17 +63,10 @@ def _look(path: Path) -> tuple[Range | None, bool]:
             return (sixteen_bit_range(image) if small else None), moves
 
 
-def check_ranges(folder: Path, ranges: Sequence[Range]) -> None:
+def _check_ranges(folder: Path, ranges: list[Range]) -> None:
     """Refuses files of 16 bits whose numbers stay in a corner of what 16 bits can say.
 
     Only the upper 8 bits are used: the numbers of a camera of 12 bits would be 16 shades.
-
-    Args:
-        folder: of the files.
-        ranges: of a sample of them.
-
-    Raises:
-        UserError: all of them together use a quarter of the range, or less.
     """
     if not ranges:
         return

@@ -26,4 +26,4 @@ def read_digits(root: Path) -> Raw:
     everything = ArrayImages(images, labels)
     test = everything.select(torch.cat([first, second]).sort().values)
     train = everything.select(rest.nonzero()[:, 0])
-    return Raw(train, test, tuple("0123456789"))
+    return Raw(train, test=test, classes=tuple("0123456789"))

@@ -13,30 +13,30 @@ def fetch_once(
     there: Callable[[Path], bool],
     fetch: Callable[[Path, Path], None],
 ) -> None:
-    """Fetches a data set that is not there, whatever other processes and machines do meanwhile.
+    """Fetches a data set that is not there, also where other processes and machines want it too.
 
-    Files are fetched into a folder of their own below `root`, and moved to their places when all of
-    them are whole: one that was broken off, or killed, has left nothing that could be taken for
-    data, and is done again from the start.
+    Files are fetched into a hidden folder below `root`, and moved to their places when all of them
+    are whole. A download that was broken off or killed leaves nothing that could be taken for data,
+    and begins again.
 
     Args:
-        name: of the data set.
-        root: the folder that it belongs into; one that has it is only read.
-        there: whether a folder has all of it.
-        fetch: is given `root` and the folder to fetch into, and raises unless all is whole.
+        name: the data set's name.
+        root: the folder that the data belong into; it is only read where it has them.
+        there: whether a folder has all of the data.
+        fetch: called with `root` and the folder to fetch into; it raises unless all is whole.
 
     Raises:
         OSError: `root` cannot be written.
-        UserError: another process has had the lock for `PATIENCE` seconds.
+        UserError: another process has had the lock for `locks.PATIENCE` seconds.
     """
     if there(root):
         return
     root.mkdir(parents=True, exist_ok=True)
     with alone(root / f".{name}.lock", f"to get {name} into {root}"):
-        if there(root):  # by now
+        if there(root):  # another process has fetched it
             return
         unfinished = root / f".{name}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)  # of one that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)  # a killed process may have left it
         try:
             unfinished.mkdir()
             fetch(root, unfinished)
@@ -51,5 +51,5 @@ def _move(source: Path, target: Path) -> None:
         place = target / path.relative_to(source)
         if path.is_dir():
             place.mkdir(exist_ok=True)
-        elif not path.is_symlink():  # to what is in its place already
+        elif not path.is_symlink():  # a link leads to an archive that is in its place already
             path.replace(place)

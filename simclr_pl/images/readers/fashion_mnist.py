@@ -10,24 +10,24 @@ import torch
 
 from simclr_pl.core.data.sources import ArrayImages
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.readers.reader import Raw, first_line
+from simclr_pl.images.readers.reader import Entry, Raw, first_line
 
 FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the four gzipped files."""
 
-FASHION_FILES = (
+_FILES = (
     "the four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, "
     "t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz into {root}/FashionMNIST/raw, "
     "or install Debian's package dataset-fashion-mnist"
 )
 
-_FASHION_CLASSES = (
+_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 
 
-def _fashion_folder(root: Path) -> Path | None:
+def _folder_of(root: Path) -> Path | None:
     names = [f"{s}-{k}-ubyte" for s in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
     for folder in (root / "FashionMNIST" / "raw", FASHION_DEBIAN):
         if all((folder / n).is_file() or (folder / f"{n}.gz").is_file() for n in names):
@@ -35,27 +35,25 @@ def _fashion_folder(root: Path) -> Path | None:
     return None
 
 
-def read_fashion(root: Path) -> Raw:
-    """Fashion-MNIST's IDX files, below `root` or where Debian's package puts them."""
-    folder = _fashion_folder(root)
+def _read(root: Path) -> Raw:
+    """Reads Fashion-MNIST's IDX files, below `root` or where Debian's package puts them."""
+    folder = _folder_of(root)
     if folder is None:
-        raise UserError(f"Fashion-MNIST is not in {root}: put {FASHION_FILES.format(root=root)}")
+        raise UserError(f"Fashion-MNIST is not in {root}: put {_FILES.format(root=root)}")
 
     def split(prefix: str) -> ArrayImages:
         images = _read_idx(folder / f"{prefix}-images-idx3-ubyte", 3)
         labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte", 1)
         return ArrayImages(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long())
 
-    return Raw(split("train"), split("t10k"), _FASHION_CLASSES)
+    return Raw(split("train"), test=split("t10k"), classes=_CLASSES)
 
 
-def fashion_is_there(root: Path) -> bool:
-    """Whether Fashion-MNIST is on this machine."""
-    return _fashion_folder(root) is not None
+def _is_there(root: Path) -> bool:
+    return _folder_of(root) is not None
 
 
-def fetch_fashion(root: Path, into: Path) -> None:
-    """Downloads Fashion-MNIST through torchvision."""
+def _fetch(root: Path, into: Path) -> None:
     from torchvision.datasets import FashionMNIST
 
     FashionMNIST(into, download=True)
@@ -75,3 +73,6 @@ def _read_idx(path: Path, dims: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         raise UserError(
             f"{path} is truncated or not an IDX file ({first_line(error)}): copy it again"
         ) from error
+
+
+FASHION_MNIST = Entry(_read, _fetch, _is_there, _FILES)

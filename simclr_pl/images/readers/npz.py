@@ -12,12 +12,20 @@ from torch import Tensor
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import ArrayImages
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.readers.reader import Raw, first_line
+from simclr_pl.images.readers.reader import SPLITS, Raw, classes_of, first_line
 
 
 def load_arrays(path: Path, remedy: str) -> dict[str, Any]:
-    """All arrays of an .npz file; `remedy` is what to do where it is none, or not whole."""
-    # NumPy would take a single array too, and leaves an archive open that it cannot read.
+    """All arrays of an .npz file.
+
+    Args:
+        path: the file.
+        remedy: what the error advises.
+
+    Raises:
+        UserError: the file is no .npz file, or not whole.
+    """
+    # NumPy would take a single array too, and does not close an archive that it cannot read.
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not a readable .npz file: {remedy}")
     try:
@@ -30,10 +38,13 @@ def load_arrays(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def read_npz(root: Path) -> Raw:
-    """A NumPy file as MedMNIST's: `train_images`, `train_labels`, and so for val and test.
+    """Reads arrays as MedMNIST names them: `train_images`, `train_labels`; likewise val and test.
 
     Images are uint8 `[N, H, W]` or `[N, H, W, C]`, labels `[N]` or `[N, 1]`; labels may be missing.
-    The classes are the labels that occur in any split, by whatever numbers: those are their names.
+    The classes are the numbers that occur as labels in any split.
+
+    Raises:
+        UserError: no such file; arrays that are missing or of another shape or kind.
     """
     if not root.is_file():
         raise UserError(f"there is no file {root}: give the .npz file as --data.root")
@@ -42,25 +53,12 @@ def read_npz(root: Path) -> Raw:
         raise UserError(
             f"{root} has no array 'train_images', only {', '.join(arrays) or 'nothing'}"
         )
-
-    splits = [name for name in ("train", "val", "test") if f"{name}_images" in arrays]
-    images = {name: _pixels_of(arrays, name, root) for name in splits}
-    labels = {name: _labels_of(arrays, name, root) for name in splits}
-    # As Python's numbers: int64 and uint64 have no common type in NumPy.
-    found = {label for part in labels.values() for label in np.unique(part).tolist()}
-    names = sorted(found - {UNLABELLED})
-    if names and names[0] < 0:
-        raise UserError(
-            f"{root} has a label {names[0]}: only {UNLABELLED}, for unlabelled, may be below 0"
-        )
-    place_of = {UNLABELLED: UNLABELLED} | {label: place for place, label in enumerate(names)}
-    sources = {}
-    for name in splits:
-        known, where = np.unique(labels[name], return_inverse=True)
-        places = np.array([place_of[label] for label in known.tolist()], np.int64)
-        sources[name] = ArrayImages(images[name], torch.from_numpy(places[where]))
-    classes = tuple(map(str, names))
-    return Raw(sources["train"], sources.get("test"), classes, sources.get("val"))
+    splits = [name for name in SPLITS if f"{name}_images" in arrays]
+    images = [_pixels_of(arrays, name, root) for name in splits]
+    labels = [_labels_of(arrays, name, root) for name in splits]
+    places, classes = classes_of(labels, str(root))
+    sources = map(ArrayImages, images, places)
+    return Raw(**dict(zip(splits, sources, strict=True)), classes=classes)
 
 
 def _pixels_of(arrays: dict[str, Any], split: str, root: Path) -> Tensor:
@@ -75,7 +73,7 @@ def _pixels_of(arrays: dict[str, Any], split: str, root: Path) -> Tensor:
 
 
 def _labels_of(arrays: dict[str, Any], split: str, root: Path) -> np.ndarray[Any, Any]:
-    """`[N]`, whole numbers as they stand there."""
+    """`[N]`, whole numbers of the file's own type."""
     count = len(arrays[f"{split}_images"])
     labels: np.ndarray[Any, Any] = arrays.get(f"{split}_labels", np.full(count, UNLABELLED))
     if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":

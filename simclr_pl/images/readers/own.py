@@ -1,15 +1,14 @@
-"""Data sets of the user's own: a class path or an object, to the splits that a table's name gives.
+"""Data sets of the user's own: a class path or an object becomes splits, as a table's name does.
 
-What is read of them: a map-style `torch.utils.data.Dataset` of images, or of (image, label, ...);
-a pair of arrays; or a callable that returns several splits of either kind.
+A split is a map-style `torch.utils.data.Dataset` of images, or of (image, label, ...), or a pair of
+arrays. A callable may return several splits.
 """
 
-import math
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +21,10 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import MAX_PIXELS, ArrayImages, Source, Splits, Statistics, counted
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import Choice, accepted, construct, lookup, name_of
+from simclr_pl.core.views.parameters import MIN_SIDE
 from simclr_pl.images.files.decode import BadImageError, Box, check_size, cut_box
 from simclr_pl.images.files.pixels import to_rgb
-from simclr_pl.images.readers.reader import Raw, say_once
+from simclr_pl.images.readers.reader import SPLITS, Raw, classes_of, say_once
 from simclr_pl.images.workers.crops import PHOTOGRAPHS
 from simclr_pl.images.workers.images import WorkerImages
 
@@ -33,8 +33,6 @@ OPTION = "data.dataset"
 MEMORY_BYTES = 2 * 2**30
 """Images of one size are read once and kept up to this many bytes of pixels."""
 
-SPLITS = ("train", "val", "test")
-
 _WANTED = (
     "an image must be a uint8 tensor [C, H, W] with pixels from 0 to 255, or a Pillow image "
     "(leave out ToTensor and Normalize: views and statistics are made here)"
@@ -42,7 +40,7 @@ _WANTED = (
 
 
 def is_own(given: Any) -> bool:
-    """Whether it is not a name of the table of data sets: those have no dot, and are strings."""
+    """Whether `data.dataset` is an object or a class path: names of the table have no dot."""
     return not isinstance(given, str) or "." in given or ":" in given
 
 
@@ -51,10 +49,10 @@ def read_own(given: Any, root: Path) -> Raw:
 
     Args:
         given: a class path, a mapping of `class_path` and `init_args`, or an object.
-        root: for a class or function whose signature names `root`.
+        root: argument of a class or function whose signature names `root`.
 
     Raises:
-        UserError: what is given, or an item of it, is no images.
+        UserError: the object, or an item of it, is of no kind that is read here.
     """
     made = _made(given, root)
     name = name_of(given)
@@ -74,12 +72,16 @@ def read_own(given: Any, root: Path) -> Raw:
     classes = made.get("classes")
     if classes is None:
         classes = getattr(given_splits["train"], "classes", None)
-    sources, names = _with_classes(read, classes)
-    return Raw(sources["train"], sources.get("test"), names, sources.get("val"))
+    if isinstance(classes, Sequence) and not isinstance(classes, str) and len(classes):
+        return Raw(**read, classes=tuple(map(str, classes)))
+    labels = [source.labels.numpy(force=True) for source in read.values()]
+    places, names = classes_of(labels, f"{OPTION}: {name}")
+    placed = [source.relabel(of) for source, of in zip(read.values(), places, strict=True)]
+    return Raw(**dict(zip(read, placed, strict=True)), classes=names)
 
 
 def _made(given: Any, root: Path) -> Any:
-    """The object that a door's choice leads to: called where it is a class or a function."""
+    """The object that `data.dataset` names; a class or function is called."""
     if isinstance(given, str) or (isinstance(given, Mapping) and "class_path" in given):
         choice = lookup(given, {}, OPTION)
         if not callable(choice.target):
@@ -92,27 +94,11 @@ def _made(given: Any, root: Path) -> Any:
     return construct(choice, OPTION, **offered)
 
 
-def _with_classes(
-    read: Mapping[str, Source], given: Any
-) -> tuple[dict[str, Source], tuple[str, ...]]:
-    """Sources whose labels are places in the class names: given ones, or the labels that occur."""
-    if isinstance(given, Sequence) and not isinstance(given, str) and len(given):
-        return dict(read), tuple(map(str, given))
-    found = torch.cat([source.labels for source in read.values()]).unique()
-    known = found[found != UNLABELLED]
-    if len(known) and int(known[0]) < 0:
-        return dict(read), ()  # refused where all labels are looked at
-    placed: dict[str, Source] = {}
-    for part, source in read.items():
-        places = torch.searchsorted(known, source.labels)
-        placed[part] = source.relabel(torch.where(source.labels < 0, source.labels, places))
-    return placed, tuple(map(str, known.tolist()))
-
-
 # One split ----------------------------------------------------------------------------------------
 
 
 def _source(given: Any, what: str) -> Source:
+    """The images of one split."""
     if isinstance(given, ArrayImages | WorkerImages):
         return given
     if isinstance(given, IterableDataset):
@@ -147,7 +133,7 @@ def _arrays(images: Any, labels: Any, what: str) -> ArrayImages:
 
 
 def _labels(given: Any, what: str) -> Tensor:
-    """`int64 [N]`."""
+    """Labels of a split, `int64 [N]`."""
     whole = torch.as_tensor(np.asarray(given))
     if whole.dim() != 1 or whole.is_floating_point() or whole.is_complex():
         raise UserError(
@@ -158,67 +144,67 @@ def _labels(given: Any, what: str) -> Tensor:
 
 
 class DatasetItems:
-    """Items of a map-style Dataset as images that workers read; a kind of `Items`.
+    """Items of a map-style Dataset as images that workers read; see `Items`.
 
     Args:
-        dataset: of images, or of (image, label, ...).
-        what: how errors call it.
-        places: those of its items that are meant (default: all).
-        channels: of its images (default: those of the first one).
+        dataset: a Dataset of images, or of (image, label, ...).
+        what: the data set's name in errors.
+        places: `int64 [N]`, numbers of the items that are used (default: all).
+        channels: C of the images (default: that of the first item).
     """
 
     names: Sequence[bytes] | None = None
-    """Of no item: each has its place."""
+    """Items have no names."""
 
     def __init__(
         self, dataset: Any, what: str, places: Tensor | None = None, channels: int | None = None
     ) -> None:
         self.dataset, self.what = dataset, what
         self.places = torch.arange(len(dataset)) if places is None else places
-        self.channels: int = channels or len(self.item(0).pixels)
+        self.channels: int = channels or len(self.item(0)[0])
 
     def __len__(self) -> int:
         return len(self.places)
 
     def select(self, index: Tensor) -> "DatasetItems":
-        """Those at `index`."""
+        """The items at `index`."""
         return DatasetItems(self.dataset, self.what, self.places[index], self.channels)
 
     def name(self, place: int) -> str:
-        """What to call an item in errors."""
+        """The item's name in errors."""
         return f"item {int(self.places[place])} of {self.what}"
 
     def content(self, place: int) -> bytes:
         """An item's pixels as bytes."""
-        return self.item(place).pixels.numpy().tobytes()
+        return self.item(place)[0].numpy().tobytes()
 
     def statistics(self) -> Statistics:
-        """Those of photographs for 3 channels; else of up to 100 evenly spread images."""
+        """Photographs' for 3 channels; else counted in up to 100 evenly spread images."""
         if self.channels == 3:
             return PHOTOGRAPHS
         places = torch.linspace(0, len(self) - 1, min(100, len(self))).long().tolist()
-        pixels = [self.item(place).pixels.flatten(1) for place in places]
+        pixels = [self.item(place)[0].flatten(1) for place in places]
         return counted(torch.cat(pixels, 1).unbind(0))
 
     def open(self, place: int, max_pixels: int = MAX_PIXELS) -> "DecodedImage":
-        """Reads an item to be cut.
+        """Reads an item, from which crops are cut.
 
         Raises:
-            BadImageError: it fails, is no image, or is one of another kind.
+            BadImageError: reading fails, or the item is no image, has other channels than the first
+                item, or is too small or too large.
         """
-        pixels = self.item(place).pixels
-        name = self.name(place)
+        (pixels, _), name = self.item(place), self.name(place)
         if len(pixels) != self.channels:
             why = f"{len(pixels)} channels, but the first item has {self.channels}"
             raise BadImageError(f"{OPTION}: {name} has {why}: give all images as many", why)
         check_size(name, pixels.shape[2], pixels.shape[1], max_pixels)
         return DecodedImage(pixels)
 
-    def item(self, place: int) -> "Item":
-        """An item's pixels and label.
+    def item(self, place: int) -> tuple[Tensor, Any]:
+        """An item's pixels, `uint8 [C, H, W]`, and its label as it was given, or `None`.
 
         Raises:
-            BadImageError: it fails, or is no image.
+            BadImageError: reading fails, or the item is no image.
         """
         name = self.name(place)
         try:
@@ -235,23 +221,11 @@ class DatasetItems:
             raise BadImageError(f"{OPTION}: {name} is empty, but {_WANTED}")
         image = item[0] if several else item
         label = item[1] if several and len(item) > 1 else None
-        return Item(_pixels(image, self.channels if "channels" in vars(self) else 0, name), label)
-
-
-class Item(NamedTuple):
-    """An item of a Dataset.
-
-    Attributes:
-        pixels: `uint8 [C, H, W]`.
-        label: as it was given; `None` without one.
-    """
-
-    pixels: Tensor
-    label: Any
+        return _pixels(image, self.channels if "channels" in vars(self) else 0, name), label
 
 
 class DecodedImage:
-    """Pixels that are there, to be cut as a file is; see `EncodedImage`."""
+    """Pixels in memory, from which crops are cut as from a file; see `EncodedImage`."""
 
     def __init__(self, pixels: Tensor) -> None:
         self.pixels = pixels
@@ -266,7 +240,7 @@ class DecodedImage:
 
 
 def _pixels(image: Any, channels: int, name: str) -> Tensor:
-    """`uint8 [C, H, W]`; Pillow images are gray where they are, and as many channels are wanted."""
+    """`uint8 [C, H, W]`; a gray Pillow image is RGB unless `channels` is 1, or 0 for unknown."""
     if isinstance(image, Image.Image):
         try:
             gray = image.mode in ("1", "L") and channels in (0, 1)
@@ -282,46 +256,40 @@ def _pixels(image: Any, channels: int, name: str) -> Tensor:
 
 
 def _of_items(items: DatasetItems) -> Source:
-    """Kept in memory where all images have one size and there is room, else read by workers."""
-    count, dataset = len(items), items.dataset
-    shape = items.item(0).pixels.shape
-    labels = _declared(dataset, count, items.what)
-    fits = math.prod(shape) * count <= MEMORY_BYTES and min(shape[1:]) >= 4
-    kept = torch.empty(count, *shape, dtype=torch.uint8) if fits else None
-    found: list[int] = []
-    if kept is not None:
+    """Images in memory where all have one size and fit; else images that workers read."""
+    count, (first, _) = len(items), items.item(0)
+    labels, found = _declared(items.dataset, count, items.what), list[int]()
+    kept = None
+    if first.numel() * count <= MEMORY_BYTES and min(first.shape[1:]) >= MIN_SIDE:
+        kept = torch.empty(count, *first.shape, dtype=torch.uint8)
         say_once(f"{items.what}: {count} images are read once and kept in memory")
-    for place in _shown(count, items.what) if kept is not None or labels is None else ():
-        item = items.item(place)
-        if kept is not None and item.pixels.shape == shape:
-            kept[place] = item.pixels
+    quiet = None if sys.stderr.isatty() else True
+    for place in tqdm(range(count), f"reading {items.what}", leave=False, delay=2, disable=quiet):
+        if kept is None and labels is not None:
+            break
+        pixels, label = items.item(place)
+        if kept is not None and pixels.shape == first.shape:
+            kept[place] = pixels
         elif kept is not None:
             say_once(f"{items.what}: images differ in size, workers read them in each epoch")
             kept = None
-            if labels is not None:
-                break
         if labels is None:
-            found.append(_label(item.label, items.name(place)))
+            found.append(_label(label, items.name(place)))
     labels = torch.tensor(found) if labels is None else labels
     return WorkerImages(items, labels) if kept is None else ArrayImages(kept, labels)
 
 
-def _shown(count: int, what: str) -> Any:
-    """Places from 0, with a bar where they take more than 2 seconds."""
-    quiet = None if sys.stderr.isatty() else True
-    return tqdm(range(count), f"reading {what}", leave=False, delay=2, disable=quiet)
-
-
 def _declared(dataset: Any, count: int, what: str) -> Tensor | None:
     """The labels that a Dataset has as `targets` or `labels`, where there is one for each item."""
-    for attribute in ("targets", "labels"):
-        given = getattr(dataset, attribute, None)
-        if given is not None and hasattr(given, "__len__") and len(given) == count:
+    for name in ("targets", "labels"):
+        given: Any = getattr(dataset, name, None)
+        if hasattr(given, "__len__") and len(given) == count:
             return _labels(given, what)
     return None
 
 
 def _label(given: Any, name: str) -> int:
+    """An item's label; `UNLABELLED` for `None`."""
     if given is None:
         return UNLABELLED
     number = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given

@@ -5,7 +5,7 @@ them, and pixels that do not fit into memory are read when they are asked for.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 from weakref import WeakValueDictionary
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from simclr_pl.core.batch import Batch, Cut
-from simclr_pl.core.data.sources import Statistics
+from simclr_pl.core.data.sources import Source, Statistics
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import accepted, name_of
 from simclr_pl.images.readers.npz import load_arrays
-from simclr_pl.images.readers.reader import Raw
+from simclr_pl.images.readers.reader import SPLITS, Raw
 from simclr_pl.images.workers.crops import PHOTOGRAPHS
 from simclr_pl.writing import whole
 
@@ -27,17 +27,14 @@ PIXELS, INDEX = "pixels.uint8", "index.npz"
 """Names of the two files."""
 
 FORMAT = 1
-"""Of what `save_index` writes; another number is refused."""
-
-SPLITS = ("train", "val", "test")
-"""In the order of their images."""
+"""Version of the index that `save_index` writes; another one is refused."""
 
 _ARRAYS = frozenset({"format", "sizes", "labels", "classes", "counts"})
-"""What every packed set has. Those of older versions have no `names`."""
+"""Arrays of every index. Indices of older versions have no `names`."""
 
 
 class MappedFile:
-    """A file that is mapped, whose pixels must not be cut off while it is.
+    """A file that is mapped into memory, and must not become shorter while it is.
 
     Args:
         path: the file.
@@ -47,12 +44,12 @@ class MappedFile:
         self.path, self.found = path, path.stat()
 
     def check(self) -> None:
-        """Looks at the file's size: the system ends a process that reads behind its end.
+        """Looks at the file's size: the system ends a process that reads behind a file's end.
 
-        A file that was removed or replaced meanwhile is still there for who has mapped it.
+        A mapped file that was removed or replaced meanwhile can still be read.
 
         Raises:
-            UserError: it has become shorter.
+            UserError: the file has become shorter.
         """
         try:
             now = self.path.stat()
@@ -74,9 +71,9 @@ class PackedImages:
         sizes: `int64 [N, 2]`, height and width of each image in pixels.
         starts: `int64 [N]`, where each image begins in `pixels`.
         labels: `int64 [N]`, `UNLABELLED` where unknown.
-        names: of the files that were packed, each below the folder of its split; `None` of a set
-            that was packed without.
-        file: that `pixels` are mapped from.
+        names: paths of the packed files below the folder of their split; `None` where the index
+            has no names.
+        file: the file that `pixels` are mapped from.
     """
 
     channels = 3
@@ -93,7 +90,7 @@ class PackedImages:
     ) -> None:
         self.pixels, self.sizes, self.starts, self.labels = pixels, sizes, starts, labels
         self.names, self.file = names, file
-        # A split and its parts look at the same pixels, on every device that these have got to.
+        # A split and its parts share their pixels, and the copies of these on other devices.
         self._copies: WeakValueDictionary[torch.device, Tensor] = WeakValueDictionary()
 
     def __len__(self) -> int:
@@ -101,7 +98,7 @@ class PackedImages:
 
     @property
     def stored(self) -> str:
-        """In words."""
+        """Where the pixels are, in words."""
         there = self.pixels.device.type
         return "a file mapped into memory" if there == "cpu" else f"in memory ({there})"
 
@@ -138,19 +135,19 @@ class PackedImages:
         return self._twin(self.pixels, torch.arange(len(labels)), labels)
 
     def statistics(self) -> Statistics:
-        """Those of photographs."""
+        """Mean and standard deviation of photographs."""
         return PHOTOGRAPHS
 
     def content(self, place: int) -> bytes:
-        """Its pixels."""
+        """The pixels of an image."""
         start, (height, width) = int(self.starts[place]), self.sizes[place].tolist()
         return self.pixels[start : start + 3 * height * width].cpu().numpy().tobytes()
 
     def prepared(self, paper: Any, views: Any, workers: int) -> "PackedImages":
-        """Itself.
+        """The same images, whole: views are made on the device.
 
         Raises:
-            UserError: views that take images of one size alone.
+            UserError: the views' call takes no argument `sizes`.
         """
         call = views.forward if isinstance(views, nn.Module) else views
         if not accepted(call, {"sizes": None}):
@@ -169,7 +166,7 @@ class PackedImages:
         pixels = self._copies.get(device)
         if self.pixels.device == device or (pixels is None and self.pixels.nbytes > room):
             return self
-        if pixels is None:  # what is there already is not copied
+        if pixels is None:  # another part of the split has not copied them yet
             pixels = self._copies[device] = self.pixels.to(device)
         return self._twin(pixels, torch.arange(len(self)), self.labels)
 
@@ -193,29 +190,23 @@ def save_pixels(file: BinaryIO, parts: Iterable[Tensor]) -> None:
 
 
 def save_index(
-    folder: Path,
-    sizes: Tensor,
-    labels: Tensor,
-    counts: dict[str, int],
-    classes: tuple[str, ...],
-    names: Sequence[bytes],
+    folder: Path, sizes: Tensor, splits: Mapping[str, Source], classes: tuple[str, ...]
 ) -> None:
-    """Writes what the pixels are.
+    """Writes the sizes, labels and names of the images whose pixels a packed set has.
 
     Args:
         folder: the packed set.
         sizes: `int64 [N, 2]`, height and width of each image in pixels.
-        labels: `int64 [N]`, `UNLABELLED` where unknown.
-        counts: how many images each of `SPLITS` has; none where there is no such split.
+        splits: the N images, split by split, in the order of `SPLITS`.
         classes: names in the order of labels.
-        names: of the N files, each below the folder of its split.
     """
+    names = [name for split in splits.values() for name in split.names or ()]
     arrays: dict[str, Any] = {
         "format": np.array(FORMAT),
         "sizes": sizes.numpy().astype(np.int32),
-        "labels": labels.numpy(),
+        "labels": torch.cat([split.labels for split in splits.values()]).numpy(),
         "classes": np.array(classes, dtype=np.str_),
-        "counts": np.array([counts.get(name, 0) for name in SPLITS]),
+        "counts": np.array([len(splits.get(name, ())) for name in SPLITS]),
         "names": np.frombuffer(b"\0".join(names), np.uint8),
     }
     with whole(folder / INDEX) as file:
@@ -228,29 +219,21 @@ def read_packed(root: Path) -> Raw:
     sizes = torch.from_numpy(index["sizes"].astype(np.int64))
     labels = torch.from_numpy(index["labels"].astype(np.int64))
     ends = (3 * sizes.prod(1)).cumsum(0)
-    total = int(ends[-1])
-    pixels = _mapped(root / PIXELS, total)
-    file = MappedFile(root / PIXELS)
     starts = ends - 3 * sizes.prod(1)
+    pixels, file = _mapped(root / PIXELS, int(ends[-1])), MappedFile(root / PIXELS)
     names = index["names"].tobytes().split(b"\0") if "names" in index else None
-    found: dict[str, PackedImages | None] = {}
-    first = 0
-    for name, count in zip(SPLITS, index["counts"].tolist(), strict=True):
-        last = first + count
-        found[name] = None
+    splits: dict[str, PackedImages] = {}
+    counts = index["counts"].tolist()
+    for name, count, stop in zip(SPLITS, counts, np.cumsum(counts).tolist(), strict=True):
         if count:
+            here = slice(stop - count, stop)
             # A split's own pixels: no other's are taken to a GPU with them.
-            begin, end = int(starts[first]), int(ends[last - 1])
-            here = slice(first, last)
-            found[name] = PackedImages(
+            begin, end = int(starts[here][0]), int(ends[here][-1])
+            splits[name] = PackedImages(
                 pixels[begin:end], sizes[here], starts[here] - begin, labels[here],
                 None if names is None else names[here], file,
             )  # fmt: skip
-        first = last
-    train = found["train"]
-    assert train is not None
-    classes = tuple(str(name) for name in index["classes"].tolist())
-    return Raw(train, found["test"], classes, found["val"])
+    return Raw(**splits, classes=tuple(map(str, index["classes"].tolist())))
 
 
 def _read_index(root: Path) -> dict[str, Any]:
@@ -277,7 +260,7 @@ def _read_index(root: Path) -> dict[str, Any]:
 
 
 def _fits(sizes: Any, labels: Any, counts: Any, classes: Any, names: Any = None, **_: Any) -> bool:
-    """Whether the arrays can be about the same images."""
+    """Whether kinds and shapes of the arrays fit each other."""
     if names is not None and (names.dtype != np.uint8 or (names == 0).sum() != len(labels) - 1):
         return False
     numbers = all(array.dtype.kind in "iu" for array in (sizes, labels, counts))
@@ -290,6 +273,7 @@ def _fits(sizes: Any, labels: Any, counts: Any, classes: Any, names: Any = None,
 
 
 def _mapped(path: Path, size: int) -> Tensor:
+    """`uint8 [size]`, the bytes of a file."""
     try:
         found = path.stat().st_size
     except OSError as error:

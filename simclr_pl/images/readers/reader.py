@@ -2,30 +2,45 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import Source
 from simclr_pl.core.distributed import rank_and_world
+from simclr_pl.core.errors import UserError
+
+SPLITS = ("train", "val", "test")
+"""Names of splits, in the order of their images in a packed set."""
 
 _said: set[str] = set()
 
 
 class Raw(NamedTuple):
-    """What a reader finds: `Splits`, before a validation split is held out.
+    """What a reader returns: `Splits`, before a validation split is held out.
 
     Attributes:
         train: all of train, with its labels.
+        val: the data set's own validation split, or `None`.
         test: the test split, or `None`.
         classes: names in the order of labels; empty where nothing is labelled.
-        val: the data set's own validation split, or `None`.
     """
 
     train: Source
-    test: Source | None
-    classes: tuple[str, ...]
     val: Source | None = None
+    test: Source | None = None
+    classes: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> dict[str, Source]:
+        """The splits that there are, by name."""
+        found = {name: getattr(self, name) for name in SPLITS}
+        return {name: source for name, source in found.items() if source is not None}
 
 
 class Entry(NamedTuple):
@@ -33,8 +48,8 @@ class Entry(NamedTuple):
 
     Attributes:
         read: reads the splits below a root, downloaded before.
-        fetch: downloads through torchvision, or `None`: is given the root, where an archive may
-            be, and the folder to put everything into.
+        fetch: downloads through torchvision, or `None`. Its arguments are the root, where an
+            archive may lie, and the folder that everything goes into.
         there: whether a root has all files, whole as far as that can be known.
         files: which files to put where, for people without internet.
     """
@@ -45,20 +60,46 @@ class Entry(NamedTuple):
     files: str = ""
 
 
+def classes_of(
+    labels: Iterable[np.ndarray[Any, Any]], what: str
+) -> tuple[list[Tensor], tuple[str, ...]]:
+    """Labels of several splits as places in their classes: the labels that occur in any of them.
+
+    Args:
+        labels: whole numbers `[N]` of each split; `UNLABELLED` stays, and makes no class.
+        what: how the error calls the data set.
+
+    Returns:
+        `int64 [N]` of each split, and the classes' names, which are the numbers in rising order.
+
+    Raises:
+        UserError: another number below 0.
+    """
+    parts = [np.unique(part, return_inverse=True) for part in labels]
+    # As Python's numbers: int64 and uint64 have no common type in NumPy.
+    names = sorted({label for known, _ in parts for label in known.tolist()} - {UNLABELLED})
+    if names and names[0] < 0:
+        raise UserError(
+            f"{what} has a label {names[0]}: only {UNLABELLED}, for unlabelled, may be below 0"
+        )
+    place_of = {UNLABELLED: UNLABELLED} | {label: place for place, label in enumerate(names)}
+    places = [
+        np.array([place_of[label] for label in known.tolist()], np.int64)[where]
+        for known, where in parts
+    ]
+    return list(map(torch.from_numpy, places)), tuple(map(str, names))
+
+
 def first_line(error: BaseException) -> str:
     """An exception's first line, to be quoted in a sentence."""
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
 def say_once(line: str) -> None:
-    """Prints a line about the data, on rank 0, however often they are read."""
-    if _is_first() and line not in _said:
-        _said.add(line)
-        sys.stdout.write(line + "\n")
-
-
-def _is_first() -> bool:
-    """Whether this process is rank 0, by what its launcher says where ranks haven't met yet."""
+    """Prints a line about the data, on rank 0, however often the data are read."""
+    # The launcher knows the rank where ranks have not met yet.
     names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
     said = next((os.environ[name] for name in names if name in os.environ), "0")
-    return rank_and_world()[0] == 0 and said == "0"
+    if rank_and_world()[0] == 0 and said == "0" and line not in _said:
+        _said.add(line)
+        sys.stdout.write(line + "\n")

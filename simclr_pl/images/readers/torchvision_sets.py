@@ -1,6 +1,7 @@
 """Data sets that torchvision downloads and reads into memory: CIFAR, STL-10."""
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from simclr_pl.images.readers.reader import Entry, Raw
 
 
 def _from_torchvision(splits: list[Any], classes: list[str]) -> Raw:
-    """In-memory torchvision sets (train, test, and perhaps unlabelled ones for train)."""
+    """Torchvision sets in memory: train, test, and perhaps unlabelled images for train."""
     sources = []
     for data in splits:
         images = torch.as_tensor(data.data)
@@ -26,16 +27,22 @@ def _from_torchvision(splits: list[Any], classes: list[str]) -> Raw:
     train, test, *more = sources
     images = torch.cat([train[0], *(m[0] for m in more)])
     labels = torch.cat([train[1], *(torch.full_like(m[1], UNLABELLED) for m in more)])
-    return Raw(ArrayImages(images, labels), ArrayImages(*test), tuple(classes))
+    return Raw(ArrayImages(images, labels), test=ArrayImages(*test), classes=tuple(classes))
 
 
 def torchvision_set(name: str, splits: list[dict[str, Any]], archive: str) -> Entry:
-    """The entry of a torchvision class, with its constructor's arguments for each split."""
+    """The table's row for a torchvision class.
+
+    Args:
+        name: the class.
+        splits: its constructor's arguments for train, test, and perhaps unlabelled images.
+        archive: the file that torchvision downloads and unpacks.
+    """
 
     def make(root: Path, download: bool) -> list[Any]:
         from torchvision import datasets
 
-        with warnings.catch_warnings():  # numpy's, about torchvision's old pickles
+        with warnings.catch_warnings():  # NumPy warns of torchvision's old pickles
             warnings.simplefilter("ignore")
             return [getattr(datasets, name)(root, download=download, **s) for s in splits]
 
@@ -49,13 +56,12 @@ def torchvision_set(name: str, splits: list[dict[str, Any]], archive: str) -> En
         return _from_torchvision(data, data[0].classes)
 
     def there(root: Path) -> bool:
-        try:
+        with suppress(OSError, RuntimeError):
             return bool(make(root, False))
-        except (OSError, RuntimeError):
-            return False
+        return False
 
     def fetch(root: Path, into: Path) -> None:
-        if (root / archive).is_file():  # put there by hand, or before unpacking was broken off
+        if (root / archive).is_file():  # put there by hand, or not unpacked yet
             (into / archive).symlink_to((root / archive).absolute())
         make(into, True)
 

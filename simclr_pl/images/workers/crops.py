@@ -1,13 +1,13 @@
-"""What workers do: files are decoded and cut; a bad one is an error, or is stepped over."""
+"""The work of worker processes: images are opened and cropped; bad ones end the run or give way."""
 
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from simclr_pl.core.batch import Batch, Cut
 from simclr_pl.core.data.sources import MAX_PIXELS, OnBadImage, Statistics
@@ -18,18 +18,18 @@ from simclr_pl.core.views.simclr import SimCLRViews
 from simclr_pl.images.files.decode import BadImageError, Box, EncodedImage
 
 PHOTOGRAPHS = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""ImageNet's: what images of three channels are normalised with that nobody has counted."""
+"""ImageNet's statistics, for images of three channels whose pixels nobody has counted."""
 
 CHUNK = 32
-"""Files that a worker holds at a time."""
+"""Images that a worker holds at a time."""
 
 
 class Reading(NamedTuple):
-    """How files are read.
+    """How images are read.
 
     Attributes:
-        on_bad_image: whether one that cannot be read is an error, or is stepped over.
-        max_pixels: of an image.
+        on_bad_image: whether an image that cannot be read is an error, or is stepped over.
+        max_pixels: larger images count as images that cannot be read.
     """
 
     on_bad_image: OnBadImage = "error"
@@ -37,7 +37,7 @@ class Reading(NamedTuple):
 
 
 class Opened(Protocol):
-    """An image that crops can be cut from: of a file, or one that is decoded."""
+    """An image that crops can be cut from: a file's bytes, or decoded pixels."""
 
     height: int
     width: int
@@ -56,22 +56,22 @@ class Items(Protocol):
 
     @property
     def names(self) -> Sequence[bytes] | None:
-        """Of each image, the same in every place that it is copied to; `None` without."""
+        """Names of the images, the same wherever the images are copied to; `None` without names."""
 
     def select(self, index: Tensor) -> "Items":
-        """Those at `index`."""
+        """The images at `index`."""
 
     def name(self, place: int) -> str | Path:
-        """What to call an image in errors."""
+        """The image's name in errors."""
 
     def content(self, place: int) -> bytes:
-        """What tells an image from another."""
+        """Bytes that differ where images differ."""
 
     def statistics(self) -> Statistics:
-        """What they are to be normalised with."""
+        """Mean and standard deviation to normalise the images with."""
 
     def open(self, place: int, max_pixels: int = MAX_PIXELS) -> Opened:
-        """Reads an image; raises `BadImageError` where that cannot be done."""
+        """Reads an image; raises `BadImageError` for one that cannot be read."""
 
 
 class FileItems:
@@ -79,7 +79,7 @@ class FileItems:
 
     Args:
         paths: the files.
-        root: folder of the split, that all paths begin with; without it images have no names.
+        root: folder of the split, which holds all files; without it images have no names.
     """
 
     channels = 3
@@ -111,7 +111,7 @@ class FileItems:
         return self.paths[place].read_bytes()
 
     def statistics(self) -> Statistics:
-        """Those of photographs."""
+        """Mean and standard deviation of photographs."""
         return PHOTOGRAPHS
 
     def open(self, place: int, max_pixels: int = MAX_PIXELS) -> EncodedImage:
@@ -120,46 +120,39 @@ class FileItems:
 
 
 def kinds(cut: Cut, views: int) -> list[int]:
-    """How many crops of an image are decoded together: of its views, and of the clean image."""
+    """Crops of an image that share a decode: its V views, and the clean image alone."""
     return {"views": [views], "clean": [1], "both": [views, 1]}[cut]
 
 
-class Place(NamedTuple):
-    """Which image, in which epoch."""
-
-    epoch: int
-    image: int
-
-
 class Read(NamedTuple):
-    """A batch, and what was left out of it.
+    """A batch, and the images that could not be read for it.
 
     Attributes:
         batch: in evaluation with fewer rows than were asked for, and perhaps none.
-        bad: files that could not be read, with the reason.
-        missing: how many rows the batch has less than were asked for.
+        bad: names of images that could not be read, with the reason.
     """
 
     batch: Batch
     bad: list[tuple[str | Path, str]]
-    missing: int
 
 
-class Crops(Dataset[Read]):
-    """Decodes a batch of files and cuts what is wanted of each.
+class Crops:
+    """Opens the images of a batch and cuts the views, the clean image, or both from each.
 
-    A file that cannot be read is stepped over, if that is asked for. In training the image at place
-    p of the epoch's order gives way to the first readable one at places p + N/2, p + N/2 + 1, ...
-    (mod N): a function of the files alone, so that ranks, workers and resumes agree, and a batch
-    keeps its size. In evaluation its row is left out: each image counts once, or not at all.
+    An image that cannot be read is stepped over, if that is asked for. In training the image at
+    place p of the epoch's order gives way to the first readable one at places p + N/2,
+    p + N/2 + 1, ... (mod N): a function of the files alone, so that ranks, workers and resumes
+    agree, and a batch keeps its size. In evaluation its row is left out: each image counts once,
+    or not at all.
 
     Args:
         items: the N images.
         labels: `int64 [N]`.
-        views: what boxes and the epoch's order hang on.
+        views: the paper's views, which give boxes and the seed.
         cut: whether views, the clean image or both are wanted.
-        reading: how files are read.
-        training: whether rows are replaced; else they are left out.
+        reading: how images are read.
+        training: whether other images take the rows of images that cannot be read; else these rows
+            are left out.
     """
 
     def __init__(
@@ -177,14 +170,17 @@ class Crops(Dataset[Read]):
         self.kinds = kinds(cut, views.count)
         self._order: tuple[int, Tensor] | None = None
 
-    def __getitems__(self, places: list[Place]) -> Read:
+    def read(self, asked: tuple[int, np.ndarray[Any, np.dtype[np.int64]]]) -> Read:
         """Reads one batch.
 
+        Args:
+            asked: the epoch, and `int64 [B]`, places of the images in the split.
+
         Raises:
-            UserError: a file that cannot be read, where that is an error; or all of them.
+            UserError: an image that cannot be read, where that is an error; or all of them.
         """
-        epoch, size = places[0].epoch, self.views.image_size
-        index = torch.tensor([place.image for place in places])
+        (epoch, places), size = asked, self.views.image_size
+        index = torch.tensor(places)
         shape = (sum(self.kinds), self.items.channels, size, size)
         crops = torch.empty(len(index), *shape, dtype=torch.uint8)
         failed = self._cut(index, epoch, crops)
@@ -197,11 +193,10 @@ class Crops(Dataset[Read]):
         elif failed:
             kept = [row for row in range(len(index)) if row not in failed]
             index, crops = index[kept], crops[kept]
-        batch = Batch(crops, self.labels[index], index, epoch)
-        return Read(batch, bad, len(places) - len(index))
+        return Read(Batch(crops, self.labels[index], index, epoch), bad)
 
     def _cut(self, index: Tensor, epoch: int, crops: Tensor) -> dict[int, BadImageError]:
-        """Fills the rows of images that can be read; says what is wrong with the others."""
+        """Fills the rows of images that can be read; returns the errors of the other rows."""
         failed: dict[int, BadImageError] = {}
         for rows in torch.arange(len(index)).split(CHUNK):
             files: dict[int, Opened] = {}
@@ -225,7 +220,7 @@ class Crops(Dataset[Read]):
     def _replace(
         self, row: int, error: BadImageError, index: Tensor, epoch: int, crops: Tensor
     ) -> list[tuple[str | Path, str]]:
-        """Puts another image into a row; returns those that could not be read either."""
+        """Puts another image into a row; returns the images that could not be read either."""
         bad: list[tuple[str | Path, str]] = []
         for image in self._instead_of(int(index[row]), epoch):
             failed = self._cut(torch.tensor([image]), epoch, crops[row : row + 1])
@@ -233,7 +228,7 @@ class Crops(Dataset[Read]):
                 index[row] = image
                 return bad
             bad.append((self.items.name(image), failed[0].why))
-        raise UserError(str(error))  # of all files none can be read
+        raise UserError(str(error))  # no image can be read
 
     def _instead_of(self, image: int, epoch: int) -> Iterator[int]:
         """Images in the order in which they are taken for one that cannot be read."""
@@ -244,7 +239,7 @@ class Crops(Dataset[Read]):
         return (int(order[(first + step) % len(order)]) for step in range(len(order)))
 
     def _boxes(self, index: Tensor, epoch: int, files: Sequence[Opened]) -> Tensor:
-        """`int64 [B, K, 4]`: the views' boxes, then the clean one, as far as they are wanted."""
+        """`int64 [B, K, 4]`: the views' boxes, then the clean image's, as far as `cut` has them."""
         height = torch.tensor([file.height for file in files])
         width = torch.tensor([file.width for file in files])
         boxes: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Images that worker processes read: files, and the items of a Dataset."""
+"""Sources whose images worker processes read: files, and the items of a Dataset."""
 
 import copy
 import sys
@@ -14,16 +14,16 @@ from simclr_pl.core.batch import Batch, Cut
 from simclr_pl.core.data.sources import Statistics
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.views.simclr import SimCLRViews
-from simclr_pl.images.workers.crops import Crops, FileItems, Items, Place, Read, Reading, kinds
-from simclr_pl.images.workers.processes import batches_of, begin, check_room, end_workers, sent
+from simclr_pl.images.workers.crops import Crops, FileItems, Items, Read, Reading, kinds
+from simclr_pl.images.workers.processes import batches_of, check_room, end_workers, loader_of
 from simclr_pl.images.workers.unreadable import Unreadable
 
 
 class WorkerImages:
-    """Images that worker processes read, once for all views.
+    """Images that worker processes read, once for all views; a `Source`.
 
     The views' boxes are pure functions of (seed, epoch, index), so that a worker can cut them from
-    the image; the rest of the augmentation is done on the device.
+    the image. The device does the rest of the augmentation.
 
     Args:
         items: the images.
@@ -34,14 +34,14 @@ class WorkerImages:
     reading = Reading()
     """How images are read."""
     unreadable: Unreadable | None = None
-    """Is told of those that cannot be."""
+    """Records the images that cannot be read."""
 
     def __init__(self, items: Items, labels: Tensor) -> None:
         self.items, self.labels = items, labels
         self.channels = items.channels
         self.views: SimCLRViews | None = None
         self.workers = 0
-        self._loaders: dict[tuple[Cut, bool], tuple[_Plan, DataLoader[Read]]] = {}
+        self._loaders: dict[tuple[Cut, bool], tuple[list[Any], DataLoader[Read]]] = {}
         self._missing = 0
 
     def __len__(self) -> int:
@@ -49,19 +49,19 @@ class WorkerImages:
 
     @property
     def names(self) -> Sequence[bytes] | None:
-        """Of each image, where images have names."""
+        """Names of the images; `None` without names."""
         return self.items.names
 
     @property
     def stored(self) -> str:
-        """In words."""
+        """What reads the images, in words."""
         return f"decoded by {self.workers or 'no'} workers a device"
 
     def prepared(self, paper: SimCLRViews, views: Any, workers: int) -> Self:
-        """The same images, cut as the paper's views say, by so many processes.
+        """The same images, cut into the boxes of the paper's views by so many processes.
 
         Raises:
-            UserError: views of another kind, of which the workers cut no boxes.
+            UserError: views of another kind, for which workers cut no boxes.
         """
         if not isinstance(views, SimCLRViews):
             raise UserError(
@@ -77,8 +77,8 @@ class WorkerImages:
     ) -> Iterator[Batch]:
         """Yields crops `uint8 [B, K, C, S, S]`; see `Batch.images`.
 
-        Where images that cannot be read are stepped over, others take their rows in training; else
-        a batch has fewer rows, and perhaps none.
+        Where images that cannot be read are stepped over, other images take their rows in training;
+        in evaluation a batch has fewer rows, and perhaps none.
         """
         if (cut, training) not in self._loaders:
             if self.views is None:
@@ -86,31 +86,24 @@ class WorkerImages:
             crop = self.channels * self.views.image_size**2
             largest = max(map(len, plan), default=0) * sum(kinds(cut, self.views.count)) * crop
             check_room(largest, self.workers, len(plan))
-            sampler = _Plan()
-            loader = DataLoader(
-                Crops(self.items, self.labels, self.views, cut, self.reading, training=training),
-                batch_sampler=sampler,
-                num_workers=self.workers,
-                collate_fn=sent,
-                worker_init_fn=begin,
-                persistent_workers=self.workers > 0,
-                pin_memory=torch.cuda.is_available(),
-            )
-            self._loaders[cut, training] = (sampler, loader)
-        sampler, loader = self._loaders[cut, training]
-        sampler.plan, sampler.epoch = plan, epoch
+            crops = Crops(self.items, self.labels, self.views, cut, self.reading, training=training)
+            asked = list[Any]()
+            loader = loader_of(crops.read, asked, self.workers, pinned=torch.cuda.is_available())
+            self._loaders[cut, training] = asked, loader
+        asked, loader = self._loaders[cut, training]
+        asked[:] = [(epoch, index.numpy()) for index in plan]
         missing = 0
         for done, read in enumerate(batches_of(loader), 1):
             for path, why in read.bad:
                 if self.unreadable is not None:
                     self.unreadable.add(path, why)
-            missing += read.missing
-            if done == len(plan):  # said now: who knows the number of batches asks for no more
+            missing += len(plan[done - 1]) - len(read.batch.labels)
+            if done == len(plan):  # now, since a caller may not ask for a batch behind the last
                 self._say_missing(missing, sum(map(len, plan)))
             yield read.batch
 
     def _say_missing(self, missing: int, images: int) -> None:
-        """Says how many rows an evaluation has been left with, where that has changed."""
+        """Prints how many images an evaluation has left out, where the number has changed."""
         if missing not in (0, self._missing):
             sys.stdout.write(
                 f"{missing} of {images} images cannot be read: they are left out here\n"
@@ -118,15 +111,15 @@ class WorkerImages:
             self._missing = missing
 
     def statistics(self) -> Statistics:
-        """What they are to be normalised with."""
+        """Mean and standard deviation to normalise the images with."""
         return self.items.statistics()
 
     def content(self, place: int) -> bytes:
-        """What tells an image from another."""
+        """Bytes that differ where images differ."""
         return self.items.content(place)
 
     def on(self, device: torch.device, room: float) -> Self:
-        """Itself: images are read when they are wanted."""
+        """The same images: workers read them when they are wanted."""
         return self
 
     def close(self) -> None:
@@ -144,7 +137,7 @@ class WorkerImages:
         return self._twin(self.items, labels)
 
     def _twin(self, items: Items, labels: Tensor) -> Self:
-        """Other images of the same kind, without workers."""
+        """A copy with other images or labels, without workers."""
         twin = copy.copy(self)
         WorkerImages.__init__(twin, items, labels)
         return twin
@@ -156,7 +149,7 @@ class ImageFiles(WorkerImages):
     Args:
         paths: the files.
         labels: `int64 [N]`, `UNLABELLED` where unknown.
-        root: folder of the split, that all paths begin with; without it images have no names.
+        root: folder of the split, which holds all files; without it images have no names.
     """
 
     def __init__(self, paths: Sequence[Path], labels: Tensor, root: Path | None = None) -> None:
@@ -167,17 +160,3 @@ class ImageFiles(WorkerImages):
         """The files."""
         assert isinstance(self.items, FileItems)
         return self.items.paths
-
-
-class _Plan:
-    """A batch sampler whose epoch and indices are set before each pass."""
-
-    plan: Sequence[Tensor] = ()
-    epoch = 0
-
-    def __iter__(self) -> Iterator[list[Place]]:
-        for index in self.plan:
-            yield [Place(self.epoch, i) for i in index.tolist()]
-
-    def __len__(self) -> int:
-        return len(self.plan)

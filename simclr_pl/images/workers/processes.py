@@ -1,4 +1,4 @@
-"""Worker processes that decode: out of reach of signals, waited for in words, surely ended."""
+"""Worker processes that call a function of each item: safe from signals, and always ended."""
 
 import atexit
 import os
@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess, active_children
@@ -18,7 +18,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from simclr_pl.core.errors import UserError
 from simclr_pl.lightning_internals import (
@@ -37,22 +37,22 @@ from simclr_pl.lightning_internals import (
 
 NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-"""What may be sent to all processes of a run, and is the main one's alone to answer."""
+"""Signals that may be sent to all processes of a run, and that the main process alone answers."""
 
 PATIENCE_S = 5.0
 """How long a worker may take to end by itself."""
 
 NOTICE_S = 60.0
-"""After how long without a batch it is said that one is waited for, and again after twice that."""
+"""Wait for a batch after which a line says so; the next line comes after twice that time."""
 
 PREFETCH = 2
-"""Batches that a worker has ready, as torch has it."""
+"""Batches that a worker keeps ready: torch's default."""
 
 SHARED_MEMORY = Path("/dev/shm")
-"""Where Linux has it."""
+"""The folder of shared memory on Linux."""
 
 LOOK_S = 1.0
-"""How often a worker looks for the process that started it, and that one for a batch."""
+"""Pause between two looks: of a worker for its parent process, of the parent for a batch."""
 
 _iterators: weakref.WeakSet[Any] = weakref.WeakSet()
 _workers: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
@@ -62,13 +62,10 @@ _watchers: list[Callable[[float], None]] = []
 # In the worker ------------------------------------------------------------------------------------
 
 
-def begin(worker: int) -> None:
-    """Leaves signals to the main process, and sees to it that this one does not outlive that.
+def _begin(worker: int) -> None:
+    """Leaves signals to the main process, and ends this process with that one.
 
-    A `worker_init_fn`: torch sets its own answers to signals before.
-
-    Args:
-        worker: its number, which changes nothing.
+    As a `worker_init_fn` it is called after torch has set its own answers to signals.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -78,24 +75,24 @@ def begin(worker: int) -> None:
 
 
 def _follow(parent: int) -> None:
-    """Ends this process, whatever it is reading, when the one that started it is gone."""
+    """Ends this worker, whatever it is reading, when its parent process is gone."""
     while os.getppid() == parent:
         time.sleep(LOOK_S)
     os._exit(1)
 
 
 class Parcel:
-    """A batch on its way out of a worker, which arrives as that batch.
+    """A batch on its way out of a worker; unpickling a parcel gives the batch.
 
-    A worker's queue is emptied by a thread of its own, where what goes wrong is written to standard
-    error and the batch is lost: it would be waited for for ever. Here tensors are put into shared
-    memory before the batch is queued, so that an error reaches the main process.
+    A thread empties a worker's queue. An error in this thread loses the batch, and the main process
+    would wait for ever. A parcel puts tensors into shared memory before it is queued, so that an
+    error reaches the main process.
 
     Args:
         batch: anything that can be pickled.
 
     Raises:
-        UserError: there is no room in shared memory, or too many files are open.
+        UserError: shared memory is full, or too many files are open.
     """
 
     def __init__(self, batch: Any) -> None:
@@ -108,12 +105,22 @@ class Parcel:
         return pickle.loads, (self.sent,)
 
 
-def sent(batch: Any) -> Any:
-    """Collates nothing, where `__getitems__` gives a whole batch; packs it in a worker."""
-    return batch if get_worker_info() is None else Parcel(batch)
+def _sent(result: Any) -> Any:
+    """A `collate_fn` that changes nothing, and puts results of a worker into parcels."""
+    return result if get_worker_info() is None else Parcel(result)
 
 
-# Room for them ----------------------------------------------------------------------------------
+class _Results(Dataset[Any]):
+    """What a function returns of each item."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+
+    def __getitem__(self, item: Any) -> Any:
+        return self.function(item)
+
+
+# Shared memory ------------------------------------------------------------------------------------
 
 
 _SHARED = (
@@ -123,15 +130,15 @@ _SHARED = (
 
 
 def check_room(batch_bytes: int, workers: int, batches: int) -> None:
-    """Whether the batches that workers have ready at a time have room in shared memory.
+    """Whether shared memory has room for the batches that workers keep ready.
 
     Args:
-        batch_bytes: of the largest batch.
+        batch_bytes: size of the largest batch.
         workers: processes, each with `PREFETCH` batches ready.
-        batches: of an epoch.
+        batches: number of batches of an epoch.
 
     Raises:
-        UserError: they have not; a worker would fail, or be ended by the system.
+        UserError: shared memory is too small: a worker would fail, or the system would end it.
     """
     ready = min(PREFETCH * workers, batches) + 1  # and one that is being trained on
     if not workers or not SHARED_MEMORY.is_dir():
@@ -146,7 +153,7 @@ def check_room(batch_bytes: int, workers: int, batches: int) -> None:
 
 
 def no_room(error: Exception) -> UserError:
-    """The sentence about a batch that could not be handed over."""
+    """The error of a batch that could not be handed to the main process."""
     if _is_of_handles(error):
         return UserError(
             "a batch cannot be handed over, too many files are open: raise the limit "
@@ -161,7 +168,7 @@ def no_room(error: Exception) -> UserError:
 
 
 def _is_of_handles(error: Exception) -> bool:
-    """Whether it is the limit on open files; a handle that found no place is said oddly."""
+    """Whether the limit on open files was reached ("ancdata": a handle could not be received)."""
     return any(words in str(error) for words in ("Too many open files", "items of ancdata"))
 
 
@@ -172,14 +179,54 @@ def _mib(size: int) -> str:
 # In the main process ------------------------------------------------------------------------------
 
 
+def loader_of(
+    function: Callable[[Any], Any], items: Sequence[Any], workers: int, *, pinned: bool = False
+) -> DataLoader[Any]:
+    """A loader of what a function returns of each item, in order, for `batches_of`.
+
+    Args:
+        function: is called in the workers; with spawned ones it has to be pickled.
+        items: its arguments. A pass takes those that are there when the pass begins.
+        workers: processes, which stay until `end_workers`; with 0 this process does the work.
+        pinned: whether tensors are copied to pinned memory, for a GPU.
+    """
+    return DataLoader(
+        _Results(function),
+        batch_size=None,
+        sampler=items,
+        num_workers=workers,
+        collate_fn=_sent,
+        worker_init_fn=_begin,
+        persistent_workers=workers > 0,
+        pin_memory=pinned,
+    )
+
+
+def results_of(
+    function: Callable[[Any], Any], items: Sequence[Any], workers: int
+) -> Generator[Any, None, None]:
+    """Yields what a function returns of each item, in order, and then ends the workers.
+
+    Args:
+        function: see `loader_of`.
+        items: its arguments.
+        workers: processes.
+    """
+    loader = loader_of(function, items, workers)
+    try:
+        yield from batches_of(loader)
+    finally:
+        end_workers(loader)
+
+
 def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:
-    """An epoch of a loader whose `worker_init_fn` is `begin`, and whose workers are persistent."""
+    """Yields the results of one pass of a loader that `loader_of` made."""
     if not loader.num_workers:
         yield from loader
         return
     others = active_children()
     try:
-        # Workers that are there already may be waited for, and a signal is not to wait with them.
+        # A start of workers holds signals back. Where workers run already, the wait may be long.
         with _signals_held() if running_iterator(loader) is None else nullcontext():
             passing: Any = iter(loader)
     except OSError as error:
@@ -191,16 +238,16 @@ def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:
     if passing not in _iterators:
         _iterators.add(passing)
         _workers.update(worker_processes(passing))
-        atexit.unregister(_end_all)  # what is registered last is done first: before torch's own
+        atexit.unregister(_end_all)  # registered last, `_end_all` runs before torch's own handler
         atexit.register(_end_all)
-        # Torch would raise an error about a worker that has died in the midst of anything.
+        # Torch's handler of SIGCHLD would raise an error at any point of the main process.
         ignore_worker_deaths(passing)
         wait_by(passing, _Patient(passing))
     yield from passing
 
 
 def _abandon(error: OSError) -> None:
-    """Keeps the iterator that could not start its workers from ending what it doesn't have."""
+    """Keeps an iterator that could not start its workers from ending workers it doesn't have."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         half_made = frame.f_locals.get("self")
         if is_worker_iterator(half_made):
@@ -209,9 +256,9 @@ def _abandon(error: OSError) -> None:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """A context that signals wait for the end of: between its birth and `begin` a worker would die.
+    """A context whose end signals wait for: a worker would die of them before `_begin`.
 
-    Processes inherit what is held.
+    Processes inherit which signals are held.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -224,10 +271,10 @@ def _signals_held() -> Iterator[None]:
 
 
 class _Patient:
-    """Waits for a worker's next answer, and tells watchers how long that has been."""
+    """Waits for a worker's next answer, and tells watchers how long the wait has been."""
 
     def __init__(self, iterator: Any) -> None:
-        self.iterator = weakref.proxy(iterator)  # a cycle would leave its end to the collector
+        self.iterator = weakref.proxy(iterator)  # in a cycle the iterator would outlive its loader
 
     def __call__(self) -> Any:
         begun, notice = time.monotonic(), NOTICE_S
@@ -249,7 +296,7 @@ class _Patient:
 
 
 def _say_waiting(seconds: float, workers: list[BaseProcess]) -> None:
-    """A slow disk and a lost one look the same for a while: it is said, and gone on."""
+    """Prints that images are waited for: a slow disk and a lost one look the same for a while."""
     alive = sum(worker.is_alive() for worker in workers)
     sys.stdout.write(
         f"no images for {seconds:.0f} s: {alive} worker processes are still reading or decoding; "
@@ -259,9 +306,12 @@ def _say_waiting(seconds: float, workers: list[BaseProcess]) -> None:
 
 
 def _explained(error: Exception, workers: list[BaseProcess]) -> Exception:
-    """A sentence about what has become of a worker, or of what it has sent."""
-    if isinstance(error, EOFError | ConnectionError | FileNotFoundError):  # it may be dying yet
-        wait([worker.sentinel for worker in workers], PATIENCE_S)
+    """The error with the signal or exit code of the worker that died, or about open files."""
+    if isinstance(error, EOFError | ConnectionError | FileNotFoundError):  # a worker is dying
+        dead = wait([worker.sentinel for worker in workers], PATIENCE_S)
+        for worker in workers:
+            if worker.sentinel in dead:
+                worker.join()  # its exit code comes a moment after its files are closed
     died = next((worker for worker in workers if worker.exitcode), None)
     if died is None:
         return no_room(error) if _is_of_handles(error) else error
@@ -277,10 +327,10 @@ def _explained(error: Exception, workers: list[BaseProcess]) -> Exception:
 
 @contextmanager
 def told_of_waiting(watcher: Callable[[float], None]) -> Iterator[None]:
-    """A context in which a function is called about each second that a batch has not come.
+    """A context in which a function is called about once a second while no batch comes.
 
     Args:
-        watcher: is given the seconds so far; it may raise, which ends the wait.
+        watcher: called with the seconds of the wait so far; an error that it raises ends the wait.
     """
     _watchers.append(watcher)
     try:
@@ -290,10 +340,10 @@ def told_of_waiting(watcher: Callable[[float], None]) -> Iterator[None]:
 
 
 def end_workers(loader: DataLoader[Any]) -> None:
-    """Ends a loader's persistent worker processes, those that hang in a read by force.
+    """Ends a loader's worker processes; workers that hang in a read are killed.
 
-    Left to the garbage collector, each is waited for in vain for 5 seconds: their queues may be
-    collected first.
+    The garbage collector would wait 5 seconds for each worker, since it may collect their queues
+    first.
     """
     iterator = running_iterator(loader)
     if iterator is not None:
@@ -317,11 +367,11 @@ def _end(iterator: Any) -> None:
 
 def _kill(workers: Iterable[BaseProcess]) -> None:
     for worker in workers:
-        worker.kill()  # one that has ended is left alone
+        worker.kill()  # does nothing to a worker that has ended
 
 
 def _end_all() -> None:
-    """Before this process ends: Python would wait for workers that hang, and for ever."""
+    """Ends all workers before this process ends: Python would wait for ever for one that hangs."""
     for iterator in list(_iterators):
         _end(iterator)
     _kill(_workers)

@@ -1,29 +1,30 @@
-"""Files that could not be read: each is said and written down once, and too many end the run."""
+"""Images that could not be read: each is printed and recorded once, and too many end the run."""
 
 import csv
 import sys
 from pathlib import Path
+from typing import Any
 
 from simclr_pl.core.errors import UserError
 from simclr_pl.locks import alone
 
 MOST = 0.01
-"""Share of a set's images that may be bad."""
+"""Largest share of a set's images that may be bad."""
 
 NAMED = 3
-"""Files that are named on the screen; all of them are in the run's `left_out.csv`."""
+"""Images that are named on the screen; the run's `left_out.csv` names all of them."""
 
 LEFT_OUT = "left_out.csv"
-"""Where a run directory names them: path, reason."""
+"""The file in a run directory that names bad images, with columns path and reason."""
 
 
 class Unreadable:
-    """The bad files of a data set, over all ranks and workers of a run, and its resumes.
+    """The bad images of a data set, over all ranks, workers and resumes of a run.
 
     Args:
-        root: of the data set, that all paths begin with.
-        images: of all splits together.
-        file: where they are written down, if there is a run.
+        root: folder of the data set.
+        images: number of images of all splits together.
+        file: the run's `left_out.csv`; `None` without a run.
     """
 
     def __init__(self, root: Path, images: int, file: Path | None = None) -> None:
@@ -31,7 +32,7 @@ class Unreadable:
         self._known: set[str] = set()
 
     def add(self, path: str | Path, why: str) -> None:
-        """Notes a file that could not be read, unless it is known.
+        """Records an image that could not be read, unless it is known.
 
         Raises:
             UserError: more than `MOST` of the images are bad.
@@ -58,23 +59,20 @@ class Unreadable:
             sys.stdout.write(f"more files are left out: {where} names them\n")
 
     def _written(self, name: str, why: str) -> set[str]:
-        """Adds a name to the file, and returns all names of these data in it."""
+        """Adds a name to the run's file, and returns all names of this data set in the file."""
         if self.file is None:
             return set()
+        lock = self.file.with_name(f".{self.file.name}.lock")
+        how: Any = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
         try:
-            with alone(self.file.with_name(f".{self.file.name}.lock"), f"to write {self.file}"):
-                return self._merged(name, why)
+            with alone(lock, f"to write {self.file}"), self.file.open("a+", **how) as file:
+                file.seek(0)
+                names = {row[0] for row in csv.reader(file) if row}
+                if name not in names:
+                    writer = csv.writer(file, lineterminator="\n")
+                    writer.writerows([] if names else [("path", "reason")])
+                    writer.writerow((name, why))
         except OSError as error:
             sys.stdout.write(f"{self.file} cannot be written ({error.strerror})\n")
             return set()
-
-    def _merged(self, name: str, why: str) -> set[str]:
-        assert self.file is not None
-        with self.file.open("a+", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            file.seek(0)
-            names = {row[0] for row in csv.reader(file) if row}
-            if name not in names:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerows([] if names else [("path", "reason")])
-                writer.writerow((name, why))
         return {each for each in names if each.startswith(str(self.root))} | {name}

@@ -10,7 +10,7 @@ from photographs import exif, photograph, stored
 from PIL import Image
 
 from simclr_pl import UserError
-from simclr_pl.images.files.decode import EncodedImage, crops_of
+from simclr_pl.images.files.decode import EncodedImage
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
@@ -223,7 +223,7 @@ def test_images_of_more_pixels_than_allowed_are_said(
     if fits:
         file = EncodedImage(path, largest)
         out = torch.empty(1, 3, 24, 24, dtype=torch.uint8)
-        crops_of(file, [[[0, 0, 30, 40]]], 24, out)
+        file.crops([[[0, 0, 30, 40]]], 24, out)
         return
     with pytest.raises(UserError, match=r"40 x 30 pixels, .*give --data\.max_pixels 1200"):
         EncodedImage(path, largest)

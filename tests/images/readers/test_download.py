@@ -149,7 +149,7 @@ def test_fashion_mnist_is_not_taken_for_there_in_mid_download(
         raw.mkdir(parents=True)
         for name, _ in self.resources:
             (raw / name).write_bytes(b"half of it")
-        seen.append(fashion_mnist.fashion_is_there(tmp_path))
+        seen.append(fashion_mnist.FASHION_MNIST.there(tmp_path))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(FashionMNIST, "download", broken_off)

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, check, in_one_line
 
 if TYPE_CHECKING:
     Door = Any
@@ -60,11 +60,9 @@ def lookup(given: Door, table: Mapping[str, str], option: str) -> Choice:
     if name in table:
         return Choice(name, _import(table[name], option), args)
     if not name.replace(":", ".").strip(".").count("."):
-        known = f"there are {', '.join(table)}" if table else "there are no names"
-        raise UserError(
-            f"{option}: unknown name '{name}': {known}, or give the path of your own class "
-            f"(module.Class){_near(name, table)}"
-        )
+        known = f"there are {', '.join(table)}, or" if table else "there are no names:"
+        own = f"{known} give the path of your own class (module.Class){_near(name, table)}"
+        raise UserError(f"{option}: unknown name '{name}': {own}")
     return Choice(name, _import(name, option), args)
 
 
@@ -96,33 +94,21 @@ def construct(choice: Choice, option: str, **offered: Any) -> Any:
     """
     arguments = accepted(choice.target, offered, choice.args) | choice.args
     parameters = _parameters(choice.target)
-    names = [p.name for p in parameters if p.kind in _NAMED]
-    anything = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters)
-    for key in arguments if parameters and not anything else ():
-        if key not in names:
-            raise UserError(
-                f"{option}: {choice.name} takes no argument '{key}', but {', '.join(names)}"
-                f"{_near(key, names)}"
-            )
-    missing = [
-        p.name
-        for p in parameters
-        if p.kind in _NAMED and p.default is p.empty and p.name not in arguments
-    ]
-    if missing:
-        raise UserError(
-            f"{option}: {choice.name} needs the argument{'s' * (len(missing) > 1)} "
-            f"{', '.join(missing)}: give {option}.init_args.{missing[0]}"
-        )
+    named = {p.name: p.default for p in parameters if p.kind in _NAMED}
+    any_name = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters)
+    for key in [] if any_name or not parameters else arguments.keys() - named:
+        takes = f"takes no argument '{key}', but {', '.join(named)}{_near(key, named)}"
+        raise UserError(f"{option}: {choice.name} {takes}")
+    for key in [key for key, default in named.items() if default is inspect.Parameter.empty]:
+        if key not in arguments:
+            needs = f"needs the argument {key}: give {option}.init_args.{key}"
+            raise UserError(f"{option}: {choice.name} {needs}")
     try:
         return choice.target(**arguments)
     except UserError:
         raise
     except Exception as error:  # somebody's own code raises anything
-        said = " ".join(str(error).split())
-        raise UserError(
-            f"{option}: {choice.name} fails with {type(error).__name__}: {said}"
-        ) from error
+        raise UserError(f"{option}: {choice.name} fails with {in_one_line(error)}") from error
 
 
 def check_call(call: Any, count: int, name: str, wanted: str) -> None:
@@ -177,22 +163,14 @@ def spelt_out(given: Door, option: str) -> tuple[Any, dict[str, Any]]:
     Raises:
         UserError: a mapping of another form than `class_path` and `init_args`.
     """
-    if given is None or isinstance(given, int | float | list | tuple):
-        raise UserError(
-            f"{option} is {given!r}, but must be a name, a class path, or a mapping of class_path "
-            "and init_args"
-        )
+    form = "a name, a class path, or a mapping of class_path and init_args"
+    check(not isinstance(given, int | float | list | tuple | None), option, given, form)
     if not isinstance(given, Mapping):
         return given, {}
     name, args = given.get("class_path"), given.get("init_args") or {}
-    other = [str(key) for key in given if key not in {"class_path", "init_args"}]
-    if other or name is None:
-        found = f"has the key '{other[0]}'" if other else "has no class_path"
-        raise UserError(
-            f"{option} {found}, but takes a class_path and its arguments below init_args alone"
-        )
-    if not isinstance(args, Mapping):
-        raise UserError(f"{option}.init_args is {args!r}, but must be a mapping of arguments")
+    fits = name is not None and given.keys() <= {"class_path", "init_args"}
+    check(fits, option, dict(given), "a class_path, and its arguments below init_args alone")
+    check(isinstance(args, Mapping), f"{option}.init_args", args, "a mapping of arguments")
     return name, dict(args)
 
 
@@ -206,22 +184,18 @@ def _import(path: str, option: str) -> Any:
     _look_in_this_folder()
     try:
         found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
-            raise UserError(
-                f"{option}: there is no module '{error.name}' (looked in the current folder and "
-                "the installed packages)"
-            ) from error
-        raise _failed(module, option, error) from error
     except UserError:
         raise
     except Exception as error:
-        raise _failed(module, option, error) from error
+        absent = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        said = f"importing '{module}' fails at {_place(error)} with {in_one_line(error)}"
+        if absent and f"{module}.".startswith(f"{absent}."):
+            looked = "looked in the current folder and the installed packages"
+            said = f"there is no module '{absent}' ({looked})"
+        raise UserError(f"{option}: {said}") from error
     if not hasattr(found, attribute):
-        public = [name for name in vars(found) if not name.startswith("_")]
-        raise UserError(
-            f"{option}: the module '{module}' has no '{attribute}'{_near(attribute, public)}"
-        )
+        near = _near(attribute, [name for name in vars(found) if not name.startswith("_")])
+        raise UserError(f"{option}: the module '{module}' has no '{attribute}'{near}")
     return getattr(found, attribute)
 
 
@@ -231,21 +205,14 @@ def _look_in_this_folder() -> None:
         sys.path.append(os.getcwd())  # noqa: PTH109
 
 
-def _failed(module: str, option: str, error: Exception) -> UserError:
-    """What is said of a module whose own code raises when it is imported."""
+def _place(error: Exception) -> str:
+    """The line of the user's own code, if any of it was running, that an import failed at."""
     if isinstance(error, SyntaxError):
-        place, text = f"{error.filename}:{error.lineno}", error.msg
-    else:
-        libraries = tuple(sysconfig.get_paths().values())
-        frames = [
-            f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")
-        ]
-        own = [f for f in frames if not f.filename.startswith(libraries)]
-        last = (own or frames)[-1]
-        place, text = f"{last.filename}:{last.lineno}", " ".join(str(error).split())
-    return UserError(
-        f"{option}: importing '{module}' fails at {place} with {type(error).__name__}: {text}"
-    )
+        return f"{error.filename}:{error.lineno}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename[0] != "<"]
+    libraries = tuple(sysconfig.get_paths().values())
+    last = ([f for f in frames if not f.filename.startswith(libraries)] or frames)[-1]
+    return f"{last.filename}:{last.lineno}"
 
 
 def _parameters(target: Any) -> list[inspect.Parameter]:

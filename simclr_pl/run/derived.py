@@ -94,14 +94,14 @@ def _learning_rate(trainer: L.Trainer, model: SimCLR, total: int) -> str:
     if isinstance(schedule, WarmupCosine) and model.recipe.own is None:
         late = "" if model.warmup_steps < total else ": the run ends before the peak is reached"
         return (
-            f"{model.peak_learning_rate:.6g} at its peak ({model.recipe.name}, "
-            f"{model.recipe.scaling} scaling), {model.warmup_steps} steps of warm-up{late}"
+            f"{model.peak_learning_rate:.6g} at its peak ({model.recipe.optimizer}, "
+            f"{model.recipe.lr_scaling} scaling), {model.warmup_steps} steps of warm-up{late}"
         )
     group = optimizer.param_groups[0]
     rate = group.get("initial_lr", group["lr"])
     ours = type(model).configure_optimizers is SimCLR.configure_optimizers
     scaled = ours and not (model.recipe.own and "lr" in model.recipe.own.args)
-    origin = f"{model.recipe.scaling} scaling" if scaled else "as given, not scaled"
+    origin = f"{model.recipe.lr_scaling} scaling" if scaled else "as given, not scaled"
     then = "constant"
     if isinstance(schedule, WarmupCosine):
         then = f"{model.warmup_steps} steps of warm-up, then a cosine"

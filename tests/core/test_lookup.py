@@ -90,8 +90,11 @@ def test_a_module_that_fails_as_it_is_imported_says_its_own_error_and_line(writt
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"class_path": "counter", "width": 3}, "has the key 'width'"),
-        ({"init_args": {}}, "has no class_path"),
+        (
+            {"class_path": "counter", "width": 3},
+            "{'class_path': 'counter', 'width': 3}, but must be a class_path, and its",
+        ),
+        ({"init_args": {}}, "{'init_args': {}}, but must be a class_path, and its"),
         ({"class_path": "counter", "init_args": [3]}, "init_args is [3]"),
         (3, "is 3, but must be a name"),
     ],

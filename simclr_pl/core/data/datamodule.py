@@ -9,13 +9,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from simclr_pl.core.batch import Batch, Cut, EvaluationBatch, MicroBatches, Views
-from simclr_pl.core.data.loaders import (
-    EvaluationLoader,
-    TrainLoader,
-    check_batch,
-    count_micro_batches,
-    scored_rows,
-)
+from simclr_pl.core.data import loaders
 from simclr_pl.core.data.sources import (
     MAX_PIXELS,
     Labels,
@@ -25,12 +19,12 @@ from simclr_pl.core.data.sources import (
     check_splits,
     per_channel,
 )
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, check
 from simclr_pl.core.lookup import Door, lookup, name_of
 from simclr_pl.core.paths import expanded
 from simclr_pl.core.randomness import run_seed
 from simclr_pl.core.speed.compiler import has_compiler
-from simclr_pl.core.views.own import build_views, count_of, views_of
+from simclr_pl.core.views.own import build_views, clean_of, count_of, views_of
 from simclr_pl.core.views.simclr import SimCLRViews
 
 Split = Literal["train", "val", "test"]
@@ -102,14 +96,9 @@ class ContrastiveDataModule(L.LightningDataModule):
         views: Door | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 2:
-            raise UserError(
-                f"data.batch_size is {batch_size}, but a contrastive batch needs at least 2 images"
-            )
-        if max_pixels < 1:
-            raise UserError(f"data.max_pixels is {max_pixels}, but must be at least 1")
-        if num_workers < 0:
-            raise UserError(f"data.num_workers is {num_workers}, but must be 0 or more")
+        check(batch_size >= 2, "data.batch_size", batch_size, "at least 2: images are compared")
+        check(max_pixels >= 1, "data.max_pixels", max_pixels, "at least 1")
+        check(num_workers >= 0, "data.num_workers", num_workers, "0 or more")
         self.given_dataset, self.dataset = dataset, name_of(dataset)
         self.root, self.batch_size = str(expanded(root)), batch_size
         self.num_workers, self.split_seed, self.seed = num_workers, split_seed, run_seed(seed)
@@ -127,7 +116,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         # Values out of range are said now, not after a download.
         side = 32 if image_size is None else image_size
         SimCLRViews(side, **self._augmentation)
-        self._loader: TrainLoader | None = None
+        self._loader: loaders.TrainLoader | None = None
         self._loaded: dict[str, Any] | None = None
         self.kept: Any = None
         """The validation images of the run that these data are for (`HeldOut`), if it has begun."""
@@ -183,7 +172,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         self.whole, self.splits = splits, self._prepared(splits)
         self.channels = channels
 
-    def train_dataloader(self) -> TrainLoader:
+    def train_dataloader(self) -> loaders.TrainLoader:
         """Batches for pretraining, in each epoch's order."""
         train = self.splits.train
         if self.batch_size > len(train):
@@ -191,20 +180,16 @@ class ContrastiveDataModule(L.LightningDataModule):
                 f"data.batch_size is {self.batch_size}, but {self.dataset} has {len(train)} images "
                 f"to train on: give at most {len(train)}"
             )
-        rank, world = self._ranks()
-        check_batch(self.batch_size, world)
-        model = getattr(self.trainer, "lightning_module", None)
-        micro = getattr(model, "micro_batch_size", None)
-        trainer = self.trainer
+        (rank, world), trainer = self._ranks(), self.trainer
         assert trainer is not None
-        self._loader = TrainLoader(
-            self._place(train),
-            self.batch_size,
-            rank,
-            world,
-            self.seed,
+        loaders.check_batch(self.batch_size, world)
+        micro = getattr(trainer.lightning_module, "micro_batch_size", None)
+        parts = loaders.count_micro_batches(self.batch_size, micro, world)
+        place = self._place(train), self.batch_size, rank, world, self.seed
+        self._loader = loaders.TrainLoader(
+            *place,
             lambda: trainer.current_epoch,
-            micro_batches=count_micro_batches(self.batch_size, micro, world),
+            micro_batches=parts,
             same_every_epoch=trainer.overfit_batches > 0,  # type: ignore[attr-defined]
         )
         if self._loaded is not None:
@@ -224,15 +209,15 @@ class ContrastiveDataModule(L.LightningDataModule):
         """Keeps the place for the training loader to come."""
         self._loaded = state_dict.get("train")
 
-    def val_dataloader(self) -> EvaluationLoader:
+    def val_dataloader(self) -> loaders.EvaluationLoader:
         """The validation split: clean images, and views for the loss."""
         return self.evaluation_loader("val", "both")
 
-    def test_dataloader(self) -> EvaluationLoader:
+    def test_dataloader(self) -> loaders.EvaluationLoader:
         """The test split: clean images, and views for the loss."""
         return self.evaluation_loader("test", "both")
 
-    def predict_dataloader(self) -> EvaluationLoader:
+    def predict_dataloader(self) -> loaders.EvaluationLoader:
         """Clean images of `predict_split`."""
         return self.evaluation_loader(self.predict_split, "clean")
 
@@ -245,16 +230,14 @@ class ContrastiveDataModule(L.LightningDataModule):
         """
         trainer = self.trainer
         assert trainer is not None
-        if trainer.training:
-            if self._loader is None:  # somebody has brought their own
-                return self.make_views(batch)
-            parts, counts = self._loader.parts, self._loader.counts
-            if len(parts) > 1:
-                return MicroBatches(
-                    batch.split(parts), self.make_views, counts, count_of(self.makes_views)
-                )
-            return self.make_views(batch)._replace(counts=counts)
-        return self.make_clean(batch, views=trainer.state.fn != TrainerFn.PREDICTING)
+        if not trainer.training:
+            return self.make_clean(batch, views=trainer.state.fn != TrainerFn.PREDICTING)
+        if self._loader is None:  # somebody has brought their own
+            return self.make_views(batch)
+        parts, counts, views = self._loader.parts, self._loader.counts, count_of(self.makes_views)
+        if len(parts) > 1:
+            return MicroBatches(batch.split(parts), self.make_views, counts, views)
+        return self.make_views(batch)._replace(counts=counts)
 
     def teardown(self, stage: str | None = None) -> None:
         """Ends worker processes."""
@@ -275,7 +258,7 @@ class ContrastiveDataModule(L.LightningDataModule):
 
     def evaluation_loader(
         self, split: Split, cut: Cut, *, labelled_only: bool = False
-    ) -> EvaluationLoader:
+    ) -> loaders.EvaluationLoader:
         """Each image of a split once, over all ranks.
 
         Args:
@@ -294,12 +277,12 @@ class ContrastiveDataModule(L.LightningDataModule):
                 "(for a folder: train/, val/ and test/), or score another split"
             )
         rank, world = self._ranks()
-        rows = scored_rows(source.labels, split, world, labelled_only=labelled_only)
+        rows = loaders.scored_rows(source.labels, split, world, labelled_only=labelled_only)
         size = self.batch_size
         if cut == "clean":  # of which nothing depends on the others in its batch
             size = max(size, 2 * world)
-        check_batch(size, world)
-        return EvaluationLoader(self._place(source), size, rank, world, cut, rows)
+        loaders.check_batch(size, world)
+        return loaders.EvaluationLoader(self._place(source), size, rank, world, cut, rows)
 
     def apart(self) -> "ContrastiveDataModule":
         """The same data without a trainer, and with worker processes of its own.
@@ -313,20 +296,11 @@ class ContrastiveDataModule(L.LightningDataModule):
 
     def make_views(self, batch: Batch) -> Views:
         """Views of each image of a batch."""
-        made = views_of(self.makes_views, batch)
-        count = len(made)
-        labels, index = batch.labels.repeat(count), batch.index.repeat(count)
-        return Views(torch.cat(made), labels, index, batch.epoch, per_image=count)
+        return views_of(self.makes_views, batch)
 
-    @torch.no_grad()
     def make_clean(self, batch: Batch, *, views: bool) -> EvaluationBatch:
         """The clean images of a batch, and with `views` those of each as well."""
-        # Worker-cut batches hold the clean crop last, already square and of the right size.
-        whole = batch.images if batch.images.dim() == 4 else batch.images[:, -1]
-        made = self.make_views(batch) if views else None
-        clean = getattr(self.makes_views, "clean", self.views.clean)
-        sizes = {} if batch.sizes is None else {"sizes": batch.sizes}
-        return EvaluationBatch(clean(whole, **sizes), made, batch.labels, batch.index)
+        return clean_of(self.makes_views, self.views, batch, views=views)
 
     def _prepared(self, splits: Splits) -> Splits:
         how = self.views, self.makes_views, self.num_workers

@@ -14,7 +14,7 @@ from torch import Tensor
 from simclr_pl.core.batch import UNLABELLED, Batch, Cut
 from simclr_pl.core.data.sources import Source
 from simclr_pl.core.distributed import shard
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, check
 from simclr_pl.core.randomness import epoch_order
 
 
@@ -150,10 +150,8 @@ def check_batch(batch_size: int, world: int) -> None:
     Raises:
         UserError: it doesn't.
     """
-    if batch_size < 2 * world:
-        raise UserError(
-            f"data.batch_size is {batch_size} over {world} devices: give each at least 2"
-        )
+    wanted = f"at least {2 * world}: two images for each of {world} devices"
+    check(batch_size >= 2 * world, "data.batch_size", batch_size, wanted)
 
 
 def count_micro_batches(batch_size: int, size: int | None, world: int) -> int:
@@ -163,11 +161,8 @@ def count_micro_batches(batch_size: int, size: int | None, world: int) -> int:
         UserError: ranks that would have no image in one of them.
     """
     count = -(-batch_size // (size or batch_size))
-    if batch_size // count < world:
-        raise UserError(
-            f"model.micro_batch_size is {size} over {world} devices, which need an image each: "
-            f"give at least {2 * world}"
-        )
+    wanted = f"at least {2 * world}, so that each of {world} devices has an image"
+    check(batch_size // count >= world, "model.micro_batch_size", size, wanted)
     return count
 
 
@@ -186,8 +181,7 @@ def scored_rows(labels: Tensor, split: str, world: int, *, labelled_only: bool) 
     if len(labels) < 2 * world:
         raise UserError(
             f"the {split} split has {len(labels)} images, too few for {world} "
-            f"device{'s' if world > 1 else ''}, which need 2 each: give more images, or use fewer "
-            "devices"
+            f"device{'s'[: world > 1]}, which need 2 each: give more images or fewer devices"
         )
     known = (labels != UNLABELLED).nonzero()[:, 0]
     return known if labelled_only and len(known) >= 2 * world else torch.arange(len(labels))

@@ -253,17 +253,14 @@ def check_splits(splits: Any, name: str) -> None:
             continue
         if not len(source):
             raise UserError(f"{name}'s {split} split is empty")
-        low, high = int(source.labels.min()), int(source.labels.max())
+        low, high, given = int(source.labels.min()), int(source.labels.max()), source.channels
+        wrong = f"images of {given} channels, but train has {channels}"
         if low < UNLABELLED or high >= classes:
-            raise UserError(
-                f"{name}'s {split} split has labels from {low} to {high}, but they must be from 0 "
-                f"to {classes - 1} (or {UNLABELLED} for unlabelled)"
-            )
-        if source.channels != channels:
-            raise UserError(
-                f"{name}'s {split} split has images of {source.channels} channels, but train has "
-                f"{channels}"
-            )
+            fit = f"from 0 to {classes - 1} (or {UNLABELLED} for unlabelled)"
+            wrong = f"labels from {low} to {high}, but they must be {fit}"
+        elif given == channels:
+            continue
+        raise UserError(f"{name}'s {split} split has {wrong}")
 
 
 def per_channel(name: str, given: tuple[float, ...], channels: int) -> tuple[float, ...]:

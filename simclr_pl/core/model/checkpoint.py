@@ -105,15 +105,10 @@ def description(spec: EncoderSpec, geometry: Geometry, seed: int) -> dict[str, A
         geometry: of the images that it was last trained on.
         seed: of the training.
     """
-    spec = spec._replace(channels=geometry.channels, image_size=geometry.image_size)
-    return {
-        "format": FORMAT,
-        "seed": seed,
-        "encoder": spec._asdict(),
-        "image_size": geometry.image_size,
-        "mean": geometry.mean,
-        "std": geometry.std,
-    }
+    channels, size, mean, std = geometry
+    spec = spec._replace(channels=channels, image_size=size)
+    images = {"image_size": size, "mean": mean, "std": std}
+    return {"format": FORMAT, "seed": seed, "encoder": spec._asdict(), **images}
 
 
 def describe(checkpoint: Any, source: str) -> dict[str, Any]:
@@ -130,14 +125,12 @@ def describe(checkpoint: Any, source: str) -> dict[str, Any]:
             f"{source} has format {about.get('format')}, and this version of simclr_pl reads "
             f"format {FORMAT}: install the version that wrote it"
         )
+    spec, weights = about.get("encoder"), checkpoint.get("state_dict")
     lacking = [f"{KEY}.{name}" for name in _DESCRIBED if about.get(name) is None]
-    weights = checkpoint.get("state_dict")
+    named = EncoderSpec._fields if spec is not None else ()
+    lacking += [f"{KEY}.encoder.{n}" for n in named if not isinstance(spec, dict) or n not in spec]
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
         lacking.append("state_dict")
-    spec = about.get("encoder")
-    if spec is not None:
-        spec = spec if isinstance(spec, dict) else {}
-        lacking += [f"{KEY}.encoder.{name}" for name in EncoderSpec._fields if name not in spec]
     if lacking:
         raise UserError(INCOMPLETE.format(source, ", ".join(lacking)))
     return about
@@ -167,10 +160,8 @@ def check_stem(about: dict[str, Any], built: EncoderSpec, source: str) -> None:
 def stem_in(about: dict[str, Any]) -> Stem:
     """The stem of a checkpoint's encoder, never `auto`."""
     spec = EncoderSpec(**about["encoder"])
-    if spec.stem != "auto":
-        return spec.stem
     with torch.random.fork_rng(devices=[]):
-        return build_encoder(spec).spec.stem
+        return spec.stem if spec.stem != "auto" else build_encoder(spec).spec.stem
 
 
 def load_encoder(path: str | Path, *, encoder: Door | None = None) -> nn.Module:
@@ -228,16 +219,13 @@ def check_weights(module: nn.Module, weights: dict[str, Any], source: str) -> No
     Raises:
         UserError: names the first parameter that is missing, unexpected or of another shape.
     """
-    own = module.state_dict()
-    for name in [*own, *weights]:
-        if name not in weights or name not in own:
-            where = "not in the checkpoint" if name not in weights else "not in this model"
+    here, there = (
+        {name: f"{[*weight.shape]}" for name, weight in tensors.items()}
+        for tensors in (module.state_dict(), weights)
+    )
+    for name in {**here, **there}:
+        if here.get(name) != there.get(name):
             raise UserError(
-                f"{source} holds another architecture: '{name}' is {where}. "
-                "Use the configuration that wrote the checkpoint"
-            )
-        if own[name].shape != weights[name].shape:
-            raise UserError(
-                f"{source} holds another architecture: '{name}' is {[*weights[name].shape]} there "
-                f"and {[*own[name].shape]} here. Use the configuration that wrote the checkpoint"
+                f"{source} holds another architecture: '{name}' is {there.get(name, 'absent')} "
+                f"there and {here.get(name, 'absent')} here. Use the configuration that wrote it"
             )

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, get_args
 import torch
 from torch import Tensor, nn
 
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, check, in_one_line
 from simclr_pl.core.lookup import Choice, Door, construct, is_class_path, lookup, spelt_out
 
 ENCODERS = {"mlp": "simclr_pl.core.model.mlp.MLP"}
@@ -90,39 +90,32 @@ def build_encoder(spec: EncoderSpec, own: Choice | None = None) -> BuiltEncoder:
             that its constructor refuses, a stem that cannot be fitted, images too small for the
             network, or a network whose output is not `[B, D]`.
     """
-    if spec.stem not in get_args(Stem):
-        raise UserError(
-            f"model.stem is '{spec.stem}', but must be one of {', '.join(get_args(Stem))}"
-        )
+    stems = get_args(Stem)
+    check(spec.stem in stems, "model.stem", spec.stem, f"one of {', '.join(stems)}")
     if spec.name in ENCODERS:
         own = lookup(spec.name, ENCODERS, "model.encoder")
-    elif own is not None and own.target is None:
-        own = None
-    if own is None:
-        args = {key: value for key, value in spec.args.items() if key != "pretrained"}
+    if own is None or own.target is None:
+        own, args = None, {key: value for key, value in spec.args.items() if key != "pretrained"}
         network, maker = _create(spec := spec._replace(args=args))
     else:
-        size = {"channels": spec.channels, "image_size": spec.image_size}
         network, maker = own.target, spec.name
         if not isinstance(network, nn.Module):
-            network = construct(own._replace(args=spec.args), "model.encoder", **size)
+            images = {"channels": spec.channels, "image_size": spec.image_size}
+            network = construct(own._replace(args=spec.args), "model.encoder", **images)
         if not isinstance(network, nn.Module):
             raise UserError(f"model.encoder {spec.name} is no torch.nn.Module: give one that is")
     built, stem = _stem(network, spec, of_library=own is None)
     try:
         width = _feature_width(network, spec)
     except Exception as error:  # somebody's own code raises anything
-        if own is not None:
-            shape = f"[B, {spec.channels}, {spec.image_size}, {spec.image_size}]"
-            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise UserError(
-                f"model.encoder {spec.name} does not map images {shape} to features [B, D] ({said})"
-            ) from error
+        size = spec.image_size
+        other = (
+            "; choose another data.image_size or model.encoder, or for a transformer give "
+            f"--model.encoder_args '{{img_size: {size}}}'"
+        )
         raise UserError(
-            f"encoder {spec.name} cannot take images of {spec.channels} x {spec.image_size} x "
-            f"{spec.image_size} ({str(error).splitlines()[0]}): choose another data.image_size "
-            "or model.encoder, or for a transformer give --model.encoder_args "
-            f"'{{img_size: {spec.image_size}}}'"
+            f"model.encoder {spec.name} does not map images [B, {spec.channels}, {size}, {size}] "
+            f"to features [B, D] ({in_one_line(error)}){other if own is None else ''}"
         ) from error
     where = "" if own else f" ({maker})"
     return BuiltEncoder(network, width, stem + where, spec._replace(stem=built))
@@ -170,15 +163,13 @@ def _create(spec: EncoderSpec) -> tuple[nn.Module, str]:
 def _refuse_name(name: str, known: list[str]) -> NoReturn:
     if is_class_path(name):
         raise UserError(
-            f"the encoder is of the class {name}, which is imported for nobody but its owner: give "
-            "--config FILE whose model.encoder names it, or in Python load_encoder(path, "
-            "encoder=Net)"
+            f"the encoder is of the class {name}, which is imported for its owner alone: give "
+            "--config FILE that names it, or in Python load_encoder(path, encoder=Net)"
         )
     module = re.split("[.:]", name)[0]
     if module not in (name, *known):
-        raise UserError(
-            f"model.encoder {name}: there is no module '{module}', nor such a timm model"
-        )
+        said = f"there is no module '{module}', nor such a timm model"
+        raise UserError(f"model.encoder {name}: {said}")
     near = difflib.get_close_matches(name, known, 3) or ["resnet18", "resnet50"]
     raise UserError(
         f"unknown encoder '{name}': torchvision's ResNets, every timm model and mlp serve, or a "

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,13 +28,12 @@ def choose(key: str, given: Door, table: Mapping[str, str] | None = None) -> Cho
     handed = FROM_FILE.get()
     if handed is None or key in handed or not is_class_path(given):
         return chosen_encoder(given) if table is None else lookup(given, table, f"model.{key}")
-    sentence = (
-        f"the checkpoint's {key} is {given}, a class that is imported for nobody but its owner: "
-        f"hand it over, as in load_from_checkpoint(path, {key}=...)"
-    )
 
     def refuse(*args: Any, **kwargs: Any) -> None:
-        raise UserError(sentence)
+        raise UserError(
+            f"the checkpoint's {key} is {given}, a class that is imported for its owner alone: "
+            f"hand it over, as in load_from_checkpoint(path, {key}=...)"
+        )
 
     if key in ("encoder", "objective"):
         refuse()
@@ -57,31 +56,16 @@ def initialising(seed: int) -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
-class Network(NamedTuple):
-    """A model's network.
-
-    Attributes:
-        projector: features to projections `[B, P]`.
-        encoder: images `[B, C, S, S]` to features `[B, D]`.
-        spec: what rebuilds the encoder.
-        stem: what became of its stem, in words.
-        pretrained: what the recipe says of its library's weights, which are no architecture; `None`
-            once they, or a checkpoint's, have come.
-    """
-
-    projector: nn.Module
-    encoder: nn.Module
-    spec: EncoderSpec
-    stem: str
-    pretrained: Any
-
-
-def build_network(model: Any, own: Choice, geometry: Geometry, stem: Stem) -> Network:
+def build_network(model: Any, geometry: Geometry, stem: Stem = "auto") -> None:
     """Makes the network of a `SimCLR`, and has its objective make what it needs.
 
+    An encoder or projector that somebody has set on the model before stays as it is.
+
     Args:
-        model: with its hyperparameters, seed and objective, and perhaps a projector of one's own.
-        own: what makes the encoder.
+        model: with its hyperparameters, seed and objective; gets `projector` (features to
+            projections `[B, P]`), `encoder` (images `[B, C, S, S]` to features `[B, D]`), `spec`
+            (what rebuilds the encoder), `stem_built` (in words), `geometry`, and `pretrained`:
+            what the recipe says of its library's weights, which are no architecture.
         geometry: of the images.
         stem: where the hyperparameters leave it open.
 
@@ -89,6 +73,7 @@ def build_network(model: Any, own: Choice, geometry: Geometry, stem: Stem) -> Ne
         UserError: as `build_encoder` and `build_projector`.
     """
     hparams, size = model.hparams, (geometry.channels, geometry.image_size)
+    own = chosen_encoder(model.encoder) if hasattr(model, "encoder") else model.given_encoder
     stem = stem if hparams["stem"] == "auto" else hparams["stem"]
     args = {**own.args, **(hparams["encoder_args"] or {})}
     dtype = torch.get_default_dtype()
@@ -107,6 +92,8 @@ def build_network(model: Any, own: Choice, geometry: Geometry, stem: Stem) -> Ne
     # and GPU; the numbers are the same.
     if isinstance(model.objective, nn.Module):
         model.objective.to(dtype)
-    network = encoder.module.to(dtype).to(memory_format=torch.channels_last)
-    asked = args["pretrained"] if args.keys() - encoder.spec.args else None
-    return Network(projector.to(dtype), network, encoder.spec, encoder.stem, asked)
+    # Optimisers in checkpoints know parameters by this order.
+    model.projector = projector.to(dtype)
+    model.encoder = encoder.module.to(dtype).to(memory_format=torch.channels_last)
+    model.spec, model.stem_built, model.geometry = encoder.spec, encoder.stem, geometry
+    model.pretrained = args["pretrained"] if args.keys() - encoder.spec.args else None

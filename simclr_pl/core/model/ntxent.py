@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from simclr_pl.core.distributed import gather_rows, rank_and_world, row_counts
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, check
 from simclr_pl.core.model.precision import full_precision
 
 _LARGEST_EXPONENT = 70.0
@@ -85,15 +85,10 @@ class NTXentLoss(nn.Module):
 
     def __init__(self, temperature: float = 0.5, block_size: int = 512) -> None:
         super().__init__()
-        if not temperature > _SMALLEST_TEMPERATURE:
-            raise UserError(
-                f"temperature is {temperature}, but must be above 0 (0.1 to 0.5 is usual), "
-                "and above 1/700, where float64 ends"
-            )
-        if block_size < 1:
-            raise UserError(f"block_size is {block_size}, but must be at least 1 row")
-        self.temperature = temperature
-        self.block_size = block_size
+        usual = "above 0 (0.1 to 0.5 is usual), and above 1/700, where float64 ends"
+        check(temperature > _SMALLEST_TEMPERATURE, "temperature", temperature, usual)
+        check(block_size >= 1, "block_size", block_size, "at least 1 row")
+        self.temperature, self.block_size = temperature, block_size
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """The loss of two views' projections.

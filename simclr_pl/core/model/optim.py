@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, check
 from simclr_pl.core.lightning_internals import AnyConv, find_training_batches
 from simclr_pl.core.lookup import Choice, accepted, construct, lookup
 from simclr_pl.core.model.lars import Lars
@@ -36,10 +36,10 @@ class OptimizerRecipe(NamedTuple):
     """How the weights are moved.
 
     Attributes:
-        name: `sgd` (momentum), `adamw`, `lars` (You et al. 2017, the paper's choice), or that of
-            `own`.
+        optimizer: `sgd` (momentum), `adamw`, `lars` (You et al. 2017, the paper's choice), or the
+            name of `own`.
         learning_rate: the peak for a global batch of 256 images; see `peak_learning_rate`.
-        scaling: how the peak follows the global batch.
+        lr_scaling: how the peak follows the global batch.
         weight_decay: on weights; what is none (`split_parameters`) has neither decay nor LARS
             adaptation.
         momentum: of SGD and LARS; AdamW's first beta.
@@ -48,9 +48,9 @@ class OptimizerRecipe(NamedTuple):
         own: another optimiser's class.
     """
 
-    name: str
+    optimizer: str
     learning_rate: float
-    scaling: Scaling
+    lr_scaling: Scaling
     weight_decay: float
     momentum: float
     warmup_epochs: float
@@ -59,22 +59,16 @@ class OptimizerRecipe(NamedTuple):
 
     def check(self, group: str = "model.") -> None:
         """Raises `UserError` for values that no run could mean; keys are named with `group`."""
-        for key, value, known in (
-            ("optimizer", self.name, [*OPTIMIZERS, *([self.name] if self.own else [])]),
-            ("lr_scaling", self.scaling, get_args(Scaling)),
+        known, scalings = self.own or self.optimizer in OPTIMIZERS, get_args(Scaling)
+        for fits, key, wanted in (
+            (known, "optimizer", f"one of {', '.join(OPTIMIZERS)}"),
+            (self.lr_scaling in scalings, "lr_scaling", f"one of {', '.join(scalings)}"),
+            (self.learning_rate > 0, "learning_rate", "above 0"),
+            (self.weight_decay >= 0, "weight_decay", "0 or more"),
+            (0 <= self.momentum < 1, "momentum", "at least 0 and below 1"),
+            (self.warmup_epochs >= 0, "warmup_epochs", "0 or more"),
         ):
-            if value not in known:
-                raise UserError(f"{group}{key} is '{value}', but must be one of {', '.join(known)}")
-        if not self.learning_rate > 0:
-            raise UserError(f"{group}learning_rate is {self.learning_rate}, but must be above 0")
-        if not self.weight_decay >= 0:
-            raise UserError(f"{group}weight_decay is {self.weight_decay}, but must be 0 or more")
-        if not 0 <= self.momentum < 1:
-            raise UserError(
-                f"{group}momentum is {self.momentum}, but must be at least 0 and below 1"
-            )
-        if not self.warmup_epochs >= 0:
-            raise UserError(f"{group}warmup_epochs is {self.warmup_epochs}, but must be 0 or more")
+            check(bool(fits), f"{group}{key}", getattr(self, key), wanted)
 
 
 def peak_learning_rate(recipe: OptimizerRecipe, global_batch: int) -> float:
@@ -89,7 +83,7 @@ def peak_learning_rate(recipe: OptimizerRecipe, global_batch: int) -> float:
         global_batch: images a step, over all devices.
     """
     ratio = global_batch / 256
-    factor = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[recipe.scaling]
+    factor = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[recipe.lr_scaling]
     return recipe.learning_rate * factor
 
 
@@ -156,7 +150,7 @@ def build_optimizer(
         {"params": weights, "weight_decay": recipe.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    choice = recipe.own or lookup(recipe.name, OPTIMIZERS, "model.optimizer")
+    choice = recipe.own or lookup(recipe.optimizer, OPTIMIZERS, "model.optimizer")
     args, parameters = dict(choice.args), groups
     if choice.target is Lars:
         groups[1]["adapt"] = False

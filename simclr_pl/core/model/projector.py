@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import check
 
 
 def build_projector(features: int, layers: int, hidden: int | None, width: int) -> nn.Sequential:
@@ -24,13 +24,10 @@ def build_projector(features: int, layers: int, hidden: int | None, width: int) 
     Raises:
         UserError: fewer than one layer, or a width below 1.
     """
-    if layers < 1:
-        raise UserError(
-            f"model.projector_layers is {layers}, but must be at least 1 (v1: 2, v2: 3)"
-        )
     hidden = features if hidden is None else hidden
-    if hidden < 1 or width < 1:
-        raise UserError(f"the projector's widths are {hidden} and {width}, but must be at least 1")
+    check(layers >= 1, "model.projector_layers", layers, "at least 1 (v1: 2, v2: 3)")
+    check(hidden >= 1, "model.projector_hidden", hidden, "at least 1")
+    check(width >= 1, "model.projection_dim", width, "at least 1")
     blocks = [
         nn.Sequential(nn.Linear(a, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU())
         for a in [features, *[hidden] * (layers - 2)][: layers - 1]

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.trainer.states import TrainerFn
 
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, check
 from simclr_pl.core.lightning_internals import start_method, synchronises_batch_norm
 
 _WHOLE_BATCH = (
@@ -80,8 +80,7 @@ def _check_numbers(trainer: L.Trainer) -> None:
             raise UserError(f"trainer.{name} is 0, which trains nothing: {why}")
     for name, (least, word) in _LEAST.items():
         value = getattr(trainer, name)
-        if value is not None and not value >= least:
-            raise UserError(f"trainer.{name} is {value}, but must be {least}{word} or more")
+        check(value is None or value >= least, f"trainer.{name}", value, f"{least}{word} or more")
 
 
 def _accumulates(schedule: GradientAccumulationScheduler) -> bool:

@@ -8,23 +8,17 @@ from torch import Tensor, nn
 
 from simclr_pl.core.batch import EvaluationBatch, EvaluationOutput, MicroBatches, StepOutput, Views
 from simclr_pl.core.distributed import rank_and_world, sum_over_ranks
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, check
 from simclr_pl.core.lightning_internals import restricted_classmethod
 from simclr_pl.core.lookup import Door, lookup, written
 from simclr_pl.core.model import checkpoint as checkpoints
+from simclr_pl.core.model import optim
 from simclr_pl.core.model.batch_norm import globalise_batch_norm
-from simclr_pl.core.model.encoder import Stem, chosen_encoder
-from simclr_pl.core.model.geometry import Geometry, check_channels, geometry_in, geometry_of
+from simclr_pl.core.model.encoder import Stem
+from simclr_pl.core.model.geometry import check_channels, geometry_in, geometry_of
 from simclr_pl.core.model.log import is_logged, log_step
 from simclr_pl.core.model.network import FROM_FILE, build_network, choose, initialising
 from simclr_pl.core.model.objective import OBJECTIVES, Outcome, build_objective, outcome_of
-from simclr_pl.core.model.optim import (
-    OPTIMIZERS,
-    SCHEDULES,
-    Interval,
-    OptimizerRecipe,
-    Scaling,
-)
 from simclr_pl.core.model.trained import TrainedModule
 from simclr_pl.core.randomness import run_seed, step_seed
 from simclr_pl.core.speed.compiler import check_compiler
@@ -92,9 +86,9 @@ class SimCLR(TrainedModule):
         loss_block_size: int = 512,
         optimizer: Door = "lars",
         schedule: Door = "cosine",
-        schedule_interval: Interval = "epoch",
+        schedule_interval: optim.Interval = "epoch",
         learning_rate: float = 0.3,
-        lr_scaling: Scaling = "linear",
+        lr_scaling: optim.Scaling = "linear",
         weight_decay: float = 1e-6,
         momentum: float = 0.9,
         warmup_epochs: float = 10,
@@ -112,19 +106,17 @@ class SimCLR(TrainedModule):
         self.hparams.update(
             {name: written(given, f"model.{name}") for name, given in doors.items()}
         )
-        self._encoder = choose("encoder", encoder)
-        self.schedule = choose("schedule", schedule, SCHEDULES)
+        self.given_encoder = choose("encoder", encoder)
+        self.schedule = choose("schedule", schedule, optim.SCHEDULES)
         self.schedule_interval = schedule_interval
-        own = choose("optimizer", optimizer, OPTIMIZERS)
-        self.recipe = OptimizerRecipe(
+        own = choose("optimizer", optimizer, optim.OPTIMIZERS)
+        self.recipe = optim.OptimizerRecipe(
             own.name, learning_rate, lr_scaling, weight_decay, momentum, warmup_epochs,
-            own=own if own.args or own.name not in OPTIMIZERS else None,
+            own=own if own.args or own.name not in optim.OPTIMIZERS else None,
         )  # fmt: skip
         self.recipe.check()
-        if micro_batch_size is not None and micro_batch_size < 1:
-            raise UserError(
-                f"model.micro_batch_size is {micro_batch_size}, but must be at least 1 image"
-            )
+        fits = micro_batch_size is None or micro_batch_size >= 1
+        check(fits, "model.micro_batch_size", micro_batch_size, "at least 1 image")
         self.micro_batch_size = micro_batch_size
         self.seed = run_seed(seed)
         chosen = choose("objective", objective, OBJECTIVES)
@@ -133,9 +125,11 @@ class SimCLR(TrainedModule):
             self.objective = build_objective(
                 chosen, temperature=temperature, block_size=loss_block_size
             )
-        self.stem_built = ""
         self.encoder: nn.Module
         self.projector: nn.Module
+        self.pretrained: Any = None
+        """The library's weights that the recipe asks for; `None` once any weights have come."""
+        self.stem_built = ""
 
     # Building ---------------------------------------------------------------------------------
 
@@ -150,7 +144,7 @@ class SimCLR(TrainedModule):
                     "SimCLR needs a data module to learn the images' size from: "
                     "Trainer(...).fit(SimCLR(...), ContrastiveDataModule(...))"
                 )
-            self._build(given)
+            build_network(self, given)
         else:
             check_channels(self.geometry, given)
         if self.hparams["global_batch_norm"] and self.trainer.world_size > 1:
@@ -166,14 +160,6 @@ class SimCLR(TrainedModule):
             return self.trainer is not None
         except RuntimeError:
             return False
-
-    def _build(self, geometry: Geometry, stem: Stem = "auto") -> None:
-        """Makes the network; what somebody has set on this object before stays as it is."""
-        own = chosen_encoder(self.encoder) if hasattr(self, "encoder") else self._encoder
-        network = build_network(self, own, geometry, stem)
-        # Optimisers in checkpoints know parameters by this order.
-        self.projector, self.encoder, self.spec, self.stem_built, self.pretrained = network
-        self.geometry = geometry
 
     # Checkpoints ------------------------------------------------------------------------------
 
@@ -207,7 +193,7 @@ class SimCLR(TrainedModule):
         about = checkpoints.describe(checkpoint, "the checkpoint")
         geometry = geometry_in(about)
         if self.geometry is None:
-            self._build(geometry, checkpoints.stem_in(about))
+            build_network(self, geometry, checkpoints.stem_in(about))
         else:
             checkpoints.check_stem(about, self.spec, "the checkpoint")
             if self.strict_loading:

@@ -7,19 +7,11 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from simclr_pl.core.lookup import Choice
+from simclr_pl.core.model import optim
 from simclr_pl.core.model.checkpoint import KEY, description
 from simclr_pl.core.model.encoder import EncoderSpec
 from simclr_pl.core.model.geometry import Geometry, geometry_of
 from simclr_pl.core.model.log import is_logged, log_gradient_norm
-from simclr_pl.core.model.optim import (
-    COSINE,
-    Interval,
-    OptimizerRecipe,
-    WarmupCosine,
-    configure,
-    peak_learning_rate,
-    warmup_steps,
-)
 from simclr_pl.core.model.refused import check_accumulation, check_trainer
 
 
@@ -35,9 +27,9 @@ class TrainedModule(L.LightningModule):
         geometry: of the images that it was last trained on, or was built for; `None` until then.
     """
 
-    recipe: OptimizerRecipe
-    schedule: Choice = COSINE
-    schedule_interval: Interval = "epoch"
+    recipe: optim.OptimizerRecipe
+    schedule: Choice = optim.COSINE
+    schedule_interval: optim.Interval = "epoch"
     seed: int
     spec: EncoderSpec
     geometry: Geometry | None = None
@@ -58,7 +50,7 @@ class TrainedModule(L.LightningModule):
         (That is, from the first step: it may have another end than before.)
         """
         self.geometry = geometry_of(self.trainer.datamodule) or self.geometry  # type: ignore[attr-defined]
-        if isinstance(schedule := self.lr_schedulers(), WarmupCosine):
+        if isinstance(schedule := self.lr_schedulers(), optim.WarmupCosine):
             schedule.catch_up()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -72,14 +64,14 @@ class TrainedModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser and schedule; steps and global batch come from the trainer."""
-        return configure(self, self.recipe, self.schedule, self.schedule_interval)
+        return optim.configure(self, self.recipe, self.schedule, self.schedule_interval)
 
     @property
     def peak_learning_rate(self) -> float:
         """The learning rate after warm-up, for the data module's global batch."""
-        return peak_learning_rate(self.recipe, self.trainer.datamodule.batch_size)  # type: ignore[attr-defined]
+        return optim.peak_learning_rate(self.recipe, self.trainer.datamodule.batch_size)  # type: ignore[attr-defined]
 
     @property
     def warmup_steps(self) -> int:
         """Optimiser steps of warm-up."""
-        return warmup_steps(self.recipe, self.trainer)
+        return optim.warmup_steps(self.recipe, self.trainer)

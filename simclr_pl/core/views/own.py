@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simclr_pl.core.batch import Batch
+from simclr_pl.core.batch import Batch, EvaluationBatch, Views
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.lookup import Choice, accepted, construct, lookup, name_of
+from simclr_pl.core.lookup import accepted, construct, lookup, name_of
 from simclr_pl.core.views.simclr import SimCLRViews
 
 OPTION = "data.views"
@@ -34,15 +34,12 @@ def build_views(given: Any, paper: SimCLRViews) -> Any:
     """
     if given in (None, "simclr"):
         return paper
-    if isinstance(given, str | dict):
-        choice = lookup(given, PAPER, OPTION)
-    elif inspect.isclass(given):
-        choice = Choice(name_of(given), given, {})
-    else:
-        return given
+    choice = lookup(given, PAPER, OPTION)
     offered = {name: getattr(paper, name) for name in OFFERED}
     if inspect.isclass(choice.target):
         return construct(choice, OPTION, **offered)
+    if choice.target is given:  # an object of Python's
+        return given
     more = accepted(choice.target, offered, choice.args)
     return functools.partial(choice.target, **more, **choice.args)
 
@@ -52,27 +49,56 @@ def count_of(views: Any) -> int:
     return int(getattr(views, "count", 2))
 
 
-def views_of(views: Any, batch: Batch) -> tuple[Tensor, ...]:
-    """Calls what makes the views: V float tensors `[B, C, S, S]`.
+@torch.no_grad()
+def views_of(makes: Any, batch: Batch) -> Views:
+    """Views of each image of a batch.
+
+    Args:
+        makes: from `build_views`.
+        batch: images on the device that the views are wanted on.
 
     Raises:
-        UserError: something else comes back.
+        UserError: `makes` gives anything but V float tensors `[B, C, S, S]`.
     """
     sizes = {} if batch.sizes is None else {"sizes": batch.sizes}
-    if isinstance(views, nn.Module):
-        views.to(batch.images.device)
-    with torch.no_grad():
-        made = views(batch.images, batch.index, batch.epoch, **sizes)
-    if isinstance(views, SimCLRViews):
-        return tuple(made)
-    found = f"a {type(made).__name__}"
+    if isinstance(makes, nn.Module):
+        makes.to(batch.images.device)
+    made = makes(batch.images, batch.index, batch.epoch, **sizes)
+    if not isinstance(makes, SimCLRViews):
+        _check_views(made, len(batch.index), makes)
+    count = len(made)
+    labels, index = batch.labels.repeat(count), batch.index.repeat(count)
+    return Views(torch.cat([*made]), labels, index, batch.epoch, per_image=count)
+
+
+@torch.no_grad()
+def clean_of(makes: Any, paper: SimCLRViews, batch: Batch, *, views: bool) -> EvaluationBatch:
+    """The clean images of a batch, and with `views` those of each as well.
+
+    Args:
+        makes: from `build_views`; its own `clean` (images, and `sizes` where they differ), if it
+            has one, makes the clean images, else that of the paper's views does.
+        paper: the paper's views of these data.
+        batch: images on the device that the result is wanted on.
+        views: whether views are wanted too.
+    """
+    # Worker-cut batches hold the clean crop last, already square and of the right size.
+    whole = batch.images if batch.images.dim() == 4 else batch.images[:, -1]
+    made = views_of(makes, batch) if views else None
+    sizes = {} if batch.sizes is None else {"sizes": batch.sizes}
+    clean = getattr(makes, "clean", paper.clean)(whole, **sizes)
+    return EvaluationBatch(clean, made, batch.labels, batch.index)
+
+
+def _check_views(made: Any, images: int, makes: Any) -> None:
+    found, count = f"a {type(made).__name__}", count_of(makes)
     if isinstance(made, tuple | list) and all(isinstance(view, Tensor) for view in made):
         found = ", ".join(f"{view.dtype} {[*view.shape]}" for view in made) or "nothing"
-        alike = {(view.dtype, view.shape) for view in made}
-        fit = len(alike) == 1 and made[0].dim() == 4 and made[0].is_floating_point()
-        if fit and len(made[0]) == len(batch.index) and len(made) == count_of(views) >= 2:
-            return tuple(made)
+        alike = len({(view.dtype, view.shape) for view in made}) == 1
+        fits = alike and made[0].is_floating_point() and made[0].dim() == 4
+        if fits and len(made[0]) == images and len(made) == count >= 2:
+            return
     raise UserError(
-        f"{OPTION}: {name_of(views)} gives {found}, but must give {count_of(views)} float tensors "
-        f"[{len(batch.index)}, C, S, S] (more than two: say how many in an attribute 'count')"
+        f"{OPTION}: {name_of(makes)} gives {found}, but must give {count} float tensors "
+        f"[{images}, C, S, S] (more than two: say how many in an attribute 'count')"
     )

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import check
 from simclr_pl.core.views.color import Jitter
 
 MIN_SIDE = 4
@@ -48,47 +48,25 @@ class ViewParameters(NamedTuple):
         )
 
 
-def check_settings(
-    image_size: int,
-    scale: tuple[float, float],
-    flip: float,
-    jitter: float,
-    grayscale: float,
-    blur: float,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    count: int,
-) -> None:
-    """Looks at the arguments of `SimCLRViews`.
+def check_settings(views: Any) -> None:
+    """Looks at the arguments of `SimCLRViews`, which it has as attributes.
 
     Raises:
         UserError: a value out of its range.
     """
-    if count < 2:
-        raise UserError(f"data.views.count is {count}, but each image has at least 2 views")
-    if image_size < MIN_SIDE:
-        raise UserError(
-            f"data.image_size is {image_size}, but views need at least {MIN_SIDE} pixels"
-        )
-    if not 0 < scale[0] <= scale[1] <= 1:
-        raise UserError(
-            f"data.scale is {list(scale)}, but must be two shares of the image's area, smaller "
-            "first, above 0 and at most 1"
-        )
-    for name, chance in {"flip": flip, "grayscale": grayscale, "blur": blur}.items():
-        if not 0 <= chance <= 1:
-            raise UserError(f"data.{name} is {chance}, but is a probability, from 0 to 1")
-    if not 0 <= jitter <= 2.5:
-        raise UserError(
-            f"data.jitter is {jitter}, but is the paper's strength s, from 0 to 2.5 "
-            "(0.5 for CIFAR-10)"
-        )
-    if len(mean) != len(std) or not all(map(math.isfinite, mean)):
-        raise UserError(
-            f"data.mean {list(mean)} and data.std {list(std)} must have one number a channel"
-        )
-    if not all(0 < s < math.inf for s in std):
-        raise UserError(
-            f"data.std is {list(std)}, but pixels are divided by it: give numbers above 0, or "
-            "leave it out, and it is counted"
-        )
+    size, scale, jitter, mean, std = (
+        getattr(views, name) for name in ("image_size", "scale", "jitter", "mean", "std")
+    )
+    shares = "two shares of the image's area, smaller first, above 0 and at most 1"
+    divisors = "numbers above 0, by which pixels are divided (left out, it is counted)"
+    strength = "the paper's strength s, from 0 to 2.5 (0.5 for CIFAR-10)"
+    check(views.count >= 2, "data.views.count", views.count, "at least 2 views of each image")
+    check(size >= MIN_SIDE, "data.image_size", size, f"at least {MIN_SIDE} pixels")
+    check(0 < scale[0] <= scale[1] <= 1, "data.scale", [*scale], shares)
+    for name in ("flip", "grayscale", "blur"):
+        chance = getattr(views, name)
+        check(0 <= chance <= 1, f"data.{name}", chance, "a probability, from 0 to 1")
+    check(0 <= jitter <= 2.5, "data.jitter", jitter, strength)
+    check(all(map(math.isfinite, mean)), "data.mean", [*mean], "finite numbers, one a channel")
+    check(all(0 < s < math.inf for s in std), "data.std", [*std], divisors)
+    check(len(std) == len(mean), "data.std", [*std], f"as long as data.mean {[*mean]}")

@@ -14,16 +14,8 @@ from simclr_pl.core.randomness import uniform
 from simclr_pl.core.speed.allocator import keep_freed_memory
 from simclr_pl.core.speed.compiler import check_compiler, compiled
 from simclr_pl.core.speed.constants import constant
-from simclr_pl.core.views import color, fused
+from simclr_pl.core.views import color, crop, fused
 from simclr_pl.core.views.blur import blurred
-from simclr_pl.core.views.crop import (
-    CLEAN_SHARE,
-    DRAWS,
-    centre_boxes,
-    random_boxes,
-    resampled,
-    taps,
-)
 from simclr_pl.core.views.parameters import ViewParameters, check_settings
 
 JITTER_CHANCE = 0.8
@@ -78,15 +70,12 @@ class SimCLRViews(nn.Module):
     ) -> None:
         super().__init__()
         keep_freed_memory()
-        self.compiled = compiled
+        self.image_size, self.count, self.seed, self.scale = image_size, count, seed, scale
+        self.flip, self.jitter, self.grayscale, self.blur = flip, jitter, grayscale, blur
+        self.mean, self.std, self.compiled = tuple(mean), tuple(std), compiled
+        check_settings(self)
         if compiled:
             check_compiler("data.compiled")
-        check_settings(image_size, scale, flip, jitter, grayscale, blur, mean, std, count)
-        self.image_size, self.count = image_size, count
-        self.scale = scale
-        self.flip, self.jitter, self.grayscale, self.blur = flip, jitter, grayscale, blur
-        self.seed = seed
-        self.mean, self.std = tuple(mean), tuple(std)
 
     @torch.no_grad()
     def forward(
@@ -125,9 +114,9 @@ class SimCLRViews(nn.Module):
             return images.float().div_(255).sub_(mean).div_(std)
         which = torch.arange(len(images), device=images.device)
         if sizes is None:
-            box = centre_boxes(height, width)
+            box = crop.centre_boxes(height, width)
         else:
-            box = centre_boxes(sizes[:, 0], sizes[:, 1], CLEAN_SHARE)
+            box = crop.centre_boxes(sizes[:, 0], sizes[:, 1], crop.CLEAN_SHARE)
         box = box.to(images.device).expand(len(images), 4)
         planes = self._resized(images, which, box, None, mixed=sizes is not None)
         return planes.transpose(0, 1).contiguous().sub_(mean).div_(std)
@@ -137,33 +126,24 @@ class SimCLRViews(nn.Module):
         # MPS has no float64, and not all of int64: there the few numbers are made on the CPU.
         if index.device.type == "mps":
             index, view = index.cpu(), view.cpu() if isinstance(view, Tensor) else view
-        u = uniform(self.seed, epoch, index, view, DRAWS + 10)
-        crop, (flip, on, order, *factors, gray, blur, sigma) = u[:, :DRAWS], u[:, DRAWS:].unbind(1)
-        strength = (0.8 * self.jitter, 0.8 * self.jitter, 0.8 * self.jitter, 0.2 * self.jitter)
-        # Factors are uniform from max(0, 1 - strength) to 1 + strength; hue is centred on 0.
-        smallest = *(max(0.0, 1 - s) for s in strength[:3]), -strength[3]
-        largest = *(1 + s for s in strength[:3]), strength[3]
-        low, high = constant((smallest, largest), u.dtype, u.device)
-        factor = low + torch.stack(factors[:4], 1) * (high - low)
-        chance = JITTER_CHANCE if self.jitter else 0.0
-        return ViewParameters(
-            crop=crop,
-            flip=flip < self.flip,
-            jitter=color.Jitter(
-                on=on < chance,
-                order=constant(color.ORDERS, torch.int64, u.device)[
-                    (order * len(color.ORDERS)).long()
-                ],
-                factor=factor,
-            ),
-            gray=gray < self.grayscale,
-            blur=blur < self.blur,
-            sigma=SIGMA[0] + sigma * (SIGMA[1] - SIGMA[0]),
+        u = uniform(self.seed, epoch, index, view, crop.DRAWS + 10)
+        flip, on, order, *factors, gray, blur, sigma = u[:, crop.DRAWS :].unbind(1)
+        # Factors are uniform from max(0, 1 - 0.8 s) to 1 + 0.8 s; the hue's turn is centred on 0.
+        strong, turn = 0.8 * self.jitter, 0.2 * self.jitter
+        bounds = ((max(0.0, 1 - strong),) * 3 + (-turn,), (1 + strong,) * 3 + (turn,))
+        low, high = constant(bounds, u.dtype, u.device)
+        orders = constant(color.ORDERS, torch.int64, u.device)
+        jitter = color.Jitter(
+            on=on < (JITTER_CHANCE if self.jitter else 0.0),
+            order=orders[(order * len(orders)).long()],
+            factor=low + torch.stack(factors, 1) * (high - low),
         )
+        drawn = u[:, : crop.DRAWS], flip < self.flip, jitter, gray < self.grayscale
+        return ViewParameters(*drawn, blur < self.blur, SIGMA[0] + sigma * (SIGMA[1] - SIGMA[0]))
 
     def boxes(self, how: ViewParameters, height: Tensor | int, width: Tensor | int) -> Tensor:
         """Crop boxes `int64 [B, 4]` (top, left, height, width) for images of the given sizes."""
-        return random_boxes(how.crop, height, width, self.scale)
+        return crop.random_boxes(how.crop, height, width, self.scale)
 
     def _views(
         self, images: Tensor, index: Tensor, epoch: int, sizes: Tensor | None, views: int
@@ -210,11 +190,11 @@ class SimCLRViews(nn.Module):
         (height, width), size = images.shape[-2:], self.image_size
         # Code is compiled for a number of taps. Of images of many sizes each batch would have its
         # own, and all of them would wait for the compiler.
-        weigh, resample = taps, resampled
+        weigh, resample = crop.taps, crop.resampled
         if self.compiled and not mixed:
-            weigh, resample = compiled(taps), compiled(resampled)
+            weigh, resample = compiled(crop.taps), compiled(crop.resampled)
         tall, wide = height, width
-        if box.is_cpu and weigh is taps:  # it saves work to know; accelerators would wait
+        if box.is_cpu and weigh is crop.taps:  # it saves work to know; accelerators would wait
             tall, wide = int(box[:, 2].max()), int(box[:, 3].max())
         top, left, h, w = box.unbind(1)
         rows = weigh(top, h, None, height, size, tall)

@@ -221,7 +221,7 @@ def test_micro_batches_too_small_for_the_devices_are_refused(
     data = ready(batch_size=batch_size)
     data.trainer = trainer(devices=world, strategy="ddp")
     data.trainer.strategy.connect(InParts(size))
-    said = rf"model\.micro_batch_size is {size} over {world} devices.* give at least {least}$"
+    said = rf"micro_batch_size is {size}, but must be at least {least}, so that each of {world}"
     with pytest.raises(UserError, match=said):
         data.train_dataloader()
     data.trainer.strategy.connect(InParts(least))
@@ -306,7 +306,7 @@ def test_a_batch_too_small_for_all_ranks(world: int, batch_size: int) -> None:
         data.setup()
         data.trainer = trainer(devices=world, strategy="ddp")
         data._ranks = lambda rank=rank: (rank, world)  # type: ignore[method-assign]
-        sentence = f"data.batch_size is {batch_size} over {world} devices: give each at least 2"
+        sentence = f"data.batch_size is {batch_size}, but must be at least {2 * world}: two images"
         with pytest.raises(UserError, match=sentence):
             data.evaluation_loader("val", "both")
         with pytest.raises(UserError, match=sentence):

@@ -91,7 +91,7 @@ def test_weights_of_a_class_follow_from_the_seed() -> None:
 def test_no_class_that_a_file_names_is_imported(tmp_path: Path) -> None:
     fitted(tmp_path, encoder={"class_path": f"{PLACE}.Net"}, objective=f"{PLACE}.Distance")
     path = tmp_path / "own.ckpt"
-    with pytest.raises(UserError, match=r"Net.* imported for nobody but its owner"):
+    with pytest.raises(UserError, match=r"Net.* imported for its owner alone"):
         load_encoder(path)
     with pytest.raises(UserError, match=r"the checkpoint's encoder is .*hand it over"):
         SimCLR.load_from_checkpoint(path)
@@ -108,7 +108,7 @@ def test_a_class_of_a_script_is_its_owners_too(
     """Whoever defines a network in the script that trains it has it in `__main__`."""
     monkeypatch.setattr(Net, "__module__", "__main__")
     fitted(tmp_path, encoder=Net)
-    with pytest.raises(UserError, match=r"the class __main__.Net, which is imported for nobody"):
+    with pytest.raises(UserError, match=r"the class __main__.Net, which is imported for its owner"):
         load_encoder(tmp_path / "own.ckpt")
     assert isinstance(load_encoder(tmp_path / "own.ckpt", encoder=Net), Net)
 

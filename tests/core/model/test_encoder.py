@@ -155,11 +155,11 @@ def test_an_unknown_stem_is_a_sentence() -> None:
 
 
 def test_images_of_another_size_than_the_networks_are_a_sentence() -> None:
-    sentence = r"vit_tiny_patch16_224 cannot take images of 3 x 32 x 32 \(.*\): .*data.image_size"
+    sentence = r"vit_tiny_patch16_224 does not map images \[B, 3, 32, 32\] .*data.image_size"
     with pytest.raises(UserError, match=sentence):
         build("vit_tiny_patch16_224", 32)
 
 
 def test_a_network_that_does_not_pool_is_a_sentence() -> None:
-    with pytest.raises(UserError, match=r"resnet10t cannot take .* shape \[1, 512, 4, 4\]"):
+    with pytest.raises(UserError, match=r"resnet10t does not map .* shape \[1, 512, 4, 4\]"):
         build("resnet10t", 32, global_pool="")

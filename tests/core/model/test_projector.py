@@ -64,5 +64,5 @@ def test_a_head_without_layers_is_refused(layers: int) -> None:
 
 @pytest.mark.parametrize(("hidden", "width"), [(0, 5), (7, 0), (-2, 5), (None, -1)])
 def test_widths_below_one_are_refused(hidden: int | None, width: int) -> None:
-    with pytest.raises(UserError, match=r"widths are .* must be at least 1"):
+    with pytest.raises(UserError, match=r"model.proj.* must be at least 1"):
         build_projector(12, 2, hidden, width)

@@ -9,18 +9,10 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from simclr_pl.core.batch import Batch, Cut, EvaluationBatch, MicroBatches, Views
-from simclr_pl.core.data import loaders
-from simclr_pl.core.data.sources import (
-    MAX_PIXELS,
-    Labels,
-    OnBadImage,
-    Source,
-    Splits,
-    check_splits,
-    per_channel,
-)
+from simclr_pl.core.data import loaders, sources
+from simclr_pl.core.data.dataset import prepare_dataset, read_dataset
 from simclr_pl.core.errors import UserError, check
-from simclr_pl.core.lookup import Door, lookup, name_of
+from simclr_pl.core.lookup import Door, name_of
 from simclr_pl.core.paths import expanded
 from simclr_pl.core.randomness import run_seed
 from simclr_pl.core.speed.compiler import has_compiler
@@ -31,9 +23,6 @@ Split = Literal["train", "val", "test"]
 
 RESIDENT_SHARE = 0.25
 """Sets up to this share of a GPU's free memory are kept on it, those of image files aside."""
-
-READERS = "simclr_pl.images.datasets"
-"""What reads data sets by name, and those of one's own; imported when it is wanted."""
 
 
 class ContrastiveDataModule(L.LightningDataModule):
@@ -87,9 +76,9 @@ class ContrastiveDataModule(L.LightningDataModule):
         std: tuple[float, ...] | None = None,
         num_workers: int = 2,
         split_seed: int = 0,
-        labels: Labels = "given",
-        on_bad_image: OnBadImage = "error",
-        max_pixels: int = MAX_PIXELS,
+        labels: sources.Labels = "given",
+        on_bad_image: sources.OnBadImage = "error",
+        max_pixels: int = sources.MAX_PIXELS,
         predict_split: Split = "val",
         compiled: bool = False,
         seed: int | None = None,
@@ -107,22 +96,21 @@ class ContrastiveDataModule(L.LightningDataModule):
             "labels": labels, "on_bad_image": on_bad_image, "max_pixels": max_pixels,
         }  # fmt: skip
         self.left_out: Path | None = None
-        """Where image files that cannot be read are named, if a run has such a place."""
+        """The file that names the images that cannot be read, if a run has a place for it."""
         self._image_size, self._mean, self._std = image_size, mean, std
         self._augmentation: dict[str, Any] = {
             "scale": scale, "flip": flip, "jitter": jitter, "grayscale": grayscale, "blur": blur,
         }  # fmt: skip
         self.compiled, self.given_views = compiled, views
         # Values out of range are said now, not after a download.
-        side = 32 if image_size is None else image_size
-        SimCLRViews(side, **self._augmentation)
+        SimCLRViews(32 if image_size is None else image_size, **self._augmentation)
         self._loader: loaders.TrainLoader | None = None
         self._loaded: dict[str, Any] | None = None
         self.kept: Any = None
         """The validation images of the run that these data are for (`HeldOut`), if it has begun."""
-        self.whole: Splits
+        self.whole: sources.Splits
         """As they were read; of `splits` some images may have been left out."""
-        self.splits: Splits
+        self.splits: sources.Splits
         self.views: SimCLRViews
         """The paper's: of crops for evaluation, and of clean images."""
         self.makes_views: Any
@@ -133,24 +121,16 @@ class ContrastiveDataModule(L.LightningDataModule):
         self.std: tuple[float, ...] | None = None
         self.empty_channels: tuple[int, ...] = ()
 
-    # Lightning's hooks --------------------------------------------------------------------------
-
     def prepare_data(self) -> None:
         """Downloads what is missing: Lightning calls this once a machine."""
-        if not isinstance(self.given_dataset, Splits):
-            _reader("prepare")(self.given_dataset, self.root)
+        prepare_dataset(self.given_dataset, self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the data and derives channels, image size, classes and statistics."""
         if self.channels is not None:
             return
-        splits = self.given_dataset
-        plain = list(self.reading.values()) == ["given", "error", MAX_PIXELS]
-        if isinstance(splits, Splits) and plain:
-            check_splits(splits, self.dataset)
-        else:
-            where = self.root, self.split_seed, self.kept
-            splits = _reader("load")(splits, *where, **self.reading, left_out=self.left_out)
+        where = self.root, self.split_seed, self.kept, self.reading, self.left_out
+        splits = read_dataset(self.given_dataset, *where)
         channels = splits.train.channels
         if channels not in (1, 3) and any(self._augmentation[k] for k in ("jitter", "grayscale")):
             raise UserError(
@@ -158,8 +138,8 @@ class ContrastiveDataModule(L.LightningDataModule):
                 "only of 1 or 3: give --data.jitter 0 --data.grayscale 0"
             )
         mean, std, self.empty_channels = splits.train.statistics()
-        self.mean = per_channel("mean", self._mean or mean, channels)
-        self.std = per_channel("std", self._std or std, channels)
+        self.mean = sources.per_channel("mean", self._mean or mean, channels)
+        self.std = sources.per_channel("std", self._std or std, channels)
         self.image_size = self._image_size or splits.train.side or 224
         self.views = SimCLRViews(
             self.image_size, **self._augmentation, mean=self.mean, std=self.std, seed=self.seed,
@@ -175,13 +155,10 @@ class ContrastiveDataModule(L.LightningDataModule):
     def train_dataloader(self) -> loaders.TrainLoader:
         """Batches for pretraining, in each epoch's order."""
         train = self.splits.train
-        if self.batch_size > len(train):
-            raise UserError(
-                f"data.batch_size is {self.batch_size}, but {self.dataset} has {len(train)} images "
-                f"to train on: give at most {len(train)}"
-            )
-        (rank, world), trainer = self._ranks(), self.trainer
+        (rank, world), trainer, most = self._ranks(), self.trainer, len(train)
         assert trainer is not None
+        wanted = f"at most {most}, the images that {self.dataset} has to train on"
+        check(self.batch_size <= most, "data.batch_size", self.batch_size, wanted)
         loaders.check_batch(self.batch_size, world)
         micro = getattr(trainer.lightning_module, "micro_batch_size", None)
         parts = loaders.count_micro_batches(self.batch_size, micro, world)
@@ -249,8 +226,6 @@ class ContrastiveDataModule(L.LightningDataModule):
         """Ends worker processes: Lightning doesn't tear down what has failed."""
         self.teardown()
 
-    # What those are made of, for tools without a trainer --------------------------------------
-
     @property
     def num_classes(self) -> int:
         """Number of classes, 0 where nothing is labelled."""
@@ -278,9 +253,8 @@ class ContrastiveDataModule(L.LightningDataModule):
             )
         rank, world = self._ranks()
         rows = loaders.scored_rows(source.labels, split, world, labelled_only=labelled_only)
-        size = self.batch_size
-        if cut == "clean":  # of which nothing depends on the others in its batch
-            size = max(size, 2 * world)
+        # Of clean images nothing depends on the others in their batch.
+        size = max(self.batch_size, 2 * world * (cut == "clean"))
         loaders.check_batch(size, world)
         return loaders.EvaluationLoader(self._place(source), size, rank, world, cut, rows)
 
@@ -300,15 +274,16 @@ class ContrastiveDataModule(L.LightningDataModule):
 
     def make_clean(self, batch: Batch, *, views: bool) -> EvaluationBatch:
         """The clean images of a batch, and with `views` those of each as well."""
-        return clean_of(self.makes_views, self.views, batch, views=views)
+        made = self.make_views(batch) if views else None
+        return clean_of(self.makes_views, self.views, batch, made)
 
-    def _prepared(self, splits: Splits) -> Splits:
+    def _prepared(self, splits: sources.Splits) -> sources.Splits:
         how = self.views, self.makes_views, self.num_workers
         test = None if splits.test is None else splits.test.prepared(*how)
         train, val = splits.train.prepared(*how), splits.val.prepared(*how)
         return splits._replace(train=train, val=val, test=test)
 
-    def _place(self, source: Source) -> Source:
+    def _place(self, source: sources.Source) -> sources.Source:
         """Keeps a set on the GPU where it fits."""
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if device.type != "cuda":
@@ -320,8 +295,3 @@ class ContrastiveDataModule(L.LightningDataModule):
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
-
-
-def _reader(name: str) -> Any:
-    """A function that reads data sets: they are no part of the core."""
-    return lookup(f"{READERS}.{name}", {}, "data.dataset").target

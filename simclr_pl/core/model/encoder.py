@@ -143,7 +143,8 @@ def _create(spec: EncoderSpec) -> tuple[nn.Module, str]:
         if spec.name in resnets:
             network: nn.Module = models.get_model(spec.name, weights=None, **spec.args)
             network.fc = nn.Identity()
-            _set_input_channels(network, spec.channels)
+            if isinstance(conv := network.conv1, nn.Conv2d) and conv.in_channels != spec.channels:
+                network.conv1 = _like(conv, spec.channels, conv.kernel_size[0], conv.stride[0])
             return network, "torchvision"
         import timm  # late: it takes seconds
 
@@ -175,12 +176,6 @@ def _refuse_name(name: str, known: list[str]) -> NoReturn:
         f"unknown encoder '{name}': torchvision's ResNets, every timm model and mlp serve, or a "
         f"class path of your own, as my_module.Net; did you mean {' or '.join(near)}?"
     )
-
-
-def _set_input_channels(network: nn.Module, channels: int) -> None:
-    conv = network.get_submodule("conv1")
-    if isinstance(conv, nn.Conv2d) and conv.in_channels != channels:
-        network.conv1 = _like(conv, channels, conv.kernel_size[0], conv.stride[0])
 
 
 def _fit_stem(network: nn.Module, stride: int) -> bool:

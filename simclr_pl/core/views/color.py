@@ -6,6 +6,7 @@ here depends on a sample's place in the batch, to the bit.
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,8 +36,8 @@ class Jitter(NamedTuple):
     factor: Tensor
 
 
-def luma(planes: Tensor) -> Tensor:
-    """Grayscale `[B, H, W]` of RGB planes; of one channel that channel itself, as a view."""
+def luma(planes: Tensor | Sequence[Tensor]) -> Tensor:
+    """Grayscale of RGB planes, a plane each; of one plane that plane itself, as a view."""
     if len(planes) == 1:
         return planes[0]
     red, green, blue = planes

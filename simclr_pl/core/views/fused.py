@@ -9,7 +9,7 @@ that the host would have to wait for.
 import torch
 from torch import Tensor
 
-from simclr_pl.core.views.color import HUE, LUMA, Jitter, shares
+from simclr_pl.core.views.color import HUE, Jitter, luma, shares
 
 
 def recoloured(planes: Tensor, how: Jitter, gray: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -31,22 +31,16 @@ def recoloured(planes: Tensor, how: Jitter, gray: Tensor, mean: Tensor, std: Ten
     own = torch.where(jittered, own, 1.0)
     to_mean, to_gray = (torch.where(jittered, share, 0.0) for share in (to_mean, to_gray))
     for step in range(4):
-        luma = _luma(colours)
-        target = luma * to_gray[step] + luma.mean(-1, keepdim=True) * to_mean[step]
+        gray_now = luma(colours)
+        target = gray_now * to_gray[step] + gray_now.mean(-1, keepdim=True) * to_mean[step]
         new = [(colour * own[step] + target).clamp(0, 1) for colour in colours]
         if count == 3:
             is_hue = jittered & (how.order[:, step, None] == HUE)
             new = _where(is_hue, _hue_shifted(colours, turns), new)
         colours = new
-    colours = _where(gray[:, None], [_luma(colours)] * count, colours)
+    colours = _where(gray[:, None], [luma(colours)] * count, colours)
     normal = torch.stack([(c - mean[i, 0]) / std[i, 0] for i, c in enumerate(colours)], 1)
     return normal.view(planes.transpose(0, 1).shape)
-
-
-def _luma(colours: list[Tensor]) -> Tensor:
-    if len(colours) == 1:
-        return colours[0]
-    return colours[0] * LUMA[0] + colours[1] * LUMA[1] + colours[2] * LUMA[2]
 
 
 def _where(on: Tensor, these: list[Tensor], those: list[Tensor]) -> list[Tensor]:

@@ -72,22 +72,21 @@ def views_of(makes: Any, batch: Batch) -> Views:
 
 
 @torch.no_grad()
-def clean_of(makes: Any, paper: SimCLRViews, batch: Batch, *, views: bool) -> EvaluationBatch:
-    """The clean images of a batch, and with `views` those of each as well.
+def clean_of(makes: Any, paper: SimCLRViews, batch: Batch, views: Views | None) -> EvaluationBatch:
+    """The clean images of a batch, beside their views.
 
     Args:
         makes: from `build_views`; its own `clean` (images, and `sizes` where they differ), if it
             has one, makes the clean images, else that of the paper's views does.
         paper: the paper's views of these data.
         batch: images on the device that the result is wanted on.
-        views: whether views are wanted too.
+        views: of the same batch, where they are wanted too.
     """
     # Worker-cut batches hold the clean crop last, already square and of the right size.
     whole = batch.images if batch.images.dim() == 4 else batch.images[:, -1]
-    made = views_of(makes, batch) if views else None
     sizes = {} if batch.sizes is None else {"sizes": batch.sizes}
     clean = getattr(makes, "clean", paper.clean)(whole, **sizes)
-    return EvaluationBatch(clean, made, batch.labels, batch.index)
+    return EvaluationBatch(clean, views, batch.labels, batch.index)
 
 
 def _check_views(made: Any, images: int, makes: Any) -> None:

@@ -115,14 +115,14 @@ def test_a_batch_larger_than_train_is_refused_with_the_largest_possible() -> Non
     data = ready(batch_size=5000)
     data.trainer = trainer()
     size = len(data.splits.train)
-    with pytest.raises(UserError, match=f"digits has {size} images .* give at most {size}"):
+    with pytest.raises(UserError, match=f"must be at most {size}, the images that digits has"):
         data.train_dataloader()
 
 
 def test_a_batch_too_small_for_the_devices_is_refused() -> None:
     data = ready(batch_size=5)
     data.trainer = trainer(devices=3, strategy="ddp")
-    with pytest.raises(UserError, match=r"data\.batch_size is 5 over 3 devices"):
+    with pytest.raises(UserError, match=r"data\.batch_size is 5, but must be at least 6"):
         data.train_dataloader()
 
 

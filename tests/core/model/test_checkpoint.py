@@ -277,7 +277,7 @@ def _grow(checkpoint: dict[str, Any]) -> None:
     ("change", "sentence"),
     [
         (_drop, r"'conv1.weight' is absent there and \[64, 1, 3, 3\] here"),
-        (_add, r"'conv9.weight' is \[64, 1, 3, 3\] there and absent here"),
+        (_add, r"'conv9.weight' is \[1\] there and absent here"),
         (_rename, r"'layer1.0.conv1.weight' is \[64, 64, 3, 3\] there and \[64, 64, 1, 1\] here"),
         (_grow, r"'conv1.weight' is \[64, 1, 3, 3\] there and \[64, 3, 3, 3\] here"),
     ],

@@ -23,6 +23,7 @@ from simclr_pl.core.batch import Batch, MicroBatches
 from simclr_pl.core.model import simclr
 from simclr_pl.core.model.checkpoint import KEY, description
 from simclr_pl.core.model.geometry import geometry_of
+from simclr_pl.core.model.network import build_network
 from simclr_pl.core.model.optim import OptimizerRecipe, build_optimizer
 from simclr_pl.core.speed.constants import constant
 from simclr_pl.pictures import encoded_sample as snapshot
@@ -65,7 +66,7 @@ def model(data: ContrastiveDataModule, stem: str) -> SimCLR:
     built = SimCLR(**small, stem=stem, projection_dim=8)  # type: ignore[arg-type]
     geometry = geometry_of(data)
     assert geometry is not None
-    built._build(geometry)
+    build_network(built, geometry)
     built._trainer = quiet()
     built.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     return built

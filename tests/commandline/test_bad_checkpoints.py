@@ -103,7 +103,7 @@ def test_weights_of_another_architecture_are_refused_by_parameter(
     sentence = refused(tmp_path, "--init_from", last, "--model.projection_dim", "64")
     assert "another architecture" in sentence
     assert "'projector.1.0.weight'" in sentence
-    assert "Use the configuration that wrote the checkpoint" in sentence
+    assert "Use the configuration that wrote it" in sentence
 
 
 def test_evaluating_data_that_the_checkpoint_does_not_fit_is_refused(

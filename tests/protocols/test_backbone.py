@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from simclr_pl import SimCLR, UserError
 from simclr_pl.core.model.checkpoint import KEY
 from simclr_pl.core.model.geometry import Geometry
+from simclr_pl.core.model.network import build_network
 from simclr_pl.protocols.backbone import Backbone, load_backbone
 
 V2 = ("--model.projector_layers", "3", "--model.projector_hidden", "24")
@@ -92,7 +93,7 @@ def test_fresh_weights_are_those_that_pretraining_with_that_seed_starts_from(
     assert torch.get_rng_state().equal(before)
     about = trained[KEY]
     model = SimCLR(**(trained["hyper_parameters"] | {"seed": seed}))
-    model._build(Geometry(1, 8, tuple(about["mean"]), tuple(about["std"])))
+    build_network(model, Geometry(1, 8, tuple(about["mean"]), tuple(about["std"])))
     assert_same(state_of(backbone), parts(dict(model.state_dict()), layers))
     assert not state_of(backbone)["encoder.conv1.weight"].equal(
         trained["state_dict"]["encoder.conv1.weight"]

@@ -160,7 +160,8 @@ class ContrastiveDataModule(L.LightningDataModule):
         wanted = f"at most {most}, the images that {self.dataset} has to train on"
         check(self.batch_size <= most, "data.batch_size", self.batch_size, wanted)
         loaders.check_batch(self.batch_size, world)
-        micro = getattr(trainer.lightning_module, "micro_batch_size", None)
+        model = getattr(trainer, "lightning_module", None)
+        micro = getattr(model, "micro_batch_size", None)
         parts = loaders.count_micro_batches(self.batch_size, micro, world)
         place = self._place(train), self.batch_size, rank, world, self.seed
         self._loader = loaders.TrainLoader(

@@ -33,11 +33,19 @@ class Gone(L.Callback):
 
 
 @contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """A context in which no file may grow beyond so many bytes, as if a disk was full."""
+def room_given_back() -> Iterator[None]:
+    """A context behind which files may grow as before it: pytest's own output may be one."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """A context in which no file may grow beyond so many bytes, as if a disk was full."""
+    with room_given_back():
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+        yield

@@ -1,34 +1,28 @@
 """Disks without room, directories that vanish, and output that nobody reads any more."""
 
 import os
-import resource
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import QUICK, called, finish, fit, run, start
+from commands import QUICK, Outcome, called, finish, fit, run, start
+from filling import room_given_back
 from run_files import checkpoint, rows
 
 EVERY = ("--checkpoint.every_n_steps", "1")
 
 
-@pytest.fixture(autouse=True)
-def _room() -> Iterator[None]:
-    """What a callback takes away is given back."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def full(size: int) -> tuple[str, ...]:
-    return "--trainer.callbacks+=filling.Full", f"--trainer.callbacks.size={size}"
+def filled(directory: Path, size: int) -> Outcome:
+    """How a run ends whose files may not grow beyond so many bytes from its third step on."""
+    full = ("--trainer.callbacks+=filling.Full", f"--trainer.callbacks.size={size}")
+    with room_given_back():
+        return run("fit", *QUICK, *EVERY, "--run_dir", directory, *full)
 
 
 def test_a_disk_that_is_full_at_a_checkpoint_leaves_the_one_before(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     path = directory / "checkpoints" / "last.ckpt"
-    outcome = run("fit", *QUICK, *EVERY, "--run_dir", directory, *full(20_000))
+    outcome = filled(directory, 20_000)
     assert outcome.code == 2, outcome
     assert outcome.sentence == (
         f"error: {path} cannot be written (File too large): see to it that it can be; the "
@@ -36,7 +30,6 @@ def test_a_disk_that_is_full_at_a_checkpoint_leaves_the_one_before(tmp_path: Pat
     )
     assert checkpoint(directory)["global_step"] == 2
     assert sorted(file.name for file in path.parent.iterdir()) == ["data.npz", "last.ckpt"]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     fit(directory, *EVERY, "--resume")
     assert checkpoint(directory)["global_step"] == 4
     assert [row["step"] for row in rows(directory)] == ["0", "1", "2", "3"]
@@ -44,7 +37,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_leaves_the_one_before(tmp_path: Pat
 
 def test_a_disk_that_is_full_at_a_number_ends_in_a_sentence(tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    outcome = run("fit", *QUICK, *EVERY, "--run_dir", directory, *full(10))
+    outcome = filled(directory, 10)
     assert outcome.code == 2, outcome
     assert outcome.sentence.startswith(f"error: {directory}/metrics.csv cannot be written (File to")
     assert outcome.sentence.endswith("; --resume goes on from the last checkpoint")

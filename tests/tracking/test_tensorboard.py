@@ -1,7 +1,6 @@
 """TensorBoard's files, read back by TensorBoard itself."""
 
 import io
-import resource
 import sys
 import threading
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import QUICK, REPOSITORY, fit, run
+from filling import no_file_above
 from PIL import Image
 from run_files import rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -123,16 +123,12 @@ def test_files_that_can_no_longer_be_written_end_no_training(
     logger.log_metrics({"train/loss": 1.0}, 0)
     logger.experiment.flush()
     (file,) = (tmp_path / "run").rglob("events.*")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size, before[1]))
-    try:
+    with no_file_above(file.stat().st_size):
         for step in range(1, 5):
             logger.log_metrics({"train/loss": 1.0}, step)
             survived(logger, logger.experiment.flush)
         logger.save()
         logger.finalize("success")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     said = capsys.readouterr().out
     assert said.count("TensorBoard: no more is logged there ([Errno 27] File too large") == 1
     assert said.count("\n") == 1

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from simclr_pl.core.batch import EvaluationOutput, StepOutput
 from simclr_pl.core.distributed import rank_and_world, sum_over_ranks
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import check, in_one_line
 from simclr_pl.monitors.health_metrics import StepHealth, in_float64, rankme, step_health
 from simclr_pl.monitors.health_warnings import WINDOW, Trouble, Window
 from simclr_pl.monitors.moments import log_now
@@ -42,8 +42,7 @@ class HealthMonitor(L.Callback):
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
-        if every_n_steps < 0:
-            raise UserError(f"health.every_n_steps is {every_n_steps}, but must be 0 (off) or more")
+        check(every_n_steps >= 0, "health.every_n_steps", every_n_steps, "0 (off) or more")
         self.every_n_steps = every_n_steps
         self._begin()
 
@@ -123,13 +122,10 @@ class HealthMonitor(L.Callback):
             if not alone:
                 raise
             first, self._complained = not self._complained, True
-            what = " ".join(str(error).split())[:300]
             with suppress(Exception):  # it may be printing that fails
                 if first and trainer.is_global_zero:
-                    trainer.print(
-                        f"warning: health is not watched ({type(error).__name__}: {what}); "
-                        "training goes on"
-                    )
+                    what = in_one_line(error)[:300]
+                    trainer.print(f"warning: health is not watched ({what}); training goes on")
             return None
 
     # Validation -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 
 from simclr_pl.core.batch import UNLABELLED, EvaluationOutput
 from simclr_pl.core.distributed import sum_over_ranks
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import check
 from simclr_pl.monitors.moments import due
 from simclr_pl.protocols.features import EncodesSplits, encode_once
 from simclr_pl.protocols.knn import knn_hits
@@ -35,15 +35,11 @@ class KNNMonitor(EncodesSplits):
     """
 
     def __init__(
-        self,
-        every_n_epochs: int = 10,
-        k: tuple[int, ...] = (20, 200),
-        temperature: float = 0.07,
+        self, every_n_epochs: int = 10, k: tuple[int, ...] = (20, 200), temperature: float = 0.07
     ) -> None:
         super().__init__("knn", every_n_epochs)
         check_above_zero("knn.k", k)
-        if not temperature > 0:
-            raise UserError(f"knn.temperature is {temperature}, but must be above 0")
+        check(temperature > 0, "knn.temperature", temperature, "above 0")
         self.k, self.temperature = tuple(k), temperature
         self._outputs: list[EvaluationOutput] = []
 

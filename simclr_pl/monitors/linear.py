@@ -6,7 +6,7 @@ import lightning as L
 
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.datamodule import Split
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import check
 from simclr_pl.monitors.moments import due, is_last
 from simclr_pl.protocols.features import EncodesSplits, encode_once
 from simclr_pl.protocols.linear import Recipe, fit_linear
@@ -35,14 +35,10 @@ class LinearEvaluation(EncodesSplits):
     """
 
     def __init__(
-        self,
-        every_n_epochs: int = 0,
-        epochs: int = Recipe().epochs,
-        test_at_end: bool = False,
+        self, every_n_epochs: int = 0, epochs: int = Recipe().epochs, test_at_end: bool = False
     ) -> None:
         super().__init__("linear", every_n_epochs)
-        if epochs < 1:
-            raise UserError(f"linear.epochs is {epochs}, but must be at least 1")
+        check(epochs >= 1, "linear.epochs", epochs, "at least 1")
         self.epochs, self.test_at_end = epochs, test_at_end
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

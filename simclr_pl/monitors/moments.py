@@ -13,9 +13,9 @@ from simclr_pl import lightning_internals as internals
 def is_last(trainer: L.Trainer) -> bool:
     """Whether the step just taken is the last, as far as is known now.
 
-    It is where `max_epochs` or `max_steps` is reached, and where somebody has set
-    `trainer.should_stop`: `max_time` does so behind a step, early stopping behind a validation,
-    which then wasn't the last: `SaveCheckpoint` has another one follow.
+    The last step reaches `max_epochs` or `max_steps`, or somebody has set `trainer.should_stop`.
+    `max_time` sets it behind a step. Early stopping sets it behind a validation, which then wasn't
+    the last: `SaveCheckpoint` makes another one follow.
     """
     if trainer.global_step == trainer.max_steps or internals.stops_early(trainer):
         return True
@@ -23,7 +23,7 @@ def is_last(trainer: L.Trainer) -> bool:
 
 
 def validate_at_the_end(trainer: L.Trainer) -> None:
-    """Has Lightning validate behind the last step, which `check_val_every_n_epoch` may not meet."""
+    """Makes Lightning validate behind the last step, which `check_val_every_n_epoch` may miss."""
 
     def due() -> bool:
         # Saved in mid-epoch, behind the validation of a run that has been told to go on since: a
@@ -35,7 +35,7 @@ def validate_at_the_end(trainer: L.Trainer) -> None:
 
 
 def due(trainer: L.Trainer, every_n_epochs: int) -> bool:
-    """Whether a monitor's turn has come: each so many epochs of training, and at its end."""
+    """Whether a monitor's turn has come: every `every_n_epochs` epochs, and at the end."""
     if not every_n_epochs or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
         return False
     return is_last(trainer) or (trainer.current_epoch + 1) % every_n_epochs == 0
@@ -46,13 +46,13 @@ def log_now(
 ) -> None:
     """Logs values of the step just taken at once, with the epoch.
 
-    Lightning's `log` would hand them on behind all hooks, on steps that `log_every_n_steps` divides
-    alone, and again on later steps that have no new value.
+    Lightning's `log` would hand them on behind all hooks, only on steps that `log_every_n_steps`
+    divides, and again on later steps that have no new value.
 
     Args:
-        trainer: whose step it is.
+        trainer: the trainer that has taken the step.
         numbers: by name.
-        loggers: which of its loggers (default: all).
+        loggers: the loggers that get them (default: all of the trainer's).
     """
     for logger in trainer.loggers if loggers is None else loggers:
         row = {**numbers, "epoch": trainer.current_epoch}

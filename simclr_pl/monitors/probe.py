@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from simclr_pl.core.batch import UNLABELLED, EvaluationOutput, StepOutput
 from simclr_pl.core.distributed import rank_and_world, sum_over_ranks
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, check
 from simclr_pl.core.model.optim import on_this_device
 from simclr_pl.protocols.scoring import Hits
 
@@ -35,10 +35,8 @@ class OnlineProbe(L.Callback):
     """
 
     def __init__(self, learning_rate: float = 1e-3, weight_decay: float = 0.0) -> None:
-        if not learning_rate > 0:
-            raise UserError(f"probe.learning_rate is {learning_rate}, but must be above 0")
-        if weight_decay < 0:
-            raise UserError(f"probe.weight_decay is {weight_decay}, but must be 0 or more")
+        check(learning_rate > 0, "probe.learning_rate", learning_rate, "above 0")
+        check(weight_decay >= 0, "probe.weight_decay", weight_decay, "0 or more")
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.head: nn.Linear | None = None
         self.optimizer: torch.optim.Optimizer | None = None

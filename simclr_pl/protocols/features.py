@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from simclr_pl.core.batch import EvaluationOutput
 from simclr_pl.core.data.datamodule import ContrastiveDataModule, Split
 from simclr_pl.core.distributed import gather_rows, row_counts
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, check
 from simclr_pl.writing import make_folder, whole
 
 GATHERED = 8192
@@ -36,11 +36,11 @@ class Features(NamedTuple):
 
 
 def collect(outputs: list[EvaluationOutput], device: torch.device) -> Features:
-    """Puts together what all ranks have encoded.
+    """Puts together the features of all ranks.
 
     Args:
         outputs: of this rank's steps.
-        device: of the collective operations.
+        device: where the collective operations run.
 
     Returns:
         The whole split on the CPU, the same on every rank.
@@ -63,11 +63,7 @@ def collect(outputs: list[EvaluationOutput], device: torch.device) -> Features:
 
 @torch.no_grad()
 def encode(
-    encoder: nn.Module,
-    data: ContrastiveDataModule,
-    split: Split,
-    *,
-    labelled_only: bool = False,
+    encoder: nn.Module, data: ContrastiveDataModule, split: Split, *, labelled_only: bool = False
 ) -> Features:
     """Encodes a split's clean images in this process, with a frozen encoder in eval mode.
 
@@ -92,13 +88,13 @@ def encode(
 def encode_crops(
     encoder: nn.Module, data: ContrastiveDataModule, rows: Tensor, epoch: int
 ) -> Tensor:
-    """Encodes one view of each of those training images, with a frozen encoder in eval mode.
+    """Encodes one view of each of some training images, with a frozen encoder in eval mode.
 
     Args:
         encoder: `float [B, C, S, S]` to `[B, D]`.
-        data: a data module that has been set up; what its views do is what is done.
+        data: a data module that has been set up, whose views are made.
         rows: `int64 [N]`, places in the training split.
-        epoch: which of the endless views; the same epoch gives the same ones.
+        epoch: of the views; the same epoch gives the same ones.
 
     Returns:
         `[N, D]`, on the encoder's device.
@@ -158,10 +154,7 @@ class EncodesSplits(L.Callback):
     """
 
     def __init__(self, option: str, every_n_epochs: int) -> None:
-        if every_n_epochs < 0:
-            raise UserError(
-                f"{option}.every_n_epochs is {every_n_epochs}, but must be 0 (off) or more"
-            )
+        check(every_n_epochs >= 0, f"{option}.every_n_epochs", every_n_epochs, "0 (off) or more")
         self.every_n_epochs = every_n_epochs
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -217,7 +210,7 @@ class FeatureWriter(L.Callback):
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
     ) -> None:
-        """Keeps this rank's outputs, in the computer's memory."""
+        """Keeps this rank's outputs in the computer's memory."""
         features, labels, index = (outputs[k].cpu() for k in ("features", "labels", "index"))
         self._outputs.append(EvaluationOutput(features=features, labels=labels, index=index))
 
@@ -227,11 +220,8 @@ class FeatureWriter(L.Callback):
         every = collect(self._outputs, trainer.strategy.root_device)
         self._outputs = []
         if trainer.is_global_zero:
-            arrays: dict[str, Any] = {
-                "features": every.features.float().numpy(),
-                "labels": every.labels.numpy(),
-                "index": every.index.numpy(),
-            }
+            every = every._replace(features=every.features.float())  # NumPy has no bfloat16
+            arrays: dict[str, Any] = {name: part.numpy() for name, part in every._asdict().items()}
             make_folder(self.path.parent)
             with whole(self.path) as file:
                 np.savez(file, **arrays)

@@ -1,4 +1,4 @@
-"""Is pretraining worth it? One linear protocol for raw pixels, an untrained and a trained encoder.
+"""The protocol of `compare`: one linear classifier for pixels, an untrained and a trained encoder.
 
 Protocol "logistic": frozen features of clean images (eval mode, no augmentation), standardised by
 the training images' mean and standard deviation, multinomial logistic regression with L2 strength
@@ -6,9 +6,9 @@ C = 1 (scikit-learn, L-BFGS), nothing tuned. Few labels are drawn class-balanced
 split, whose validation holdout is not touched; all draws are the same for every column.
 """
 
+import math
+import statistics
 from typing import NamedTuple
-
-import numpy as np
 
 from simclr_pl.images.splits import few_labels
 from simclr_pl.protocols.features import Features
@@ -22,7 +22,7 @@ class Score(NamedTuple):
     Attributes:
         all_labels: with every label of the training split.
         draws: with few labels, one accuracy a draw.
-        labels_per_class: how few.
+        labels_per_class: images of each class in a draw.
     """
 
     all_labels: float
@@ -31,20 +31,20 @@ class Score(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Over draws."""
-        return float(np.mean(self.draws))
+        """Mean over draws."""
+        return statistics.fmean(self.draws)
 
     @property
     def spread(self) -> float:
         """Standard deviation over draws (n - 1)."""
-        return float(np.std(self.draws, ddof=1)) if len(self.draws) > 1 else 0.0
+        return statistics.stdev(self.draws) if len(self.draws) > 1 else 0.0
 
 
 def margin_in_standard_errors(better: Score, worse: Score) -> float:
     """The mean difference over draws, in standard errors of that difference (paired draws)."""
-    differences = np.array(better.draws) - np.array(worse.draws)
-    error = differences.std(ddof=1) / np.sqrt(len(differences))
-    return float(differences.mean() / max(error, 1e-12))
+    differences = [a - b for a, b in zip(better.draws, worse.draws, strict=True)]
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return statistics.fmean(differences) / max(error, 1e-12)
 
 
 def score(train: Features, test: Features, labels_per_class: int, draws: int) -> Score:

@@ -8,7 +8,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from simclr_pl.core.distributed import sum_over_ranks
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, check
 from simclr_pl.core.lookup import Door
 from simclr_pl.core.model.batch_norm import globalise_batch_norm
 from simclr_pl.core.model.checkpoint import KEY, read_checkpoint
@@ -88,8 +88,7 @@ class FineTuning(TrainedModule):
         )
         self.recipe.check("")
         layers = from_projector_layer
-        if layers < 0:
-            raise UserError(f"from_projector_layer is {layers}, but must be at least 0")
+        check(layers >= 0, "from_projector_layer", layers, "at least 0")
         if from_scratch and head_only:
             raise UserError(
                 "--from_scratch trains the whole network, and --head_only its last layer alone: "

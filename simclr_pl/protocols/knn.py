@@ -80,7 +80,7 @@ def evaluate_knn(
     ks: Sequence[int] = KS,
     temperatures: Sequence[float] = TEMPERATURES,
 ) -> Score:
-    """The whole protocol: the held-out tenth against the rest chooses, then all of train votes.
+    """The whole protocol: the held-out tenth chooses, then all of train votes.
 
     Args:
         train: labelled rows of train.
@@ -118,9 +118,9 @@ def knn_hits(
     ks: Sequence[int],
     temperature: float,
 ) -> Tensor:
-    """How many labelled queries are classified right with each k, and their number last.
+    """Number of labelled queries that are classified right with each k, and of all of them, last.
 
-    What has no numbers as features, or for neighbours, is not right.
+    A query is not right where its features or its neighbours' are not finite.
 
     Args:
         queries: `[Q, D]`; on their device, in float32 at least, the work is done.

@@ -24,11 +24,7 @@ ITERATIONS = 500
 
 
 def evaluate_logistic(
-    train: Rows,
-    scored: Rows,
-    classes: int,
-    seed: int,
-    strengths: Sequence[float] = STRENGTHS,
+    train: Rows, scored: Rows, classes: int, seed: int, strengths: Sequence[float] = STRENGTHS
 ) -> Score:
     """The whole protocol: strength chosen on a tenth of train, fitted again, scored once.
 

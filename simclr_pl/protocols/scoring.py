@@ -1,4 +1,4 @@
-"""What protocols on frozen features share: labelled rows, the part that chooses, accuracies."""
+"""Shared by the protocols on frozen features: labelled rows, the choice on a tenth, accuracies."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -9,7 +9,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_stat_scores
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, check
 from simclr_pl.images.splits import holdout, no_labels
 from simclr_pl.protocols.features import Features
 
@@ -40,12 +40,12 @@ class Rows(NamedTuple):
 
 
 class Score(NamedTuple):
-    """What a protocol says of an encoder.
+    """The result of a protocol.
 
     Attributes:
         top1: share of the scored split that is classified right.
-        chosen: what was chosen on the held-out part of train.
-        top5: share whose class is among the five likeliest; none of fewer than six classes.
+        chosen: the parameters that were chosen on the held-out part of train.
+        top5: share whose class is among the five likeliest; `None` with fewer than six classes.
     """
 
     top1: float
@@ -73,9 +73,9 @@ def labelled(split: Features, name: str) -> Rows:
 
 
 def top_ks(classes: int) -> tuple[int, ...]:
-    """The k of top-k accuracies: 1, and 5 where there are six classes or more.
+    """The k of top-k accuracies: 1, and 5 with six classes or more.
 
-    Of fewer, every class is among the five likeliest.
+    With fewer classes, every class is among the five likeliest.
     """
     return (1, 5) if classes > 5 else (1,)
 
@@ -83,9 +83,9 @@ def top_ks(classes: int) -> tuple[int, ...]:
 class Hits(Metric):
     """Accuracies of batches as they come, over all ranks.
 
-    torchmetrics keeps the counts and sums them over ranks. Those of a batch are made here: its own
-    update would make the host wait for the device, and takes NaN for the largest score. What is
-    not finite is not right.
+    torchmetrics keeps the counts and sums them over ranks. A batch is counted here, since
+    torchmetrics' own update would make the host wait for the device, and takes NaN for the largest
+    score: a row with a number that is not finite is not right.
 
     Args:
         classes: C.
@@ -106,7 +106,7 @@ class Hits(Metric):
 
     @property
     def update_called(self) -> bool:
-        """True: counts may come from a checkpoint, and torchmetrics need not warn of none."""
+        """True: counts may come from a checkpoint, so that torchmetrics has nothing to warn of."""
         return True
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
@@ -129,10 +129,11 @@ class Hits(Metric):
 
 
 def count_right(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
-    """How many rows each of H classifiers has right: `int64 [H]`, counted by torchmetrics.
+    """Number of rows that each of H classifiers has right: `int64 [H]`, counted by torchmetrics.
 
-    A row that holds a NaN, which torchmetrics takes for the largest score, is not right, and
-    neither is one with an infinity for its own class: minus infinity is a class never seen.
+    Two kinds of rows are not right: rows that hold a NaN, which torchmetrics takes for the largest
+    score, and rows with an infinity for their own class, since minus infinity is a class never
+    seen.
 
     Args:
         scores: `[N, C, H]`; the larger, the likelier.
@@ -177,7 +178,7 @@ def choosing_parts(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def best_first(top1: Tensor, loss: Tensor) -> list[int]:
-    """Candidates by top-1, and by cross-entropy where that is equal; diverged ones are left out.
+    """Candidates by top-1, equal ones by cross-entropy; diverged candidates are left out.
 
     Args:
         top1: `[H]`.
@@ -224,9 +225,9 @@ def choose_and_score(
 
 
 def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature; infinite for constant ones.
+    """Mean and standard deviation of each feature; constant features get an infinite deviation.
 
-    Those say nothing; divided by their rounding error they would say anything.
+    Constant features say nothing; divided by their rounding error they would say anything.
 
     Args:
         features: `float [N, D]`.
@@ -247,10 +248,10 @@ def accuracies(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def check_above_zero(name: str, numbers: Sequence[float]) -> None:
-    """For options that are lists.
+    """Checks an option that is a list.
 
     Raises:
-        UserError: none, or one that is not above 0.
+        UserError: an empty list, or a number that is not above 0.
     """
-    if not numbers or not min(numbers) > 0:
-        raise UserError(f"{name} is {list(numbers)}, but must be one or more numbers above 0")
+    fits = bool(numbers) and min(numbers) > 0
+    check(fits, name, list(numbers), "one or more numbers above 0")

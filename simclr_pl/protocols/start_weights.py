@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, check
 from simclr_pl.protocols.weight_files import Weights, check_finite, published_weights
 
 if TYPE_CHECKING:
@@ -130,11 +130,8 @@ def pretrained(model: "SimCLR") -> None:
     Raises:
         UserError: as `published_weights` and `start_encoder`; another value than true.
     """
-    if model.pretrained is not True:
-        raise UserError(
-            f"model.encoder_args.pretrained is {model.pretrained!r}, but must be true or "
-            "false: weights of a file are given by --init_from FILE"
-        )
+    wanted = "true or false: weights of a file are given by --init_from FILE"
+    check(model.pretrained is True, "model.encoder_args.pretrained", model.pretrained, wanted)
     start_model(model, published_of(model.encoder, model.spec.name, model.spec.args))
     model.pretrained = None
 

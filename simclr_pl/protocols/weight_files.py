@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, in_one_line
 from simclr_pl.core.model.checkpoint import KEY, check_whole, describe
 from simclr_pl.core.paths import expanded
 
@@ -155,7 +155,7 @@ def published_weights(library: str, name: str, args: dict[str, Any] | None = Non
     try:
         return Weights(found.name, dict(found.fetch()))
     except Exception as error:  # of weights that don't fit, libraries raise anything
-        said = textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" ...")
+        said = textwrap.shorten(in_one_line(error), 160, placeholder=" ...")
         trouble = (
             f"could not be fetched ({said}): where there is no internet, fetch {found.address} "
             f"elsewhere, and {found.remedy} the file in place of the name"

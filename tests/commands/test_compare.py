@@ -9,6 +9,7 @@ from commands import NARROW, fit, run
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.model.checkpoint import read_checkpoint
 from simclr_pl.core.model.geometry import Geometry
+from simclr_pl.core.model.network import build_network
 from simclr_pl.core.model.simclr import SimCLR
 from simclr_pl.protocols.backbone import load_backbone
 from simclr_pl.protocols.features import encode
@@ -49,7 +50,7 @@ def test_compare_s_untrained_encoder_is_the_one_the_run_began_with(trained: RunD
     assert data.mean is not None
     assert data.std is not None
     began = SimCLR("resnet10t", NARROW, optimizer="sgd", seed=3)
-    began._build(Geometry(1, 8, data.mean, data.std))
+    build_network(began, Geometry(1, 8, data.mean, data.std))
     first = encode(began.encoder, data, "val").features
     again = encode(load_backbone(checkpoint, "it", fresh=3).encoder, data, "val").features
     torch.testing.assert_close(first, again)

@@ -1,4 +1,4 @@
-"""Lightning's ModelCheckpoint in a run: its folder, and numbers that don't come each epoch."""
+"""Lightning's ModelCheckpoint in a run: its folder, and metrics that are not logged each epoch."""
 
 import sys
 from pathlib import Path
@@ -11,17 +11,16 @@ from simclr_pl.lightning_internals import save_best_if
 
 
 def keep_in(trainer: L.Trainer, folder: Path) -> None:
-    """Has each ModelCheckpoint write into a run's folder, and wait for the number it monitors.
+    """Makes each ModelCheckpoint write into a run's folder, and wait for the metric it monitors.
 
-    Lightning ends a training in which that number isn't there at a validation: `knn/val_top1` comes
-    every ten epochs. Nothing is saved either by a number that is left over from earlier epochs.
+    Lightning ends a training in which a validation lacks that metric: `knn/val_top1` comes every
+    ten epochs. A value that is left over from an earlier epoch saves nothing.
 
     Args:
         trainer: with its callbacks.
-        folder: where checkpoints go whose callback has no `dirpath` of its own.
+        folder: for the checkpoints of callbacks without a `dirpath` of their own.
     """
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
+    for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint):
             if callback.dirpath is None:
                 callback.dirpath = str(folder.absolute())
@@ -43,10 +42,9 @@ def _wait_for_number(callback: ModelCheckpoint) -> None:
 
 
 def say_unseen(trainer: L.Trainer) -> None:
-    """Says at the end which ModelCheckpoint has never had its number, and so kept nothing."""
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    """Says at the end which ModelCheckpoint has never had its metric, and so kept nothing."""
     there = trainer.callback_metrics
-    for callback in callbacks:
+    for callback in trainer.checkpoint_callbacks:
         monitor = callback.monitor if isinstance(callback, ModelCheckpoint) else None
         if monitor is not None and monitor not in there:
             sys.stdout.write(

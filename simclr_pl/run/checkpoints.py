@@ -14,7 +14,7 @@ from torch import Tensor
 
 from simclr_pl import lightning_internals as internals
 from simclr_pl.core.batch import StepOutput
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, check
 from simclr_pl.core.model.checkpoint import check_whole
 from simclr_pl.monitors.moments import is_last, log_now, validate_at_the_end
 from simclr_pl.run.metrics import MetricsFile
@@ -87,8 +87,8 @@ class SaveCheckpoint(Checkpoint):
         keep_every_n_epochs: int | None = None,
     ) -> None:
         for name, value in locals().copy().items():
-            if isinstance(value, int) and value < 1:
-                raise UserError(f"checkpoint.{name} is {value}, but must be at least 1")
+            if isinstance(value, int):
+                check(value >= 1, f"checkpoint.{name}", value, "at least 1")
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
         self.keep_every_n_epochs = keep_every_n_epochs
         self._chose_path = False

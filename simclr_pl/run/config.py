@@ -1,4 +1,4 @@
-"""A run's recipe: what its config.yaml holds, and what a resume may change of it."""
+"""A run's recipe: the content of its config.yaml, and the keys that a resume may change."""
 
 import re
 import sys
@@ -26,9 +26,10 @@ FREE_TO_CHANGE = (
     "checkpoint.", "knn.", "health.", "linear.", "pictures.", "wandb", "tensorboard",
     "init_from",
 )  # fmt: skip
-"""Keys that a resume may change: what moves the trajectory, the schedule's end, is said."""
+"""Keys that a resume may change; a trailing dot stands for all keys of a group."""
 
 ENDS = ("trainer.max_epochs", "trainer.max_steps")
+"""Ends of the schedule: they change the trajectory, and a resume says so."""
 
 OLDER_RUNS: dict[str, Any] = {
     "data.labels": "given",
@@ -36,17 +37,17 @@ OLDER_RUNS: dict[str, Any] = {
     "model.schedule": "cosine",
     "model.schedule_interval": "epoch",
 }
-"""What runs did that are older than a key, and have none of that name in their recipe."""
+"""Values that a run followed whose recipe is older than the key."""
 
 
 SECRET = re.compile(r"(api_?key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)
-"""Names of a logger's arguments whose words are for its service alone."""
+"""Names of a logger's arguments whose values only its service may see."""
 
 
 def portable(parser: Any, config: Any) -> dict[str, Any]:
-    """A configuration as plain values, without what belongs to this run on this machine alone.
+    """A configuration as plain values, without the options of this run on this machine alone.
 
-    Keys and passwords of loggers are left out, and named: this goes into files and to W&B.
+    The values go into files and to W&B: keys and passwords of loggers are left out, and named.
     """
     whole: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False, format="yaml"))
     kept, secrets = without_secrets(whole)
@@ -94,7 +95,7 @@ def own_encoder(configs: Sequence[Path]) -> Door | None:
 
 
 def is_fine_tuning(config: dict[str, Any]) -> bool:
-    """Whether a configuration is that of a fine-tuning, of today's form or an older one's."""
+    """Whether a configuration is of a fine-tuning, in today's form or an older version's."""
     return "label_fraction" in config or "label_fraction" in (config.get("data") or {})
 
 
@@ -109,17 +110,16 @@ def check_same_recipe(
     model: dict[str, Any] | None = None,
     defaults: dict[str, Any] | None = None,
 ) -> None:
-    """Refuses to continue a run as something else.
+    """Refuses to continue a run with another recipe.
 
     Args:
         run: the run to continue.
         now: the configuration, from `portable`.
-        model: the model's part of it, as the run's checkpoint has it: all there is to compare with
-            where config.yaml is lost.
-        defaults: of all options, for what the recipe of an older version had no words for.
+        model: the model's keys in the run's checkpoint, which stand in for a lost config.yaml.
+        defaults: of all options, for keys that the recipe of an older version lacks.
 
     Raises:
-        UserError: names the first key that differs, unless it cannot change the trajectory.
+        UserError: names the first key that differs, unless a resume may change it.
     """
     after = flat(now)  # (of a fine-tuning, which has other keys)
     older = {key: value for key, value in OLDER_RUNS.items() if key in after}
@@ -141,7 +141,7 @@ def check_same_recipe(
 
 
 def _check_end(run: RunDirectory, unit: str, key: str, other: str, before: Any, after: Any) -> None:
-    """Says where a schedule's end moves to; in is no way for it to go."""
+    """Says where a schedule's end moves to; a resume may move it out, and not in."""
     ends = [int(end) if end and int(end) > 0 else None for end in (before, after)]
     if ends[0] == ends[1]:
         return
@@ -159,7 +159,7 @@ def _check_end(run: RunDirectory, unit: str, key: str, other: str, before: Any, 
 
 
 def _is_lost(run: RunDirectory) -> bool:
-    """Whether a run's config.yaml is missing or holds nothing, which is said."""
+    """Whether a run's config.yaml is missing or empty; if so, a line says it."""
     there = run.config.is_file()
     # (A machine that loses power may leave a file of its length, without its content.)
     if there and run.config.read_bytes().strip(b"\0 \r\n"):

@@ -1,4 +1,4 @@
-"""What was derived and not typed, printed before step 0."""
+"""The table of values that were derived and not typed, printed before step 0."""
 
 import sys
 from typing import Any
@@ -36,59 +36,55 @@ class DerivedTable(L.Callback):
 
 
 def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> dict[str, Any]:
-    """Names and values of what follows from recipe, data and machine."""
-    world, batch = trainer.world_size, data.batch_size
-    steps = int(trainer.num_training_batches)
-    device = trainer.strategy.root_device
-    labelled = int((data.splits.train.labels >= 0).sum())
-    source = getattr(trainer.train_dataloader, "source", None)
-    where = getattr(source, "stored", data.splits.train.stored)
+    """Names and values that follow from recipe, data and machine."""
+    world, batch, train = trainer.world_size, data.batch_size, data.splits.train
+    loader, device = trainer.train_dataloader, trainer.strategy.root_device
+    labelled = int((train.labels >= 0).sum())
+    where = getattr(getattr(loader, "source", None), "stored", train.stored)
     where += "; views compiled" if data.compiled else ""
     everywhere = model.hparams["global_batch_norm"]
     norm = "global, over all devices" if everywhere else "each device its own"
-    per_device = f"{'' if batch % world == 0 else 'about '}{batch / world:.0f}"
-    parts = len(getattr(trainer.train_dataloader, "parts", [batch]))
-    micro = {}
+    parts = len(getattr(loader, "parts", [batch]))
     if parts > 1:
         norm += "; the encoder's sees a micro-batch at a time, the projector's the whole batch"
-        micro["micro-batches"] = f"{parts} of at most {-(-batch // parts)} images"
+    per_device = f"{'' if batch % world == 0 else 'about '}{batch / world:.0f}"
     total = int(trainer.estimated_stepping_batches)
-    out = len(data.splits.train) % batch  # (limit_train_batches may leave out more)
+    out = len(train) % batch  # (limit_train_batches may leave out more)
     sits_out = f"; {out} images sit out each epoch, others each time" if out else ""
     compares = isinstance(model.objective, NTXent)
     negatives = f", {2 * batch - 2} negatives an anchor" if compares else ""
     parameters = sum(p.numel() for p in model.parameters())
-    views = {}
+    views = None
     if data.given_views not in (None, "simclr"):
-        count = count_of(data.makes_views)
-        views["views"] = f"{name_of(data.given_views)}, {count} of each image"
-    return {
+        views = f"{name_of(data.given_views)}, {count_of(data.makes_views)} of each image"
+    rows = {
         "device": f"{world} x {device.type}, precision {trainer.precision}",
-        "data": f"{data.dataset}: {len(data.splits.train)} images ({labelled} labelled for the "
-        f"probe), {len(data.splits.val)} for validation, {data.num_classes} classes, " + where,
+        "data": f"{data.dataset}: {len(train)} images ({labelled} labelled for the probe), "
+        f"{len(data.splits.val)} for validation, {data.num_classes} classes, {where}",
         "images": f"{data.channels} x {data.image_size} x {data.image_size}, "
         f"mean {list(data.mean or ())}, std {list(data.std or ())}" + _empty(data),
-        **views,
+        "views": views,
         "encoder": f"{model.spec.name}, stem {model.stem_built}, {parameters / 1e6:.2f} M "
         "parameters with the projector" + (", compiled" if model.hparams["compiled"] else ""),
         "global batch": f"{batch} images ({per_device} a device){negatives}",
-        **micro,
+        "micro-batches": f"{parts} of at most {-(-batch // parts)} images" if parts > 1 else None,
         "objective": model.objective_name,
         "batch norm": norm,
         "learning rate": _learning_rate(trainer, model, total),
-        "steps": f"{total} ({steps} an epoch){sits_out}",
+        "steps": f"{total} ({int(trainer.num_training_batches)} an epoch){sits_out}",
         "seed": model.seed,
     }
+    return {name: value for name, value in rows.items() if value is not None}
 
 
 def _empty(data: ContrastiveDataModule) -> str:
-    """What is said of channels without contrast."""
+    """The words about channels without contrast."""
     which = ", ".join(str(channel + 1) for channel in data.empty_channels)
     return f"; EMPTY (no contrast): channel {which} of {data.channels}" if which else ""
 
 
 def _learning_rate(trainer: L.Trainer, model: SimCLR, total: int) -> str:
-    """Of the optimiser that the trainer has, and what becomes of it."""
+    """The rate of the trainer's optimiser, and how it changes."""
     optimizer, schedules = trainer.optimizers[0], trainer.lr_scheduler_configs
     schedule = schedules[0].scheduler if schedules else None
     if isinstance(schedule, WarmupCosine) and model.recipe.own is None:

@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from simclr_pl.core.errors import UserError
 from simclr_pl.locks import WITHOUT_LOCKS, holder_of, sign
+from simclr_pl.writing import cannot_write
 
 AT_ONCE_S = 1.0
 """Seconds that a process has to be gone which was killed a moment ago."""
@@ -22,8 +23,8 @@ class RunLock:
     """The lock of a run directory.
 
     Args:
-        path: its file, which is there while the lock is held, and behind a process that was killed.
-        option: what a command line gives another directory with.
+        path: the lock's file, which exists while the lock is held, and after a process was killed.
+        option: the command-line option that gives another directory, quoted in errors.
     """
 
     def __init__(self, path: Path, option: str) -> None:
@@ -32,7 +33,7 @@ class RunLock:
         self._lock = FileLock(path, fallback_to_soft=False, on_acquired=sign)
 
     def take(self) -> None:
-        """Takes the lock; where the file system has none, that is said.
+        """Takes the lock; a line says so where the file system has no locks.
 
         Raises:
             UserError: another process has it, or its file cannot be written.
@@ -41,9 +42,7 @@ class RunLock:
             self._take()
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
-                raise UserError(
-                    f"{self.path} cannot be written ({error.strerror}): give another {self.option}"
-                ) from error
+                raise cannot_write(self.path, error, self.option) from error
             self.path.unlink(missing_ok=True)
             _say_no_locks(str(error.strerror))
 

@@ -70,7 +70,9 @@ class MetricsFile(Logger):
     def _log(self, metrics: Mapping[str, float], step: int | None) -> None:
         if not self._opened:
             self._open()
-        metrics, step = self._numbers(metrics), self._step(step)
+        metrics = self._numbers(metrics)
+        if step is None:  # then the numbers belong to the last row
+            step = int(self._last[1].get("step", 0))
         new = [name for name in metrics if name not in self._columns]
         if new:
             rows = read_metrics(self.path)
@@ -78,11 +80,10 @@ class MetricsFile(Logger):
             self._rewrite(rows)
         start, row = self._last
         with self.path.open("r+", newline="", encoding="utf-8") as file:
-            if row.get("step") != str(step):
-                start, row = file.seek(0, os.SEEK_END), {"step": str(step)}
+            if row.get("step") != str(int(step)):
+                start, row = file.seek(0, os.SEEK_END), {"step": str(int(step))}
                 self._count += 1
-            row |= {name: str(float(value)) for name, value in metrics.items() if name != "epoch"}
-            row |= {"epoch": str(int(metrics["epoch"]))} if "epoch" in metrics else {}
+            row |= {n: str(int(value) if n == "epoch" else value) for n, value in metrics.items()}
             file.seek(start)
             csv.DictWriter(file, self._columns).writerow(row)
             file.truncate()
@@ -114,10 +115,6 @@ class MetricsFile(Logger):
                     sys.stdout.write(f"warning: {name} is left out of {self.path}: no number\n")
                 self._refused.add(name)
         return numbers
-
-    def _step(self, step: int | None) -> int:
-        """The step of a row; numbers without a step belong to the last row's."""
-        return int(self._last[1].get("step", 0)) if step is None else int(step)
 
     def _open(self) -> None:
         rows: list[dict[str, str]] = []

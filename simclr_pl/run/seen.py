@@ -1,4 +1,4 @@
-"""What a run keeps of its data, beside its checkpoints: validation images, and what there was."""
+"""The file beside a run's checkpoints that knows its data: validation images, and a fingerprint."""
 
 import json
 import sys
@@ -21,10 +21,10 @@ from simclr_pl.run.yaml_file import read_config
 from simclr_pl.writing import make_folder, whole
 
 FORMAT = 1
-"""Of the file that `save_seen` writes; another number is refused."""
+"""Version of the file that `save_seen` writes; another number is refused."""
 
 MARK = "held_out"
-"""Where a checkpoint has the digest of its run's validation images."""
+"""Key of a checkpoint: the digest of its run's validation images."""
 
 
 class Seen(NamedTuple):
@@ -32,7 +32,7 @@ class Seen(NamedTuple):
 
     Attributes:
         held_out: its validation images.
-        contents: what was in it.
+        contents: its fingerprint.
     """
 
     held_out: HeldOut
@@ -46,7 +46,7 @@ class Seen(NamedTuple):
 
 
 def save_seen(path: Path, seen: Seen) -> None:
-    """Writes what a run has seen, in one rename: 8 bytes a validation image, and a few more."""
+    """Writes the file in one rename: 8 bytes a validation image, and a few more."""
     held_out = seen.held_out
     arrays: dict[str, Any] = {
         "format": np.array(FORMAT),
@@ -61,7 +61,7 @@ def save_seen(path: Path, seen: Seen) -> None:
 
 
 def read_seen(path: Path) -> Seen:
-    """Reads what a run has seen.
+    """Reads the file that `save_seen` has written.
 
     Raises:
         UserError: a broken file, or one of a newer version.
@@ -83,15 +83,14 @@ def read_seen(path: Path) -> Seen:
 
 
 def kept_by(run: RunDirectory, checkpoint: Path) -> HeldOut | None:
-    """The validation images that a run has kept, or how it has drawn them.
+    """The validation images of a run, or the rule by which it drew them.
 
     Args:
-        run: whose checkpoint it is.
+        run: the run of the checkpoint.
         checkpoint: the file.
 
     Returns:
-        `None` of a run that has kept them, where that file is lost: they are drawn as for a new
-        run.
+        `None` where the run's list of images is lost: they are drawn as for a new run.
 
     Raises:
         UserError: broken files.
@@ -103,12 +102,12 @@ def kept_by(run: RunDirectory, checkpoint: Path) -> HeldOut | None:
 
 
 def sees_own_data(run: RunDirectory, dataset: Any, root: str) -> bool:
-    """Whether data are those of a run, as its config.yaml names them.
+    """Whether a data set is the one that a run's config.yaml names.
 
     Args:
         run: the run directory.
-        dataset: a name of the table of data sets, or what else names one in a recipe.
-        root: its folder, or its file.
+        dataset: a name of the table of data sets, or a recipe's other ways to name one.
+        root: the data set's folder, or its file.
     """
     own, default = read_config(run.config).get("data") or {}, ContrastiveDataModule()
     if dataset != (own.get("dataset") or default.given_dataset):
@@ -129,7 +128,7 @@ def say_missing(data: ContrastiveDataModule) -> None:
 
 
 class KeepSeen(L.Callback):
-    """Keeps what a run sees; of a resumed run it compares that with what it has seen before.
+    """Keeps a list of a run's data; on a resume compares the data with that list.
 
     Args:
         run: the run directory.
@@ -142,7 +141,7 @@ class KeepSeen(L.Callback):
         self._written = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Looks at the data, on all ranks where there is something that they may refuse."""
+        """Looks at the data: rank 0 of a new run, all ranks of a resumed one, which may refuse."""
         data = getattr(trainer, "datamodule", None)
         if stage != "fit" or not isinstance(data, ContrastiveDataModule):
             return
@@ -157,9 +156,9 @@ class KeepSeen(L.Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Writes the file before the first checkpoint, and marks each one.
+        """Writes the file before the first checkpoint, and marks each checkpoint.
 
-        By that mark a file which was lost can be made again.
+        The mark is compared where the file is lost.
         """
         if self._seen is None:
             return
@@ -169,10 +168,10 @@ class KeepSeen(L.Callback):
             self._written = True
 
     def _said(self, seen: Seen, data: ContrastiveDataModule) -> str:
-        """What differs from before, in a sentence; nothing where nothing does.
+        """A sentence about changes of the data since the run was last trained; empty without any.
 
         Raises:
-            UserError: with what differs it would not be the same run any more.
+            UserError: changes that would make it another run.
         """
         assert self.resumed is not None
         if not self.run.seen.is_file():
@@ -197,7 +196,7 @@ class KeepSeen(L.Callback):
         )
 
     def _said_without(self, seen: Seen, data: ContrastiveDataModule) -> str:
-        """Of a run whose file is lost, or of an older version, which wrote none."""
+        """The sentence for a run without the file: it is lost, or an older version wrote none."""
         mark = read_checkpoint(str(self.resumed)).get(MARK)
         if mark not in (None, seen.held_out.digest):
             raise UserError(

@@ -65,23 +65,20 @@ def read_text(path: Path) -> str:
     """
     path = expanded(path)
     try:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder: give a YAML file")
         if path.exists() and not path.is_file():
-            raise UserError(f"{path} is a device or a pipe: give a YAML file")
-        size = path.stat().st_size
-        if size > LARGEST_BYTES:
-            raise UserError(
-                f"{path} has {size:,} bytes and is no configuration: give a YAML file (of at most "
-                f"{LARGEST_BYTES:,} bytes)"
-            )
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8: give a YAML file") from error
-    except FileNotFoundError as error:
-        raise UserError(f"there is no configuration at {path}: give a YAML file") from error
+            trouble = f"{path} is {'a folder' if path.is_dir() else 'a device or a pipe'}"
+        elif (size := path.stat().st_size) > LARGEST_BYTES:
+            most = f"(of at most {LARGEST_BYTES:,} bytes)"
+            trouble = f"{path} has {size:,} bytes and is no configuration {most}"
+        else:
+            return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        trouble = f"{path} is no text in UTF-8"
+    except FileNotFoundError:
+        trouble = f"there is no configuration at {path}"
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a YAML file") from error
+        trouble = f"{path} cannot be read ({error.strerror})"
+    raise UserError(f"{trouble}: give a YAML file")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what is said where one cannot be written."""
+"""Files that are there whole or not at all, errors of writing, and names as they are printed."""
 
 import errno
 import os
@@ -103,6 +103,16 @@ def cannot_write(path: Path, error: OSError, option: str = "", then: str = "") -
         what = f"there is no folder {path.parent}"
     remedy = ", or ".join(remedies) or "see to it that it can be"
     return UserError(f"{path} cannot be written ({what}): {remedy}{then and '; ' + then}")
+
+
+def printable(text: str) -> str:
+    r"""A name from a file system as one that can be printed, and written to any file.
+
+    Bytes that are no UTF-8 become `\xe4`, and characters that would break a line or don't show
+    are escaped as in Python's own strings.
+    """
+    known = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in known)
 
 
 def of_full_disk(error: BaseException) -> UserError | None:

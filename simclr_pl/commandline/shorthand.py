@@ -34,7 +34,7 @@ def spelled_out(args: list[str]) -> list[str]:
         return args
     if "--run_dir" not in rest:
         return [command, *_own_config(rest), *rest]
-    run = RunDirectory(Path(rest[rest.index("--run_dir") + 1]))
+    run = RunDirectory(rest[rest.index("--run_dir") + 1])
     if not run.config.is_file():
         raise UserError(f"{run.path} holds no run: give the directory of a run as --run_dir")
     if command != "bench" and not any(a.startswith("--ckpt_path") for a in rest):

@@ -152,7 +152,7 @@ def find_pretrained(
     """
     if (checkpoint is None) == (run_dir is None):
         raise UserError("give --checkpoint FILE or --run_dir RUN, one of them")
-    path = expanded(checkpoint) if checkpoint else RunDirectory(Path(str(run_dir))).last_checkpoint
+    path = expanded(checkpoint) if checkpoint else RunDirectory(str(run_dir)).last_checkpoint
     content = read_checkpoint(path)
     run = run_of(path)
     own = [run.config] if run else []

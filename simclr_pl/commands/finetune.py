@@ -4,7 +4,6 @@ import argparse
 import inspect
 import itertools
 import sys
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -258,7 +257,7 @@ def _without_pretrainings(args: list[str]) -> tuple[list[str], list[str]]:
         if option not in ("-c", "--config"):
             rest.append(arg)
         elif arg != option:
-            own = not _pretrains(read_config(Path(arg)))
+            own = not _pretrains(read_config(expanded(arg)))
             rest += ["--config", arg] if own else []
             recipes += [] if own else [arg]
     if args[-1:] in (["-c"], ["--config"]):  # without a file, which the parser is to say

@@ -216,7 +216,7 @@ def run_cli(args: list[str]) -> None:
     """
     args = spelled_out(args)
     for flag, value in itertools.pairwise(args):
-        if flag in ("-c", "--config") and is_fine_tuning(read_config(Path(value))):
+        if flag in ("-c", "--config") and is_fine_tuning(read_config(expanded(value))):
             does = "only pretrains" if args[0] == "fit" else "reads pretraining runs alone"
             raise UserError(
                 f"{value} is the config of a fine-tuning run, but `{args[0]}` {does}: use "

@@ -44,7 +44,7 @@ def views(
     for name, value in (("images", images), ("epochs", epochs)):
         if not 1 <= value <= MOST:
             raise UserError(f"{name} is {value}, but must be from 1 to {MOST}")
-    run = RunDirectory(Path(run_dir)) if run_dir else None
+    run = RunDirectory(run_dir) if run_dir else None
     if run is not None and not run.config.is_file():
         raise UserError(f"{run.path} holds no run: give the directory of a run as --run_dir")
     target = expanded(out) if out else (run.pictures if run else Path()) / "views.png"
@@ -55,7 +55,7 @@ def views(
             "with one of these endings"
         )
     files = [config] if isinstance(config, str) else config or []
-    data = data_of([run.config] if run else [Path(file) for file in files])
+    data = data_of([run.config] if run else [expanded(file) for file in files])
     target = file_to_write(str(target))
     try:
         figure = draw_views(data, images, epochs)

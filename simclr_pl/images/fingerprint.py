@@ -11,10 +11,10 @@ import torch
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import Source, Splits
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.paths import printable
 from simclr_pl.images.heldout import HeldOut, keys_of
 from simclr_pl.images.readers.packed import PackedImages
 from simclr_pl.images.splits import hashes
+from simclr_pl.writing import printable
 
 SAMPLE = 100
 """Images of a split whose pixels are hashed, evenly spread: a large set is not read twice."""

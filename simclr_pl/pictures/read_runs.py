@@ -8,10 +8,11 @@ from typing import Any
 
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import name_of
-from simclr_pl.core.paths import expanded, printable
+from simclr_pl.core.paths import expanded
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import read_metrics
 from simclr_pl.run.yaml_file import read_config
+from simclr_pl.writing import printable
 
 
 @dataclass(frozen=True)

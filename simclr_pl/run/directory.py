@@ -30,7 +30,7 @@ class RunDirectory:
         option: the command-line option that sets this directory, quoted in errors.
     """
 
-    def __init__(self, path: Path, option: str = "--run_dir") -> None:
+    def __init__(self, path: str | Path, option: str = "--run_dir") -> None:
         path = expanded(path)
         self.path, self.option = path, option
         self.config = path / "config.yaml"

@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from simclr_pl.core.paths import printable
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import versions
 from simclr_pl.run.yaml_file import read_config
@@ -22,7 +21,7 @@ from simclr_pl.tracking.wandb import (
     start,
 )
 from simclr_pl.tracking.wandb_mode import Mode, logged_in, resolve_mode
-from simclr_pl.writing import write_text
+from simclr_pl.writing import printable, write_text
 
 
 def recorded_choice(run: RunDirectory, asked: Mode) -> WandbChoice:

@@ -9,8 +9,8 @@ from weakref import WeakSet
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.paths import printable
 from simclr_pl.run.directory import RunDirectory
+from simclr_pl.writing import printable
 
 _lost: WeakSet[TensorBoardLogger] = WeakSet()
 

@@ -15,12 +15,11 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import WandbLogger
 
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.paths import printable
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import read_metrics
 from simclr_pl.run.unfinished import UnfinishedError
 from simclr_pl.tracking.wandb_mode import Mode, default_project, logged_in, resolve_mode
-from simclr_pl.writing import write_text
+from simclr_pl.writing import printable, write_text
 
 PATIENCE = 20.0
 """Seconds to wait for a server."""

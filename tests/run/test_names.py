@@ -12,9 +12,9 @@ from commands import QUICK, fit, run
 from PIL import Image
 
 from simclr_pl.__main__ import main
-from simclr_pl.core.paths import printable
 from simclr_pl.images.datasets import load
 from simclr_pl.run.yaml_file import dump_yaml, read_config
+from simclr_pl.writing import printable
 
 NAMES = {b"caf\xe9": r"caf\xe9", "süß".encode(): "süß", b"two\nlines": r"two\nlines"}
 """Of class folders, and how they are shown."""

@@ -18,7 +18,6 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import MAX_PIXELS, Labels, OnBadImage, Splits, check_splits
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import name_of
-from simclr_pl.core.paths import printable
 from simclr_pl.images.heldout import HeldOut
 from simclr_pl.images.readers.digits import read_digits
 from simclr_pl.images.readers.download import fetch_once
@@ -33,6 +32,7 @@ from simclr_pl.images.splits import holdout
 from simclr_pl.images.workers.crops import Reading
 from simclr_pl.images.workers.images import WorkerImages
 from simclr_pl.images.workers.unreadable import Unreadable
+from simclr_pl.writing import printable
 
 
 def prepare(given: Any, root: str | Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, check
 from simclr_pl.core.randomness import epoch_order
 
 HOLDOUT = 0.1
@@ -72,8 +72,7 @@ def draw_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
         UserError: no labels, fewer than 2 classes, a fraction out of its range, or one that leaves
             a class empty.
     """
-    if not 0 < fraction <= 1:
-        raise UserError(f"label_fraction is {fraction:g}, but must be above 0 and at most 1")
+    check(0 < fraction <= 1, "label_fraction", fraction, "above 0 and at most 1")
     # Unlabelled images change no draw. Epoch -2: neither an order of training nor the holdout's.
     known = (labels != UNLABELLED).nonzero()[:, 0]
     members = _of_each_class(labels, known[epoch_order(seed, -2, len(known))])

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from simclr_pl.core.data.sources import MAX_PIXELS
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, check
 from simclr_pl.core.paths import expanded
 from simclr_pl.images.files.decode import BadImageError, EncodedImage
 from simclr_pl.images.files.listing import LeftOut
@@ -31,8 +31,7 @@ def check_images(folder: str, *, num_workers: int = 2, max_pixels: int = MAX_PIX
     Raises:
         UserError: there are files that cannot be read, with their number.
     """
-    if num_workers < 0:
-        raise UserError(f"num_workers is {num_workers}, but must be 0 or more")
+    check(num_workers >= 0, "num_workers", num_workers, "0 or more")
     left = LeftOut()
     splits: Any = read_folder(expanded(folder), left=left).splits
     paths = [path for split in splits.values() for path in split.paths]

@@ -4,11 +4,11 @@ import errno
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,7 +20,7 @@ from simclr_pl.cluster.signals import restore
 from simclr_pl.commandline.call import call
 from simclr_pl.commands.pack.check import check_images
 from simclr_pl.core.data.sources import MAX_PIXELS
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, check
 from simclr_pl.core.paths import expanded
 from simclr_pl.core.views.parameters import MIN_SIDE
 from simclr_pl.images.files.decode import BadImageError, EncodedImage, without_pils_limit
@@ -33,20 +33,11 @@ from simclr_pl.locks import alone
 LONGEST = 2
 """Sides of an image that is kept whole: a longer one is cut to so many times its shorter side."""
 
+Decode = Callable[[list[Path]], tuple[Tensor, Tensor]]
+"""Files to their planes one after the other, and `int64 [N, 2]`, their heights and widths."""
+
 CHUNK = 16
 """Images that a worker hands over at a time."""
-
-
-class Limits(NamedTuple):
-    """What images may be.
-
-    Attributes:
-        short_side: longest that an image's shorter side stays, in pixels.
-        max_pixels: of an image; larger ones are refused.
-    """
-
-    short_side: int
-    max_pixels: int
 
 
 def pack(
@@ -77,10 +68,8 @@ def pack(
         UserError: nothing to pack, an image that cannot be decoded, `out` exists or cannot be
             written, or numbers out of range. Nothing is left behind.
     """
-    if short_side < MIN_SIDE:
-        raise UserError(f"short_side is {short_side}, but must be at least {MIN_SIDE} pixels")
-    if num_workers < 0:
-        raise UserError(f"num_workers is {num_workers}, but must be 0 or more")
+    check(short_side >= MIN_SIDE, "short_side", short_side, f"at least {MIN_SIDE} pixels")
+    check(num_workers >= 0, "num_workers", num_workers, "0 or more")
     source, target = expanded(folder), expanded(out)
     if not source.is_dir():
         raise UserError(f"there is no folder {source}: give the images' folder first")
@@ -90,12 +79,13 @@ def pack(
         raise UserError(f"there is no folder {target.parent} to write {target.name} into: make it")
     raw = read_folder(source)
     splits: Any = raw.splits
+    decode = partial(_decoded, short_side=short_side, max_pixels=max_pixels)
     try:
         with alone(target.with_name(f".{target.name}.lock"), f"to write {target}") as lock:
             try:
                 if target.exists():
                     raise UserError(f"{target} was written by another pack meanwhile: it is whole")
-                _write(target, splits, raw.classes, Limits(short_side, max_pixels), num_workers)
+                _write(target, splits, raw.classes, decode, num_workers)
             finally:
                 lock.unlink(missing_ok=True)
     except OSError as error:
@@ -114,7 +104,7 @@ def _write(
     target: Path,
     splits: dict[str, ImageFiles],
     classes: tuple[str, ...],
-    limits: Limits,
+    decode: Decode,
     workers: int,
 ) -> None:
     """Writes beside the target, so that renaming is one step: what has its name is whole."""
@@ -122,7 +112,7 @@ def _write(
     shutil.rmtree(unfinished, ignore_errors=True)  # of one that was killed
     try:
         unfinished.mkdir()
-        sizes = _write_pixels(unfinished / PIXELS, splits, limits, workers)
+        sizes = _write_pixels(unfinished / PIXELS, splits, decode, workers)
         save_index(unfinished, sizes, splits, classes)
         unfinished.rename(target)
     finally:
@@ -130,12 +120,12 @@ def _write(
 
 
 def _write_pixels(
-    path: Path, splits: dict[str, ImageFiles], limits: Limits, workers: int
+    path: Path, splits: dict[str, ImageFiles], decode: Decode, workers: int
 ) -> Tensor:
     """Writes all splits' images; returns `int64 [N, 2]`, the height and width that each has now."""
     paths = [path for split in splits.values() for path in split.paths]
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
-    results = results_of(partial(_made_smaller, limits=limits), chunks, workers)
+    results = results_of(decode, chunks, workers)
     bar = tqdm(desc="packing", total=len(paths), unit=" images", disable=None)
     sizes: list[Tensor] = []
 
@@ -150,13 +140,10 @@ def _write_pixels(
     return torch.cat(sizes)
 
 
-def _made_smaller(paths: list[Path], limits: Limits) -> tuple[Tensor, Tensor]:
+def _decoded(paths: list[Path], short_side: int, max_pixels: int) -> tuple[Tensor, Tensor]:
     """Runs in the workers: planes of some files one after the other, and their sizes."""
     try:
-        images = [
-            smaller(EncodedImage(path, limits.max_pixels).rgb(), limits.short_side)
-            for path in paths
-        ]
+        images = [smaller(EncodedImage(path, max_pixels).rgb(), short_side) for path in paths]
     except BadImageError as error:  # out of a worker comes what the command line knows
         raise UserError(str(error)) from None
     pixels = torch.cat([pil_to_tensor(image).flatten() for image in images])

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import MAX_PIXELS, ArrayImages, Source, Splits, Statistics, counted
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, in_one_line
 from simclr_pl.core.lookup import Choice, accepted, construct, lookup, name_of
 from simclr_pl.core.views.parameters import MIN_SIDE
 from simclr_pl.images.files.decode import BadImageError, Box, check_size, cut_box
@@ -106,11 +106,10 @@ def _source(given: Any, what: str) -> Source:
             f"{OPTION}: {what} is an IterableDataset, which has no images by number: epochs, "
             "resumes and ranks need a map-style Dataset (__len__ and __getitem__)"
         )
-    if isinstance(given, Tensor | np.ndarray):
-        return _arrays(given, None, what)
     pair = isinstance(given, tuple | list) and len(given) == 2
-    if pair and isinstance(given[0], Tensor | np.ndarray) and given[0].ndim == 4:
-        return _arrays(given[0], given[1], what)
+    images, labels = given if pair else (given, None)
+    if isinstance(images, Tensor | np.ndarray) and (images.ndim == 4 or not pair):
+        return _arrays(images, labels, what)
     if not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
         raise UserError(
             f"{OPTION}: {what} is a {type(given).__name__}, but must be a torch.utils.data.Dataset "
@@ -118,7 +117,7 @@ def _source(given: Any, what: str) -> Source:
         )
     if not len(given):
         raise UserError(f"{OPTION}: {what} is empty")
-    return _of_items(DatasetItems(given, what))
+    return _of_items(DatasetImages(given, what))
 
 
 def _arrays(images: Any, labels: Any, what: str) -> ArrayImages:
@@ -143,32 +142,20 @@ def _labels(given: Any, what: str) -> Tensor:
     return whole.long()
 
 
-class DatasetItems:
-    """Items of a map-style Dataset as images that workers read; see `Items`.
+class DatasetImages(WorkerImages):
+    """Items of a map-style Dataset, unlabelled at first.
 
     Args:
         dataset: a Dataset of images, or of (image, label, ...).
         what: the data set's name in errors.
-        places: `int64 [N]`, numbers of the items that are used (default: all).
-        channels: C of the images (default: that of the first item).
     """
 
-    names: Sequence[bytes] | None = None
-    """Items have no names."""
-
-    def __init__(
-        self, dataset: Any, what: str, places: Tensor | None = None, channels: int | None = None
-    ) -> None:
+    def __init__(self, dataset: Any, what: str) -> None:
+        super().__init__(torch.full((len(dataset),), UNLABELLED))
         self.dataset, self.what = dataset, what
-        self.places = torch.arange(len(dataset)) if places is None else places
-        self.channels: int = channels or len(self.item(0)[0])
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def select(self, index: Tensor) -> "DatasetItems":
-        """The items at `index`."""
-        return DatasetItems(self.dataset, self.what, self.places[index], self.channels)
+        self.places = torch.arange(len(dataset))
+        self.channels = 0  # unknown
+        self.channels = len(self.item(0)[0])
 
     def name(self, place: int) -> str:
         """The item's name in errors."""
@@ -200,6 +187,9 @@ class DatasetItems:
         check_size(name, pixels.shape[2], pixels.shape[1], max_pixels)
         return DecodedImage(pixels)
 
+    def _keep(self, index: Tensor) -> None:
+        self.places = self.places[index]
+
     def item(self, place: int) -> tuple[Tensor, Any]:
         """An item's pixels, `uint8 [C, H, W]`, and its label as it was given, or `None`.
 
@@ -213,15 +203,14 @@ class DatasetItems:
             raise
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
-            text = " ".join(str(error).split())
-            why = f"{type(error).__name__}: {text} at {last.filename}:{last.lineno}"
+            why = f"{in_one_line(error)} at {last.filename}:{last.lineno}"
             raise BadImageError(f"{OPTION}: {name} cannot be read ({why})", why) from error
         several = isinstance(item, tuple | list)
         if several and not len(item):
             raise BadImageError(f"{OPTION}: {name} is empty, but {_WANTED}")
         image = item[0] if several else item
         label = item[1] if several and len(item) > 1 else None
-        return _pixels(image, self.channels if "channels" in vars(self) else 0, name), label
+        return _pixels(image, self.channels, name), label
 
 
 class DecodedImage:
@@ -255,7 +244,7 @@ def _pixels(image: Any, channels: int, name: str) -> Tensor:
     return image
 
 
-def _of_items(items: DatasetItems) -> Source:
+def _of_items(items: DatasetImages) -> Source:
     """Images in memory where all have one size and fit; else images that workers read."""
     count, (first, _) = len(items), items.item(0)
     labels, found = _declared(items.dataset, count, items.what), list[int]()
@@ -276,7 +265,7 @@ def _of_items(items: DatasetItems) -> Source:
         if labels is None:
             found.append(_label(label, items.name(place)))
     labels = torch.tensor(found) if labels is None else labels
-    return WorkerImages(items, labels) if kept is None else ArrayImages(kept, labels)
+    return items.relabel(labels) if kept is None else ArrayImages(kept, labels)
 
 
 def _declared(dataset: Any, count: int, what: str) -> Tensor | None:

@@ -1,6 +1,5 @@
 """The work of worker processes: images are opened and cropped; bad ones end the run or give way."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,7 +14,7 @@ from simclr_pl.core.errors import UserError
 from simclr_pl.core.randomness import epoch_order
 from simclr_pl.core.views.crop import CLEAN_SHARE, centre_boxes
 from simclr_pl.core.views.simclr import SimCLRViews
-from simclr_pl.images.files.decode import BadImageError, Box, EncodedImage
+from simclr_pl.images.files.decode import BadImageError, Box
 
 PHOTOGRAPHS = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """ImageNet's statistics, for images of three channels whose pixels nobody has counted."""
@@ -46,77 +45,21 @@ class Opened(Protocol):
         """Cuts boxes, group by group, to `uint8 [K, C, S, S]`."""
 
 
-class Items(Protocol):
-    """Images that workers read one by one: files, or the items of a Dataset."""
+class Images(Protocol):
+    """Images that a worker opens one by one; see `WorkerImages`."""
 
+    labels: Tensor
     channels: int
+    reading: Reading
 
     def __len__(self) -> int:
         """N."""
 
-    @property
-    def names(self) -> Sequence[bytes] | None:
-        """Names of the images, the same wherever the images are copied to; `None` without names."""
-
-    def select(self, index: Tensor) -> "Items":
-        """The images at `index`."""
-
     def name(self, place: int) -> str | Path:
         """The image's name in errors."""
 
-    def content(self, place: int) -> bytes:
-        """Bytes that differ where images differ."""
-
-    def statistics(self) -> Statistics:
-        """Mean and standard deviation to normalise the images with."""
-
     def open(self, place: int, max_pixels: int = MAX_PIXELS) -> Opened:
         """Reads an image; raises `BadImageError` for one that cannot be read."""
-
-
-class FileItems:
-    """Image files, which are decoded to RGB.
-
-    Args:
-        paths: the files.
-        root: folder of the split, which holds all files; without it images have no names.
-    """
-
-    channels = 3
-
-    def __init__(self, paths: Sequence[Path], root: Path | None = None) -> None:
-        self.paths, self.root = list(paths), root
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @property
-    def names(self) -> Sequence[bytes] | None:
-        """Paths below `root`; `None` without one."""
-        if self.root is None:
-            return None
-        start = len(self.root.parts)
-        return [os.fsencode("/".join(path.parts[start:])) for path in self.paths]
-
-    def select(self, index: Tensor) -> "FileItems":
-        """The files at `index`."""
-        return FileItems([self.paths[i] for i in index.tolist()], self.root)
-
-    def name(self, place: int) -> Path:
-        """The file's path."""
-        return self.paths[place]
-
-    def content(self, place: int) -> bytes:
-        """The file's bytes."""
-        return self.paths[place].read_bytes()
-
-    def statistics(self) -> Statistics:
-        """Mean and standard deviation of photographs."""
-        return PHOTOGRAPHS
-
-    def open(self, place: int, max_pixels: int = MAX_PIXELS) -> EncodedImage:
-        """Reads a file and its header."""
-        return EncodedImage(self.paths[place], max_pixels)
 
 
 def kinds(cut: Cut, views: int) -> list[int]:
@@ -146,27 +89,15 @@ class Crops:
     or not at all.
 
     Args:
-        items: the N images.
-        labels: `int64 [N]`.
+        images: the N images.
         views: the paper's views, which give boxes and the seed.
         cut: whether views, the clean image or both are wanted.
-        reading: how images are read.
         training: whether other images take the rows of images that cannot be read; else these rows
             are left out.
     """
 
-    def __init__(
-        self,
-        items: Items,
-        labels: Tensor,
-        views: SimCLRViews,
-        cut: Cut,
-        reading: Reading,
-        *,
-        training: bool,
-    ) -> None:
-        self.items, self.labels, self.views, self.cut = items, labels, views, cut
-        self.reading, self.training = reading, training
+    def __init__(self, images: Images, views: SimCLRViews, cut: Cut, *, training: bool) -> None:
+        self.images, self.views, self.cut, self.training = images, views, cut, training
         self.kinds = kinds(cut, views.count)
         self._order: tuple[int, Tensor] | None = None
 
@@ -181,19 +112,19 @@ class Crops:
         """
         (epoch, places), size = asked, self.views.image_size
         index = torch.tensor(places)
-        shape = (sum(self.kinds), self.items.channels, size, size)
+        shape = (sum(self.kinds), self.images.channels, size, size)
         crops = torch.empty(len(index), *shape, dtype=torch.uint8)
         failed = self._cut(index, epoch, crops)
-        if failed and self.reading.on_bad_image == "error":
+        if failed and self.images.reading.on_bad_image == "error":
             raise UserError(str(failed[min(failed)]))
-        bad = [(self.items.name(int(index[row])), failed[row].why) for row in sorted(failed)]
+        bad = [(self.images.name(int(index[row])), failed[row].why) for row in sorted(failed)]
         if self.training:
             for row, error in failed.items():
                 bad += self._replace(row, error, index, epoch, crops)
         elif failed:
             kept = [row for row in range(len(index)) if row not in failed]
             index, crops = index[kept], crops[kept]
-        return Read(Batch(crops, self.labels[index], index, epoch), bad)
+        return Read(Batch(crops, self.images.labels[index], index, epoch), bad)
 
     def _cut(self, index: Tensor, epoch: int, crops: Tensor) -> dict[int, BadImageError]:
         """Fills the rows of images that can be read; returns the errors of the other rows."""
@@ -202,7 +133,7 @@ class Crops:
             files: dict[int, Opened] = {}
             for row in rows.tolist():
                 try:
-                    files[row] = self.items.open(int(index[row]), self.reading.max_pixels)
+                    files[row] = self.images.open(int(index[row]), self.images.reading.max_pixels)
                 except BadImageError as error:
                     failed[row] = error
             if not files:
@@ -227,13 +158,13 @@ class Crops:
             if not failed:
                 index[row] = image
                 return bad
-            bad.append((self.items.name(image), failed[0].why))
+            bad.append((self.images.name(image), failed[0].why))
         raise UserError(str(error))  # no image can be read
 
     def _instead_of(self, image: int, epoch: int) -> Iterator[int]:
         """Images in the order in which they are taken for one that cannot be read."""
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, epoch_order(self.views.seed, epoch, len(self.items))
+            self._order = epoch, epoch_order(self.views.seed, epoch, len(self.images))
         order = self._order[1]
         first = int((order == image).nonzero()) + len(order) // 2
         return (int(order[(first + step) % len(order)]) for step in range(len(order)))

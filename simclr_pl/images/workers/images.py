@@ -1,7 +1,9 @@
 """Sources whose images worker processes read: files, and the items of a Dataset."""
 
 import copy
+import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,46 +13,71 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from simclr_pl.core.batch import Batch, Cut
-from simclr_pl.core.data.sources import Statistics
+from simclr_pl.core.data.sources import MAX_PIXELS, Statistics
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.views.simclr import SimCLRViews
-from simclr_pl.images.workers.crops import Crops, FileItems, Items, Read, Reading, kinds
+from simclr_pl.images.files.decode import EncodedImage
+from simclr_pl.images.workers.crops import PHOTOGRAPHS, Crops, Opened, Read, Reading, kinds
 from simclr_pl.images.workers.processes import batches_of, check_room, end_workers, loader_of
 from simclr_pl.images.workers.unreadable import Unreadable
 
 
-class WorkerImages:
+class WorkerImages(ABC):
     """Images that worker processes read, once for all views; a `Source`.
 
     The views' boxes are pure functions of (seed, epoch, index), so that a worker can cut them from
-    the image. The device does the rest of the augmentation.
+    the image. The device does the rest of the augmentation. A subclass knows the images: files, or
+    the items of a Dataset.
 
     Args:
-        items: the images.
         labels: `int64 [N]`, `UNLABELLED` where unknown.
     """
 
+    channels = 3
     side: int | None = None
     reading = Reading()
     """How images are read."""
     unreadable: Unreadable | None = None
     """Records the images that cannot be read."""
 
-    def __init__(self, items: Items, labels: Tensor) -> None:
-        self.items, self.labels = items, labels
-        self.channels = items.channels
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
         self.views: SimCLRViews | None = None
         self.workers = 0
         self._loaders: dict[tuple[Cut, bool], tuple[list[Any], DataLoader[Read]]] = {}
         self._missing = 0
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.labels)
 
     @property
     def names(self) -> Sequence[bytes] | None:
         """Names of the images; `None` without names."""
-        return self.items.names
+        return None
+
+    @abstractmethod
+    def name(self, place: int) -> str | Path:
+        """The image's name in errors."""
+
+    @abstractmethod
+    def content(self, place: int) -> bytes:
+        """Bytes that differ where images differ."""
+
+    @abstractmethod
+    def open(self, place: int, max_pixels: int = MAX_PIXELS) -> Opened:
+        """Reads an image.
+
+        Raises:
+            BadImageError: the image cannot be read.
+        """
+
+    @abstractmethod
+    def _keep(self, index: Tensor) -> None:
+        """Keeps the images at `index` alone."""
+
+    def statistics(self) -> Statistics:
+        """Mean and standard deviation of photographs."""
+        return PHOTOGRAPHS
 
     @property
     def stored(self) -> str:
@@ -68,7 +95,7 @@ class WorkerImages:
                 "data.views: workers cut the views' boxes of image files as SimCLRViews says: make "
                 "your class a subclass of it, or pack the folder (python -m simclr_pl pack)"
             )
-        twin = self._twin(self.items, self.labels)
+        twin = self.relabel(self.labels)
         twin.views, twin.workers = paper, workers
         return twin
 
@@ -86,7 +113,7 @@ class WorkerImages:
             crop = self.channels * self.views.image_size**2
             largest = max(map(len, plan), default=0) * sum(kinds(cut, self.views.count)) * crop
             check_room(largest, self.workers, len(plan))
-            crops = Crops(self.items, self.labels, self.views, cut, self.reading, training=training)
+            crops = Crops(self.relabel(self.labels), self.views, cut, training=training)
             asked = list[Any]()
             loader = loader_of(crops.read, asked, self.workers, pinned=torch.cuda.is_available())
             self._loaders[cut, training] = asked, loader
@@ -110,14 +137,6 @@ class WorkerImages:
             )
             self._missing = missing
 
-    def statistics(self) -> Statistics:
-        """Mean and standard deviation to normalise the images with."""
-        return self.items.statistics()
-
-    def content(self, place: int) -> bytes:
-        """Bytes that differ where images differ."""
-        return self.items.content(place)
-
     def on(self, device: torch.device, room: float) -> Self:
         """The same images: workers read them when they are wanted."""
         return self
@@ -130,16 +149,14 @@ class WorkerImages:
 
     def select(self, index: Tensor) -> Self:
         """The images at `index`, as a split of their own."""
-        return self._twin(self.items.select(index), self.labels[index])
+        twin = self.relabel(self.labels[index])
+        twin._keep(index)
+        return twin
 
     def relabel(self, labels: Tensor) -> Self:
-        """The same images with other labels."""
-        return self._twin(self.items, labels)
-
-    def _twin(self, items: Items, labels: Tensor) -> Self:
-        """A copy with other images or labels, without workers."""
+        """The same images with other labels, and without workers."""
         twin = copy.copy(self)
-        WorkerImages.__init__(twin, items, labels)
+        WorkerImages.__init__(twin, labels)
         return twin
 
 
@@ -153,10 +170,28 @@ class ImageFiles(WorkerImages):
     """
 
     def __init__(self, paths: Sequence[Path], labels: Tensor, root: Path | None = None) -> None:
-        super().__init__(FileItems(paths, root), labels)
+        super().__init__(labels)
+        self.paths, self.root = list(paths), root
 
     @property
-    def paths(self) -> list[Path]:
-        """The files."""
-        assert isinstance(self.items, FileItems)
-        return self.items.paths
+    def names(self) -> Sequence[bytes] | None:
+        """Paths below `root`; `None` without one."""
+        if self.root is None:
+            return None
+        start = len(self.root.parts)
+        return [os.fsencode("/".join(path.parts[start:])) for path in self.paths]
+
+    def name(self, place: int) -> Path:
+        """The file's path."""
+        return self.paths[place]
+
+    def content(self, place: int) -> bytes:
+        """The file's bytes."""
+        return self.paths[place].read_bytes()
+
+    def open(self, place: int, max_pixels: int = MAX_PIXELS) -> EncodedImage:
+        """Reads a file and its header."""
+        return EncodedImage(self.paths[place], max_pixels)
+
+    def _keep(self, index: Tensor) -> None:
+        self.paths = [self.paths[i] for i in index.tolist()]

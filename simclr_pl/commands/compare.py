@@ -5,7 +5,7 @@ from typing import Literal
 
 from simclr_pl.commandline.baselines import choose_encoder
 from simclr_pl.commandline.call import call
-from simclr_pl.commandline.scores import tell_wandb
+from simclr_pl.commandline.over_seeds import log_to_wandb
 from simclr_pl.commandline.target import DataChoice, find_pretrained
 from simclr_pl.core.errors import UserError
 from simclr_pl.protocols.features import encode
@@ -89,7 +89,7 @@ def compare(
     sys.stdout.write(f"written to {path}\n")
     numbers = {f"logistic/{split}_top1": scores["pretrained"].all_labels}
     about = {"split": split, "labels": labels, "epoch": pretrained.epoch}
-    tell_wandb(pretrained, "logistic", numbers, about, wandb)
+    log_to_wandb(pretrained, "logistic", numbers, about, wandb)
     if require is not None and margin < require:
         raise UserError(
             f"pretraining is {margin:.1f} standard errors better than no training with "

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from simclr_pl.commandline.call import data_arguments
 from simclr_pl.commandline.cli import SimCLRCLI, run_command
 from simclr_pl.commandline.options import add_run_options
-from simclr_pl.commandline.scores import report
+from simclr_pl.commandline.over_seeds import report
 from simclr_pl.commandline.shorthand import split_equals
 from simclr_pl.commandline.target import (
     DataChoice,
@@ -225,10 +225,7 @@ class FineTuningCLI(SimCLRCLI):
         start = "from fresh weights" if scratch else "from pretrained weights"
         fields = {name: self.options[option] for name, option in DECIDES.items()}
         fields["epoch"] = 0 if scratch else self.pretrained.epoch
-        mode = self.options.wandb.mode
-        report(
-            self.pretrained, self.protocol, split, self.seeds, self._score, start, mode, **fields
-        )
+        report(self.pretrained, self.protocol, split, self.seeds, self._score, start, **fields)
 
     def _score(self, seed: int) -> Score:
         """Trains, and scores the network of the last epoch."""

@@ -30,7 +30,7 @@ from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.results import write_result
 from simclr_pl.run.seen import kept_by, say_missing, sees_own_data
 from simclr_pl.run.yaml_file import read_config
-from simclr_pl.tracking.evaluations import tell
+from simclr_pl.tracking.evaluations import log_evaluation
 
 
 class _Trainer(L.Trainer):
@@ -189,7 +189,7 @@ class PretrainingCLI(SimCLRCLI):
             }
             path = write_result(home.results, protocol="probe", **fields, **about)
             out(f"(online probe on frozen features of {checkpoint}) written to {path}\n")
-            tell(home, "probe", numbers, about, self.options.wandb.mode)
+            log_evaluation(home, "probe", numbers, about, self.options.wandb.mode)
 
     def predict(self, **kwargs: Any) -> None:
         """Writes features, labels and indices of `data.predict_split`."""

@@ -3,12 +3,10 @@
 from typing import Literal
 
 from simclr_pl.commandline.call import call
-from simclr_pl.commandline.over_seeds import freeze, protocol_name
-from simclr_pl.commandline.scores import report
+from simclr_pl.commandline.over_seeds import freeze
 from simclr_pl.commandline.target import DataChoice, check_seeds, find_pretrained
-from simclr_pl.images.splits import draw_fraction
 from simclr_pl.protocols.knn import KS, TEMPERATURES, evaluate_knn
-from simclr_pl.protocols.scoring import Score, check_above_zero
+from simclr_pl.protocols.scoring import Rows, Score, check_above_zero
 from simclr_pl.tracking.wandb_mode import Mode
 
 
@@ -61,21 +59,12 @@ def knn(
     temperatures = tuple(TEMPERATURES if temperature is None else temperature)
     check_above_zero("k", ks)
     check_above_zero("temperature", temperatures)
-    pretrained = find_pretrained(checkpoint, run_dir, config, data)
-    frozen = freeze(pretrained, baseline)
-    scored = frozen.rows(split)
-    train = frozen.rows("train")
+    frozen = freeze(find_pretrained(checkpoint, run_dir, config, data), baseline)
 
-    def evaluate(seed: int) -> Score:
-        part = train.at(draw_fraction(train.labels, label_fraction, seed))
-        return evaluate_knn(part, scored, frozen.data.num_classes, seed, ks, temperatures)
+    def evaluate(train: Rows, scored: Rows, seed: int) -> Score:
+        return evaluate_knn(train, scored, frozen.data.num_classes, seed, ks, temperatures)
 
-    protocol = protocol_name("knn", frozen.label, label_fraction)
-    chosen = [pretrained.seed] if seeds is None else seeds
-    return report(
-        pretrained, protocol, split, chosen, evaluate, wandb=wandb, **frozen.about,
-        label_fraction=label_fraction, epoch=0 if baseline else pretrained.epoch,
-    )  # fmt: skip
+    return frozen.score("knn", split, label_fraction, seeds, evaluate, wandb)
 
 
 def run_cli(args: list[str]) -> None:

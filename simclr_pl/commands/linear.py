@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 
 from simclr_pl.commandline.call import call
-from simclr_pl.commandline.over_seeds import Frozen, freeze, protocol_name
-from simclr_pl.commandline.scores import report
+from simclr_pl.commandline.over_seeds import Frozen, freeze
 from simclr_pl.commandline.target import DataChoice, check_seeds, find_pretrained
 from simclr_pl.core.errors import UserError
 from simclr_pl.images.splits import draw_fraction
 from simclr_pl.protocols.features import encode_crops
 from simclr_pl.protocols.linear import LEARNING_RATES, WEIGHT_DECAYS, Recipe, Source, fit_linear
 from simclr_pl.protocols.logistic import evaluate_logistic
-from simclr_pl.protocols.scoring import Score, check_above_zero
+from simclr_pl.protocols.scoring import Rows, Score, check_above_zero
 from simclr_pl.tracking.wandb_mode import Mode
 
 
@@ -83,30 +82,21 @@ def linear(
         raise UserError(
             "lbfgs takes the same features in each step: leave out --augment, or use --solver sgd"
         )
-    pretrained = find_pretrained(checkpoint, run_dir, config, data)
-    frozen = freeze(pretrained, baseline)
-    scored = frozen.rows(split)
+    frozen = freeze(find_pretrained(checkpoint, run_dir, config, data), baseline)
     recipe = Recipe(rates, decays, epochs, 0 if augment else Recipe().steps)
-    train = frozen.rows("train")
 
-    def evaluate(seed: int) -> Score:
+    def evaluate(train: Rows, scored: Rows, seed: int) -> Score:
         classes, of_seed = frozen.data.num_classes, recipe._replace(seed=seed)
-        part = train.at(draw_fraction(train.labels, label_fraction, seed))
         if augment:
             crops = _crops(frozen, label_fraction, seed)
-            return fit_linear(crops, part.labels, classes, of_seed, part.features).score(scored)
+            return fit_linear(crops, train.labels, classes, of_seed, train.features).score(scored)
         if solver == "lbfgs":
             cpu = torch.device("cpu")
-            return evaluate_logistic(part.to(cpu), scored.to(cpu), classes, seed)
-        return fit_linear(lambda _: part.features, part.labels, classes, of_seed).score(scored)
+            return evaluate_logistic(train.to(cpu), scored.to(cpu), classes, seed)
+        return fit_linear(lambda _: train.features, train.labels, classes, of_seed).score(scored)
 
     name = "linear-augmented" if augment else "linear" if solver == "sgd" else "linear-lbfgs"
-    protocol = protocol_name(name, frozen.label, label_fraction)
-    chosen = [pretrained.seed] if seeds is None else seeds
-    scores = report(
-        pretrained, protocol, split, chosen, evaluate, wandb=wandb, **frozen.about,
-        solver=solver, label_fraction=label_fraction, epoch=0 if baseline else pretrained.epoch,
-    )  # fmt: skip
+    scores = frozen.score(name, split, label_fraction, seeds, evaluate, wandb, solver=solver)
     frozen.data.teardown()
     return scores
 

@@ -41,7 +41,6 @@ class RunDirectory:
         self.results = path / "results"
         self.left_out = path / LEFT_OUT
         self.wandb_id = path / "wandb_id.txt"
-        self.wandb_summary = path / "wandb_summary.json"
         self.wandb_models = path / "wandb_models.json"
         self._lock = RunLock(path / ".lock", option)
         self._claimed = False

@@ -14,7 +14,7 @@ from simclr_pl.monitors.moments import is_last
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import sha256
 from simclr_pl.run.unfinished import UnfinishedError
-from simclr_pl.tracking.wandb import PATIENCE, WandbChoice, first_line, kept, run_id, say, silent
+from simclr_pl.tracking.wandb import PATIENCE, WandbChoice, first_line, run_id, say, silent
 from simclr_pl.writing import write_text
 
 
@@ -175,8 +175,17 @@ def _experiment(trainer: L.Trainer) -> Any:
 
 
 def _names(run: RunDirectory) -> dict[str, str]:
-    """Artifacts' `project/name:alias` by the SHA-256 of their checkpoint."""
-    return kept(run.wandb_models)
+    """Artifacts' `project/name:alias` by the SHA-256 of their checkpoint; a broken file is said."""
+    try:
+        names = json.loads(run.wandb_models.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        names = None
+    if not isinstance(names, dict):
+        say(f"{run.wandb_models} is broken, and what it held is left out")
+        return {}
+    return names
 
 
 def _remember(run: RunDirectory, digest: str, name: str) -> None:

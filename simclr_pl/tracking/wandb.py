@@ -1,6 +1,5 @@
 """Weights & Biases without an account, a prompt or a hang."""
 
-import json
 import os
 import sys
 import uuid
@@ -8,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
 
@@ -120,8 +118,6 @@ def start(
     choice: WandbChoice,
     name: str,
     about: dict[str, Any],
-    *,
-    again: bool = False,
     **settings: Any,
 ) -> Any:
     """Starts a W&B run in the run directory, or goes on with it: online if that can be.
@@ -133,7 +129,6 @@ def start(
         choice: mode, project, group, tags and notes.
         name: the W&B run's id.
         about: further arguments of `wandb.init`.
-        again: somebody who asked to be offline has just read how to upload.
         settings: of W&B; those that its version doesn't know are left out.
 
     Returns:
@@ -182,8 +177,7 @@ def start(
     except failures() as error:
         say(f"not logged there ({first_line(error)})")
         return None
-    if not again or mode == "online":
-        say(f"offline; to upload: wandb sync {run.path}/wandb/offline-run-*")
+    say(f"offline; to upload: wandb sync {run.path}/wandb/offline-run-*")
     return experiment
 
 
@@ -273,27 +267,13 @@ def _finish(experiment: Any, code: int, *, hurry: bool) -> None:
 
 
 def _summary_so_far(run: RunDirectory) -> dict[str, float]:
-    """The last of every number logged, named as W&B has them, and what was appended besides."""
-    numbers: dict[str, float] = kept(run.wandb_summary)
+    """The last of every number logged, named as W&B has them."""
+    numbers: dict[str, float] = {}
     for row in read_metrics(run.metrics) if run.metrics.is_file() else []:
         numbers |= {name: float(value) for name, value in row.items()}
     if "step" in numbers:
         numbers["trainer/global_step"] = numbers.pop("step")
     return numbers
-
-
-def kept(path: Path) -> dict[str, Any]:
-    """What a JSON file of the run directory holds; nothing where it is cut off, which is said."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict):
-        say(f"{path} is broken, and what it held is left out")
-        return {}
-    return content
 
 
 def run_id(run: RunDirectory) -> str:

@@ -1,4 +1,4 @@
-"""The least of a W&B server: W&B's own client edits runs, sweeps, artifacts, and saves views."""
+"""The least of a W&B server: W&B's own client makes runs, sweeps, artifacts, and saves views."""
 
 import json
 import socket
@@ -19,10 +19,8 @@ class Server:
 
     Attributes:
         address: to be WANDB_BASE_URL.
-        runs: summaries by id.
         begun: the variables of every run that was begun or continued, as W&B's own process sent it.
         ended: exit codes of runs that came to their end, by id.
-        edits: the variables of every edit of a run that was asked for.
         views: the variables of every view of a project that was saved.
         sweep: the YAML of the sweep that was made last.
         values: of the runs that a sweep's agents are still to be given.
@@ -32,11 +30,9 @@ class Server:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.runs: dict[str, dict[str, Any]] = {}
         self.begun: list[dict[str, Any]] = []
         self.ended: dict[str, int] = {}
         self.silent = threading.Event()
-        self.edits: list[dict[str, Any]] = []
         self.views: list[dict[str, Any]] = []
         self.sweep = ""
         self.values: list[dict[str, Any]] = []
@@ -45,10 +41,7 @@ class Server:
     def answer(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
         """To a GraphQL query."""
         if "mutation UpsertBucket" in query:
-            # By its number a run is edited; W&B's own process begins or continues it by its name.
-            return self._begin(given) if given["id"] is None else self._edit(given)
-        if "query Run(" in query:
-            return {"project": {"run": self._run(given["name"])}}
+            return self._begin(given)
         if "upsertView(" in query:
             self.views.append(given)
             return {"upsertView": {"view": {"id": "1", "name": given["name"]}, "inserted": True}}
@@ -60,11 +53,6 @@ class Server:
             if any(name in query for name in names):
                 return answer(query, given)
         return {"viewer": PERSON, "serverInfo": {"features": []}}
-
-    def _edit(self, given: dict[str, Any]) -> dict[str, Any]:
-        self.edits.append({name: value for name, value in given.items() if value is not None})
-        self.runs[given["id"]] = json.loads(given["summaryMetrics"])
-        return {"upsertBucket": {"bucket": self._run(given["id"]), "inserted": False}}
 
     def _begin(self, given: dict[str, Any]) -> dict[str, Any]:
         self.begun.append(given)
@@ -127,19 +115,6 @@ class Server:
             "updatedAt": None, "aliases": [alias],
         }  # fmt: skip
         return {**nothing, **about}
-
-    def _run(self, name: str) -> dict[str, Any] | None:
-        if name not in self.runs:
-            return None
-        nothing = dict.fromkeys(
-            ("sweepName", "group", "jobType", "commit", "description", "notes", "historyKeys")
-        )
-        lists = {"tags": [], "config": "{}", "systemMetrics": "{}", "historyLineCount": 5}
-        times = dict.fromkeys(("createdAt", "heartbeatAt"), "2026-01-01T00:00:00")
-        about = {"id": name, "name": name, "displayName": name, "projectId": "7", "user": PERSON}
-        summary = json.dumps(self.runs[name])
-        state = {"state": "finished", "readOnly": False, "summaryMetrics": summary}
-        return {**nothing, **lists, **times, **about, **state}
 
 
 def _project(given: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Results of evaluations in the run's W&B summary, online and offline."""
+"""Evaluations told to W&B: each a run of its own, offline or not, that names what it used."""
 
 import json
 import statistics
@@ -11,12 +11,13 @@ import pytest
 import wandb
 from commands import run
 from noise import write_npz
-from offline import begun, history, recipe, records, summary
-from wandb_server import no_answer, wandb_server
+from offline import begun, recipe, records, summary
+from wandb_server import no_answer
 
 from simclr_pl.run.directory import RunDirectory
-from simclr_pl.tracking.evaluations import append_to_summary
+from simclr_pl.tracking.evaluations import log_evaluation
 from simclr_pl.tracking.wandb import WandbChoice, build_logger
+from simclr_pl.tracking.wandb_mode import Mode
 
 
 @pytest.fixture
@@ -32,58 +33,57 @@ def trained(tmp_path: Path) -> Iterator[RunDirectory]:
     wandb.teardown()
 
 
-def parts(directory: RunDirectory) -> list[list[dict[str, Any]]]:
-    """A run's offline parts, by their time, without those of its evaluations."""
+def of_run(directory: RunDirectory) -> list[list[dict[str, Any]]]:
+    """A run's offline parts, by their time, without its evaluations."""
     mine = directory.wandb_id.read_text().strip()
     return [part for part in records(directory.path) if begun(part)["run_id"] == mine]
 
 
-def evaluation(directory: RunDirectory) -> list[dict[str, Any]]:
-    """The W&B run that an evaluation was, beside what it appended to the run's summary."""
-    (appended,) = parts(directory)
-    (own,) = [part for part in records(directory.path) if part != appended]
-    return own
+def of_evaluations(directory: RunDirectory) -> list[list[dict[str, Any]]]:
+    """The W&B runs of a run's evaluations."""
+    mine = of_run(directory)
+    return [part for part in records(directory.path) if part not in mine]
 
 
 NUMBERS = {"linear/test_top1": 0.75, "linear/test_top1_std": 0.0625}
 
 
-def test_offline_a_part_of_the_same_run_brings_its_whole_summary(
+def evaluate(directory: RunDirectory, asked: Mode = "auto") -> None:
+    """Logs `NUMBERS` as a linear evaluation of test."""
+    directory.last_checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    directory.last_checkpoint.touch()
+    about = {"checkpoint": directory.last_checkpoint, "split": "test", "dataset": "digits"}
+    log_evaluation(directory, "linear", NUMBERS, about, asked)
+
+
+def test_offline_an_evaluation_is_a_run_that_knows_the_recipe_and_leaves_the_run_alone(
     trained: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Which is what an upload replaces the parts' before it with."""
+    trained.config.write_text("wandb: {project: letters}\nmodel: {temperature: 0.3}\n")
     capsys.readouterr()
-    append_to_summary(trained, NUMBERS)
+    evaluate(trained)
     said = capsys.readouterr()
     assert said.err == ""
     assert said.out == (
         f"Weights & Biases: offline; to upload: wandb sync {trained.path}/wandb/offline-run-*\n"
     )
-    _wait_a_second()  # the names of parts have no smaller unit
-    append_to_summary(trained, {"knn/test_top1": 0.5, "probe/val_top1": 0.3})
-    _, second, third = parts(trained)
-    logged = {"train/loss": 1.5, "probe/val_top1": 0.25, "epoch": 0, "trainer/global_step": 7}
-    assert summary(second) == {**logged, **NUMBERS}
-    assert summary(third) == {**logged, **NUMBERS, "knn/test_top1": 0.5, "probe/val_top1": 0.3}
-    assert history(second) == history(third) == []
+    (own,) = of_evaluations(trained)
+    assert summary(own) == NUMBERS
+    assert (begun(own)["job_type"], begun(own)["project"]) == ("linear", "letters")
+    assert recipe(own)["recipe"]["model"] == {"temperature": 0.3}
+    assert len(of_run(trained)) == 1
 
 
-def test_a_resumed_offline_run_keeps_what_was_appended_and_logs_its_own(
-    trained: RunDirectory,
-) -> None:
-    append_to_summary(trained, {**NUMBERS, "probe/val_top1": 0.3})
-    _wait_a_second()
+def test_a_resumed_offline_run_brings_its_whole_summary(trained: RunDirectory) -> None:
+    """Which is what an upload replaces the summary of the parts before it with."""
+    time.sleep(1.1)  # the names of parts have no smaller unit than a second
     logger = build_logger(trained, WandbChoice("offline"), "pretrain")
     assert logger is not None
     logger.log_metrics({"train/loss": 1.25}, step=8)
     logger.experiment.finish()
-    found = summary(parts(trained)[-1])
-    assert found.items() >= {**NUMBERS, "train/loss": 1.25, "trainer/global_step": 8}.items()
-    assert found["probe/val_top1"] == 0.25  # the run's own is not held back by another's
-
-
-def _wait_a_second() -> None:
-    time.sleep(1.1)
+    assert summary(of_run(trained)[-1]) == {
+        "train/loss": 1.25, "probe/val_top1": 0.25, "epoch": 0, "trainer/global_step": 8,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", ["disabled", "no id"])
@@ -94,37 +94,9 @@ def test_of_a_run_that_w_and_b_does_not_know_nothing_is_said_or_written(
     if case == "disabled":
         directory.wandb_id.write_text("abcd1234\n")
         monkeypatch.setenv("WANDB_MODE", "disabled")
-    before = sorted(tmp_path.rglob("*"))
-    append_to_summary(directory, NUMBERS)
+    evaluate(directory)
     assert capsys.readouterr() == ("", "")
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_online_the_run_s_summary_is_edited_and_nothing_else(
-    trained: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    name = trained.wandb_id.read_text().strip()
-    with wandb_server() as server:
-        monkeypatch.setenv("WANDB_BASE_URL", server.address)
-        server.runs[name] = {"train/loss": 1.5}
-        append_to_summary(trained, NUMBERS)
-        assert server.runs[name] == {"train/loss": 1.5, **NUMBERS}
-        assert [set(edit) for edit in server.edits] == [{"id", "summaryMetrics"}]
-    assert "added to the summary of http://127.0.0.1" in capsys.readouterr().out
-    assert len(parts(trained)) == 1
-
-
-def test_a_run_that_was_never_uploaded_gets_an_offline_part(
-    trained: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    with wandb_server() as server:
-        monkeypatch.setenv("WANDB_BASE_URL", server.address)
-        append_to_summary(trained, NUMBERS)
-        assert server.edits == []
-    assert "Weights & Biases: not online (" in capsys.readouterr().out
-    assert summary(parts(trained)[-1]).items() >= NUMBERS.items()
+    assert not list(tmp_path.glob("wandb/*"))
 
 
 @pytest.mark.parametrize("server", ["nobody listens", "never answers"])
@@ -134,28 +106,18 @@ def test_without_an_answer_the_numbers_are_offline_within_seconds(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("simclr_pl.tracking.evaluations.PATIENCE", 2.0)
+    monkeypatch.setattr("simclr_pl.tracking.wandb.PATIENCE", 2.0)
     with no_answer(server == "never answers", monkeypatch, 30):
-        append_to_summary(trained, NUMBERS)
-    assert "Weights & Biases: not online (" in capsys.readouterr().out
-    assert summary(parts(trained)[-1]).items() >= NUMBERS.items()
+        evaluate(trained)
+    assert "Weights & Biases: no connection (" in capsys.readouterr().out
+    (own,) = of_evaluations(trained)
+    assert summary(own) == NUMBERS
 
 
-def test_asked_to_be_online_without_a_key_nobody_is_asked_for_one(
-    trained: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "online")
-    append_to_summary(trained, NUMBERS)
-    assert summary(parts(trained)[-1]).items() >= NUMBERS.items()
-
-
-def test_what_cannot_be_written_is_a_sentence_and_no_crash(
-    trained: RunDirectory, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trained.wandb_summary.mkdir()
-    append_to_summary(trained, NUMBERS)
-    assert "Weights & Biases: summary left as it was (" in capsys.readouterr().out
-    assert len(parts(trained)) == 1
+def test_asked_to_be_online_without_a_key_nobody_is_asked_for_one(trained: RunDirectory) -> None:
+    evaluate(trained, "online")
+    (own,) = of_evaluations(trained)
+    assert summary(own) == NUMBERS
 
 
 EVALUATIONS: dict[str, tuple[tuple[object, ...], set[str]]] = {
@@ -171,30 +133,28 @@ EVALUATIONS: dict[str, tuple[tuple[object, ...], set[str]]] = {
 
 
 @pytest.mark.parametrize("command", EVALUATIONS)
-def test_every_evaluation_s_numbers_go_into_the_run_s_summary(command: str, finished: Path) -> None:
+def test_every_evaluation_is_a_run_with_its_numbers(command: str, finished: Path) -> None:
     directory = RunDirectory(finished)
     directory.wandb_id.write_text("abcd1234\n")
     options, names = EVALUATIONS[command]
     try:
         outcome = run(command, "--run_dir", finished, *options, *_w_and_b(command))
         assert (outcome.code, outcome.err) == (0, ""), outcome
-        (part,) = parts(directory)
-        own = evaluation(directory)
+        (own,) = records(finished)
     finally:
         wandb.teardown()
-    appended = json.loads(directory.wandb_summary.read_text())
-    assert set(appended) >= names
     assert outcome.out.count(f"wandb sync {finished}/wandb/") == 1
-    assert summary(part).items() >= appended.items()
+    numbers = summary(own)
+    assert set(numbers) >= names
     values = [json.loads(path.read_text())["top1"] for path in directory.results.iterdir()]
     (top1,) = [name for name in names if name.endswith("_top1")]
-    assert appended[top1] == pytest.approx(statistics.mean(values))
+    assert numbers[top1] == pytest.approx(statistics.mean(values))
     job = {"compare": "logistic", "validate": "probe", "test": "probe"}.get(command, command)
     assert begun(own)["job_type"] == job
-    assert summary(own) == appended
     told = recipe(own)
     split = "val" if any("val" in name for name in names) else "test"
     assert (told["pretraining"], told["split"], told["dataset"]) == ("abcd1234", split, "digits")
+    assert told["recipe"]["model"]["temperature"] == 0.5
     assert told["artifact"] is None
 
 
@@ -218,8 +178,8 @@ def test_another_data_set_s_numbers_say_which_it_is(finished: Path, tmp_path: Pa
     data = ("--data.dataset", "npz", "--data.root", other)
     try:
         assert run("knn", "--run_dir", finished, "--split", "val", *data).code == 0
-        (part,) = parts(directory)
+        (own,) = records(finished)
     finally:
         wandb.teardown()
-    names = {name for name in summary(part) if name.startswith("npz/")}
+    names = {name for name in summary(own) if name.startswith("npz/")}
     assert names == {"npz/knn_chosen/val_top1"}  # two classes have no top-5

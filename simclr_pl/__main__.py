@@ -21,72 +21,51 @@ from simclr_pl.writing import of_full_disk
 
 COMMANDS = {
     "fit": ("fit", "pretrain: fit --config configs/cifar.yaml"),
-    "validate": (
-        "fit",
-        "loss and probe accuracy on the validation split of a run",
-    ),
+    "validate": ("fit", "loss and probe accuracy on the validation split of a run"),
     "test": ("fit", "loss and probe accuracy on the test split of a run"),
-    "predict": (
-        "fit",
-        "write features, labels and indices of a split to one file",
-    ),
-    "linear": (
-        "linear",
-        "linear evaluation: a linear classifier on frozen features",
-    ),
+    "predict": ("fit", "write features, labels and indices of a split to one file"),
+    "linear": ("linear", "linear evaluation: a linear classifier on frozen features"),
     "knn": ("knn", "nearest-neighbour evaluation of frozen features"),
-    "finetune": (
-        "finetune",
-        "train the network on with a share of the labels, or from scratch",
-    ),
+    "finetune": ("finetune", "train the network on with a share of the labels, or from scratch"),
     "compare": (
-        "compare",
-        "is pretraining worth it? raw pixels, untrained and pretrained encoder, one protocol",
+        "compare", "is pretraining worth it? raw pixels, untrained and pretrained encoder, one "
+        "protocol",
     ),
-    "pack": (
-        "pack.pack",
-        "write a folder of images once, to train without decoding",
-    ),
+    "pack": ("pack.pack", "write a folder of images once, to train without decoding"),
     "sweep": (
-        "sweep.sweep",
-        "try values of a sweep's YAML, run after run, and compare them in a table",
+        "sweep.sweep", "try values of a sweep's YAML, run after run, and compare them in a table",
     ),
     "views": ("views", "a picture of what the augmentation does"),
     "bench": (
-        "fit",
-        "how fast a config trains on this machine, what it waits for, and what to change",
+        "fit", "how fast a config trains on this machine, what it waits for, and what to change",
     ),
     "report": (
-        "report",
-        "curves and pictures of a run on one page, also while it runs; or runs compared",
+        "report", "curves and pictures of a run on one page, also while it runs; or runs compared",
     ),
     "dashboard": ("dashboard", "a W&B workspace with panels for all of it"),
-}
+}  # fmt: skip
 """Of each command: its file in the room `commands`, and what `--help` says."""
 
 
 HEADINGS = {
     "train": ("fit", "finetune"),
     "score": ("validate", "test", "linear", "knn", "compare"),
-    "use": ("predict", "embed", "export"),
-    "look": ("views", "stats", "report", "dashboard"),
-    "run": ("pack", "bench", "sweep", "doctor"),
+    "use": ("predict",),
+    "look": ("views", "report", "dashboard"),
+    "run": ("pack", "bench", "sweep"),
 }
 """How `--help` groups the commands; each stands under one heading."""
 
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    groups = []
+    lines = ["usage: python -m simclr_pl COMMAND [options]", "", "SimCLR in PyTorch Lightning.", ""]
     for heading, names in HEADINGS.items():
-        lines = [f"  {name:<{width}}  {COMMANDS[name][1]}" for name in names if name in COMMANDS]
-        groups.append("\n".join([f"{heading}:", *lines]))
-    listed = "\n\n".join(groups)
-    return (
-        "usage: python -m simclr_pl COMMAND [options]\n\nSimCLR in PyTorch Lightning.\n\n"
-        f"{listed}\n\n"
+        lines += [f"{heading}:", *(f"  {name:<{width}}  {COMMANDS[name][1]}" for name in names), ""]
+    lines += [
         "python -m simclr_pl COMMAND --help lists a command's options; --debug shows tracebacks."
-    )
+    ]
+    return "\n".join(lines)
 
 
 def main(args: list[str] | None = None) -> int:

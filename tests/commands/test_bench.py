@@ -175,7 +175,7 @@ class _Data(NamedTuple):
     ("most", "data", "sentence"),
     [
         ("callbacks", _Data("digits"), "is the probe and the monitors: 60% of a step"),
-        ("rest", _Data("digits"), "is the loop around the step: 60% of it"),
+        ("rest", _Data("digits"), "is the loop around the step: 60% of a step"),
         ("rest", _Data(), "is the cores: 60% of a step goes to what shares them, the 1 worker"),
         ("waiting_for_data", _Data(num_workers=0), "Give more --data.num_workers (now 0, of"),
         ("waiting_for_data", _Data(num_workers=999), "no more cores than worker processes"),

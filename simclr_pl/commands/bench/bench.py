@@ -9,11 +9,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.profilers import SimpleProfiler
 
 from simclr_pl.cluster.memory import PeakMemory
 from simclr_pl.cluster.out_of_memory import explained
 from simclr_pl.commands.bench import ceilings as limits
-from simclr_pl.commands.bench.step_timing import CallbackClock, Seconds, Turns
+from simclr_pl.commands.bench.step_timing import Seconds, Turns
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.model.simclr import SimCLR
@@ -24,6 +25,9 @@ from simclr_pl.writing import write_text
 
 ENOUGH = 0.95
 """Of the bare step's speed: from there on nothing outside the model is worth a change."""
+
+
+PACK = "Write the folder once as pixels (python -m simclr_pl pack), and measure again"
 
 
 def on_one_device(config: Any) -> None:
@@ -84,12 +88,10 @@ def bench(
     if seconds <= 0:
         raise UserError(f"seconds is {seconds}, but must be above 0")
     target = file_to_write(out) if out else None
-    trainer.callbacks = [  # type: ignore[attr-defined]
-        c
-        for c in trainer.callbacks  # type: ignore[attr-defined]
-        # (Nothing is validated here, and so there is nothing to stop early for.)
-        if not isinstance(c, Checkpoint | Gallery | EarlyStopping)
-    ]
+    watching: Any = trainer
+    # (Nothing is validated here, and so there is nothing to stop early for.)
+    idle = (Checkpoint, Gallery, EarlyStopping)
+    watching.callbacks = [each for each in watching.callbacks if not isinstance(each, idle)]
     data.prepare_data()
     data.setup("fit")
     device = trainer.strategy.root_device
@@ -97,16 +99,15 @@ def bench(
         f"measuring data, then steps for {seconds:g} s (more where they are slow), then limits\n"
     )
     sys.stdout.flush()
-    alone = limits.data_alone(trainer, data)
-    clock = CallbackClock()
-    turns = Turns(alone.first, seconds, clock)
+    rate, first = limits.data_alone(trainer, data)
+    turns = Turns(first, seconds)
     if device.type == "cpu":  # an accelerator goes on behind the host's back
-        trainer.profiler = clock  # type: ignore[attr-defined]
-    trainer.callbacks.append(turns)  # type: ignore[attr-defined]
+        watching.profiler = SimpleProfiler()
+    watching.callbacks.append(turns)
     with PeakMemory(device) as peak, explained(trainer):
         trainer.fit(model, data)
     model.to(device)  # Lightning has put it away
-    found = _summary(turns.measured, data.batch_size, alone.rate)
+    found = _summary(turns.measured, data.batch_size, rate)
     found |= {
         "peak_memory_bytes": None if peak.bytes is None else peak.before + peak.bytes,
         "largest_batch": limits.largest(trainer, model, data),
@@ -116,23 +117,16 @@ def bench(
     done = found["flops_per_image"] * end_to_end
     found["share_of_matrix_rate"] = done / found["matrix_flops_per_s"]
     found["bottleneck"] = bottleneck(found, data, model)
-    found = _about(trainer, model, data) | found | {"versions": versions()}
+    found |= {
+        "device": limits.device_name(device), "precision": str(trainer.precision),
+        "encoder": model.hparams["encoder"], "dataset": data.dataset,
+        "image_size": data.image_size, "batch_size": data.batch_size, "versions": versions(),
+    }  # fmt: skip
     sys.stdout.write("\n".join(_lines(found, len(data.splits.train))) + "\n")
     if target is not None:
         write_text(target, json.dumps(found, indent=2) + "\n", "--out")
         sys.stdout.write(f"written to {target}\n")
     return found
-
-
-def _about(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> dict[str, Any]:
-    return {
-        "device": limits.device_name(trainer.strategy.root_device),
-        "precision": str(trainer.precision),
-        "encoder": model.hparams["encoder"],
-        "dataset": data.dataset,
-        "image_size": data.image_size,
-        "batch_size": data.batch_size,
-    }
 
 
 def _summary(turns: list[Seconds], batch: int, data_rate: float) -> dict[str, Any]:
@@ -165,12 +159,12 @@ def _summary(turns: list[Seconds], batch: int, data_rate: float) -> dict[str, An
 
 
 def bottleneck(found: dict[str, Any], data: ContrastiveDataModule, model: SimCLR) -> str:
-    """What the step spends its time on, and what to change, in a sentence.
+    """The part of a step that takes most time around the model, and what to change, in a sentence.
 
     Args:
         found: `share` and `end_to_end_over_bare`.
         data: of the run.
-        model: likewise.
+        model: of the run.
     """
     share, ratio = found["share"], found["end_to_end_over_bare"]
     if ratio >= ENOUGH:
@@ -179,27 +173,28 @@ def bottleneck(found: dict[str, Any], data: ContrastiveDataModule, model: SimCLR
             f"speed. Faster is {_faster_model(found, model)}"
         )
     around = {name: share[name] for name in share.keys() - {"network", "loss", "optimizer"}}
-    most = max(around, key=lambda name: around[name])
+    most = max(around, key=around.__getitem__)
+    part = f"{share[most]:.0%} of a step"
     larger = "Larger batches (--data.batch_size) have fewer steps"
-    fewer = f"{larger}; --trainer.log_every_n_steps and --health.every_n_steps may be larger"
-    views = "Smaller views (--data.image_size), or more work for the model on each"
-    said = {
-        "waiting_for_data": f"the data: {share[most]:.0%} of a step is waiting for it. "
-        + _faster_data(data),
-        "views": f"the augmentation: {share[most]:.0%} of a step. "
-        + (views if data.compiled else "Give --data.compiled true"),
-        "callbacks": f"the probe and the monitors: {share[most]:.0%} of a step. {fewer}",
-        "rest": f"what is around the step (probe, monitors, logging): {share[most]:.0%} of it. "
-        + fewer,
-    }
-    if "callbacks" in share:  # so they aren't in the rest
-        said["rest"] = f"the loop around the step: {share[most]:.0%} of it. {larger}"
-        if data.dataset == "folder" and data.num_workers:
-            said["rest"] = (
-                f"the cores: {share[most]:.0%} of a step goes to what shares them, the "
-                f"{data.num_workers} worker processes that decode. {_pack()}, or more cores"
-            )
-    return f"End to end is {ratio:.2f} of the model's own speed, and the bottleneck is {said[most]}"
+    rarer = f"{larger}; --trainer.log_every_n_steps and --health.every_n_steps may be larger"
+    if most == "waiting_for_data":
+        what = f"the data: {part} is waiting for it. {_faster_data(data)}"
+    elif most == "views":
+        smaller = "Smaller views (--data.image_size), or more work for the model on each"
+        what = f"the augmentation: {part}. "
+        what += smaller if data.compiled else "Give --data.compiled true"
+    elif most == "callbacks":
+        what = f"the probe and the monitors: {part}. {rarer}"
+    elif "callbacks" not in share:  # the rest holds them too
+        what = f"what is around the step (probe, monitors, logging): {part}. {rarer}"
+    elif data.dataset == "folder" and data.num_workers:
+        what = (
+            f"the cores: {part} goes to what shares them, the {data.num_workers} worker processes "
+            f"that decode. {PACK}, or more cores"
+        )
+    else:
+        what = f"the loop around the step: {part}. {larger}"
+    return f"End to end is {ratio:.2f} of the model's own speed, and the bottleneck is {what}"
 
 
 def _faster_model(found: dict[str, Any], model: SimCLR) -> str:
@@ -222,11 +217,7 @@ def _faster_data(data: ContrastiveDataModule) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if data.num_workers < (cores or 1):
         return f"Give more --data.num_workers (now {data.num_workers}, of {cores} cores)"
-    return f"There are no more cores than worker processes ({cores}). {_pack()}"
-
-
-def _pack() -> str:
-    return "Write the folder once as pixels (python -m simclr_pl pack), and measure again"
+    return f"There are no more cores than worker processes ({cores}). {PACK}"
 
 
 def _lines(found: dict[str, Any], train: int) -> list[str]:

@@ -3,7 +3,7 @@
 import itertools
 import statistics
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
@@ -18,24 +18,15 @@ DATA_SECONDS = 2.0
 """How long data alone is read."""
 
 
-class DataAlone(NamedTuple):
-    """What a loader gives when nobody does anything with it.
-
-    Attributes:
-        rate: images a second.
-        first: a batch.
-    """
-
-    rate: float
-    first: Batch
-
-
-def data_alone(trainer: L.Trainer, data: ContrastiveDataModule) -> DataAlone:
+def data_alone(trainer: L.Trainer, data: ContrastiveDataModule) -> tuple[float, Batch]:
     """Reads batches and moves them to the device, in the order of training, and nothing else.
 
     Args:
         trainer: on one device.
         data: set up.
+
+    Returns:
+        Images a second, and the first batch.
     """
     twin, device = data.apart(), trainer.strategy.root_device
     twin.trainer = trainer
@@ -50,7 +41,7 @@ def data_alone(trainer: L.Trainer, data: ContrastiveDataModule) -> DataAlone:
             batch = twin.transfer_batch_to_device(next(stream), device, 0)
             images += len(batch.labels)
         synchronise(device)
-        return DataAlone(images / (perf_counter() - start), first)
+        return images / (perf_counter() - start), first
     finally:
         twin.teardown()
 

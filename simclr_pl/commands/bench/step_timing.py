@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor
 
@@ -35,7 +35,7 @@ class Seconds(NamedTuple):
         real: a step of `fit`, with data, views, callbacks and logging.
         bare: the same on views in memory, without all that: network, loss, gradients, optimiser.
         waited: of the real one, for the loader.
-        callbacks: of the real one, in callbacks; 0 where nobody looked.
+        callbacks: of the real one, in callbacks; 0 without a profiler.
         views: making a batch's views.
         loss: its forward and backward.
         optimizer: its step.
@@ -50,45 +50,22 @@ class Seconds(NamedTuple):
     optimizer: float
 
 
-class CallbackClock(PassThroughProfiler):
-    """Adds up the time that a trainer's callbacks take, `Turns` aside.
-
-    Attributes:
-        seconds: so far.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seconds = 0.0
-        self._began: dict[str, float] = {}
-
-    def start(self, action_name: str) -> None:
-        """Lightning's hook, before anything that has a name."""
-        if action_name.startswith("[Callback]") and Turns.__name__ not in action_name:
-            self._began[action_name] = perf_counter()
-
-    def stop(self, action_name: str) -> None:
-        """Lightning's hook, behind it."""
-        if action_name in self._began:
-            self.seconds += perf_counter() - self._began.pop(action_name)
-
-
 class Turns(L.Callback):
     """Measures steps of a `fit` and, in turns with them, bare ones.
 
-    It belongs behind all other callbacks, so that their work counts.
+    It belongs behind all other callbacks, so that their work counts. How long they take, it reads
+    from the trainer's `SimpleProfiler`, where there is one.
 
     Args:
         raw: a batch as the loader hands it over.
         seconds: how long, about; `TURNS` turns at least.
-        clock: of the callbacks' time.
 
     Attributes:
         measured: a step of each turn.
     """
 
-    def __init__(self, raw: Batch, seconds: float, clock: CallbackClock) -> None:
-        self.raw, self.seconds, self.clock = raw, seconds, clock
+    def __init__(self, raw: Batch, seconds: float) -> None:
+        self.raw, self.seconds = raw, seconds
         self.measured: list[Seconds] = []
         self._done = self._block = 0
 
@@ -116,7 +93,7 @@ class Turns(L.Callback):
         else:
             self._warm_up(trainer, pl_module, batch)
         self._done = 0
-        self._callbacks, self._waited = self.clock.seconds, _waited(trainer)
+        self._callbacks, self._waited = _in_callbacks(trainer), _waited(trainer)
         self._start = self._now()
 
     def _warm_up(self, trainer: L.Trainer, model: SimCLR, batch: Views | MicroBatches) -> None:
@@ -131,7 +108,7 @@ class Turns(L.Callback):
     def _turn(self, trainer: L.Trainer) -> None:
         real = (self._now() - self._start) / self._block
         waited = (_waited(trainer) - self._waited) / self._block
-        callbacks = (self.clock.seconds - self._callbacks) / self._block
+        callbacks = (_in_callbacks(trainer) - self._callbacks) / self._block
         with self._bare.without_learning():
             seconds = Seconds(
                 real=real,
@@ -234,6 +211,18 @@ class BareStep:
     def loss_alone(self) -> None:
         """Forward and backward of the loss."""
         self._loss(*self.outputs).backward()
+
+
+def _in_callbacks(trainer: L.Trainer) -> float:
+    """Seconds that callbacks have taken so far, `Turns` aside; 0 where no profiler looks."""
+    profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+    if not isinstance(profiler, SimpleProfiler):
+        return 0.0
+    return sum(
+        sum(durations)
+        for name, durations in profiler.recorded_durations.items()
+        if name.startswith("[Callback]") and Turns.__name__ not in name
+    )
 
 
 def _waited(trainer: L.Trainer) -> float:

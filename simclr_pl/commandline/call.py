@@ -8,40 +8,55 @@ import typing
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, set_loader
 
 from simclr_pl.commandline.shorthand import (
     add_argument,
+    as_options,
     loads_wandb_mode,
     with_door_arguments,
-    with_wandb_mode,
 )
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.paths import expanded
 from simclr_pl.images.heldout import HeldOut
 from simclr_pl.run.yaml_file import load_yaml, no_mapping, read_config, read_text
-from simclr_pl.tracking.wandb import WandbChoice
 
 
 class OneSentence:
-    """For parsers: errors are `UserError`s, instead of an exit after a page of usage.
+    """For parsers: short forms are understood, and errors are `UserError`s, not a page of usage.
 
-    All of them read YAML as `read_config` does.
+    YAML is read as `read_config` reads it.
     """
+
+    hints: ClassVar[dict[str, str]] = {}
+    """Types, in words, of options that take a list, or of which the name alone means true."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         set_loader("recipe", loads_wandb_mode(load_yaml), (yaml.YAMLError,))
         super().__init__(*args, **{**kwargs, "parser_mode": "recipe"})
 
     def parse_args(self: Any, args: Any = None, *more: Any, **options: Any) -> Any:
-        """Parses, and looks at files of configurations before they are opened."""
+        """Parses, with short forms spelt out; looks at files before they are opened.
+
+        `--model.optimizer torch.optim.Adam --model.optimizer.lr 0.001` is that class with an `lr`
+        among its `init_args`; a class that a file names may be given one more in the same way.
+        """
         given = sys.argv[1:] if args is None else list(args)
-        _check_files(self, given)
-        return super().parse_args(given, *more, **options)  # type: ignore[misc]
+        rest, found = with_door_arguments(as_options(self.hints, given))
+        _check_files(self, rest)
+        config = super().parse_args(rest, *more, **options)  # type: ignore[misc]
+        for door, name, value in found:
+            command = config.get("subcommand")
+            own = config[command] if command else config
+            if door not in own:
+                command = command or self.prog.split()[-1]
+                raise UserError(f"{command} has no option --{door}.{name}: see {command} --help")
+            own[door] = add_argument(own[door], name, value)
+        return config
 
     def instantiate_classes(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Makes the objects of a configuration; one that its class refuses is a `UserError`."""
@@ -61,9 +76,8 @@ class OneSentence:
 
     def error(self: Any, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises `UserError`, with the nearest key where one is misspelt."""
-        commands = [a.choices.values() for a in self._actions if isinstance(a.choices, dict)]
-        parsers = [self, *itertools.chain(*commands)]
-        known = [str(key) for parser in parsers for key in vars(parser.get_defaults().as_flat())]
+        flat = (vars(parser.get_defaults().as_flat()) for parser in _with_commands(self))
+        known = [str(key) for keys in flat for key in keys]
         sentence = _plain(message, known)
         for action in self._actions:
             if not action.option_strings:  # a word without a name
@@ -75,14 +89,19 @@ class _Parser(OneSentence, ArgumentParser):
     pass
 
 
+def _with_commands(parser: Any) -> list[Any]:
+    """A parser, and the parsers of its commands."""
+    commands = [a.choices.values() for a in parser._actions if isinstance(a.choices, dict)]
+    return [parser, *itertools.chain(*commands)]
+
+
 def _check_files(parser: ArgumentParser, args: list[str]) -> None:
     """Looks at files that options take values from, as `--config` and `--model` do.
 
     Raises:
         UserError: a folder, a device, or whatever else isn't a text file.
     """
-    commands = [a.choices.values() for a in parser._actions if isinstance(a.choices, dict)]
-    actions = [a for each in (parser, *itertools.chain(*commands)) for a in each._actions]
+    actions = (action for each in _with_commands(parser) for action in each._actions)
     names = [name for action in actions for name in action.option_strings]
     groups = {name.partition(".")[0] for name in names if "." in name}
     for arg, following in itertools.zip_longest(args, args[1:], fillvalue=""):
@@ -115,53 +134,9 @@ def call(
     parser.add_function_arguments(function, as_positional=positional, skip=skip)
     if several is not None:
         parser.add_argument(several, nargs="*", type=str, default=[], metavar=several[:-1].upper())
-    if typing.get_type_hints(function).get("wandb") is WandbChoice:
-        args = with_wandb_mode(args)
-        explain_wandb(parser)
-    rest, doors = with_door_arguments(args[1:])
-    hints = {f"--{name}": str(hint) for name, hint in typing.get_type_hints(function).items()}
-    chosen = parser.parse_args(as_options(hints, rest))
-    for door, name, value in doors:
-        if door not in chosen:
-            raise UserError(f"{args[0]} has no option --{door}.{name}: see {args[0]} --help")
-        chosen[door] = add_argument(chosen[door], name, value)
-    return function(**parser.instantiate_classes(chosen).as_dict())
-
-
-def explain_wandb(parser: ArgumentParser) -> None:
-    """In a parser's help: what `--wandb` alone takes is no path of a configuration."""
-    for action in parser._actions:
-        if action.option_strings == ["--wandb"]:
-            action.metavar, action.help = "MODE", "short for --wandb.mode"
-
-
-def as_options(hints: dict[str, str], args: list[str]) -> list[str]:
-    """Options as a person writes them, as the parser wants them.
-
-    `--seeds 0 1 2`, or `--seeds 0 --seeds 1`, is `--seeds=[0,1,2]`; `--augment` alone is true.
-
-    Args:
-        hints: the type of each option that takes a list or a yes or no, in words.
-        args: the options.
-    """
-    found: dict[str, list[str]] = {}
-    rest: list[str] = []
-    name = ""
-    for arg, following in itertools.zip_longest(args, args[1:], fillvalue="--"):
-        option, equals, value = arg.partition("=")
-        if option.startswith("--"):
-            name = option if "list[" in hints.get(option, "") else ""
-            if hints.get(arg) in (str(bool), "bool") and following not in ("true", "false"):
-                rest.append(f"{arg}=true")
-            elif name:
-                found.setdefault(name, []).extend([value] if equals else [])
-            else:
-                rest.append(arg)
-        else:
-            (found[name] if name else rest).append(arg)
-    for name, values in found.items():
-        rest.append(f"{name}=[{','.join(v.removeprefix('[').removesuffix(']') for v in values)}]")
-    return rest
+    hints = typing.get_type_hints(function)
+    parser.hints = {f"--{name}": str(hint) for name, hint in hints.items()}  # type: ignore[misc]
+    return function(**parser.instantiate_classes(parser.parse_args(args[1:])).as_dict())
 
 
 def data_of(

@@ -53,14 +53,12 @@ def help_of(parser: Any, only: str | None) -> str:
         lines += [*textwrap.wrap(parser.description or "", WIDTH), ""]
     names = set()
     for group in parser._action_groups:
-        names |= {
-            a.option_strings[-1][2:].partition(".")[0]
-            for a in group._group_actions
-            if "." in a.option_strings[-1]
-        }
+        options = (action.option_strings[-1][2:] for action in group._group_actions)
+        names |= {option.partition(".")[0] for option in options if "." in option}
         actions = [action for action in group._group_actions if _is_shown(action, only)]
         if actions:
-            title = group.title or "options"
+            # (Lightning's title of the one option that it adds breaks off in mid-sentence.)
+            title = "checkpoint" if actions[0].dest == "ckpt_path" else group.title or "options"
             lines += textwrap.wrap(f"{title}:", WIDTH)
             lines += [line for action in actions for line in _lines(action, defaults)]
             lines.append("")

@@ -1,5 +1,6 @@
 """What the command line takes beyond Lightning's own options, and which of those it refuses."""
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
@@ -7,13 +8,9 @@ from typing import Any, ClassVar
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from simclr_pl.commandline.call import OneSentence, as_options, explain_wandb
+from simclr_pl.commandline.call import OneSentence
 from simclr_pl.commandline.help import help_of
-from simclr_pl.commandline.shorthand import (
-    add_argument,
-    with_door_arguments,
-    with_wandb_mode,
-)
+from simclr_pl.commandline.shorthand import with_wandb_mode
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import name_of
 from simclr_pl.monitors.health import HealthMonitor
@@ -36,27 +33,15 @@ class Parser(OneSentence, LightningArgumentParser):
         "--seeds": "list[int]",
         **dict.fromkeys(("--resume", "--tensorboard", "--from_scratch", "--head_only"), "bool"),
     }
-    """Options that take a list, or of which the name alone says yes."""
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """A line or two for each option."""
         return help_of(self, self.only)
 
     def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
-        """Parses, with `--wandb off` as `--wandb.mode off`, and arguments of doors.
-
-        `--model.optimizer torch.optim.Adam --model.optimizer.lr 0.001` is that class with an `lr`
-        among its `init_args`; a class that a file names may be given one more in the same way.
-        """
-        given = as_options(self.hints, sys.argv[1:] if args is None else args)
-        rest, found = with_door_arguments(with_wandb_mode(given))
-        config = super().parse_args(rest, *more, **options)
-        for door, name, value in found:
-            own = config[config.subcommand]
-            if door not in own:
-                raise UserError(f"{config.subcommand} has no option --{door}.{name}: see --help")
-            own[door] = add_argument(own[door], name, value)
-        return config
+        """Parses, with `--wandb off` as `--wandb.mode off`."""
+        given = with_wandb_mode(sys.argv[1:] if args is None else args)
+        return super().parse_args(given, *more, **options)
 
 
 def add_monitors(parser: LightningArgumentParser) -> None:
@@ -80,20 +65,13 @@ def add_run_options(parser: LightningArgumentParser, run_dir: str, resume: str) 
     parser.add_argument("--run_dir", type=str | None, default=None, help=run_dir)
     parser.add_argument("--resume", type=bool, default=False, help=resume)
     parser.add_argument("--wandb", type=WandbChoice, default=WandbChoice())
-    explain_wandb(parser)
-    parser.add_argument(
-        "--tensorboard",
-        type=bool,
-        default=False,
-        help="whether numbers and pictures go into RUN/tensorboard too",
-    )
-    parser.set_defaults(
-        {
-            "trainer.num_sanity_val_steps": 0,
-            "trainer.use_distributed_sampler": False,
-            "trainer.enable_model_summary": False,
-        }
-    )
+    # (Its own help is of files with options. The group's title says what it takes here.)
+    parser._option_string_actions["--wandb"].help = argparse.SUPPRESS
+    files = "whether numbers and pictures go into RUN/tensorboard too"
+    parser.add_argument("--tensorboard", type=bool, default=False, help=files)
+    without = ("use_distributed_sampler", "enable_model_summary")
+    parser.set_defaults({f"trainer.{name}": False for name in without})
+    parser.set_defaults({"trainer.num_sanity_val_steps": 0})
 
 
 def check_values(parser: LightningArgumentParser, config: Any) -> None:

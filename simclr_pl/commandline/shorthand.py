@@ -1,5 +1,6 @@
-"""What a person writes in short: `--run_dir RUN` for a run's configuration, `--wandb off`."""
+"""Short forms of options spelt out: `--run_dir RUN`, `--wandb off`, `--seeds 0 1 2`."""
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -40,6 +41,35 @@ def spelled_out(args: list[str]) -> list[str]:
     if command != "bench" and not any(a.startswith("--ckpt_path") for a in rest):
         rest = [*rest, "--ckpt_path", str(run.last_checkpoint)]
     return [command, "--config", str(run.config), *rest]
+
+
+def as_options(hints: dict[str, str], args: list[str]) -> list[str]:
+    """Options as a person writes them, as the parser wants them.
+
+    `--seeds 0 1 2`, or `--seeds 0 --seeds 1`, is `--seeds=[0,1,2]`; `--augment` alone is true.
+
+    Args:
+        hints: the type of each option that takes a list or a yes or no, in words.
+        args: the options.
+    """
+    found: dict[str, list[str]] = {}
+    rest: list[str] = []
+    name = ""
+    for arg, following in itertools.zip_longest(args, args[1:], fillvalue="--"):
+        option, equals, value = arg.partition("=")
+        if option.startswith("--"):
+            name = option if "list[" in hints.get(option, "") else ""
+            if hints.get(arg) in (str(bool), "bool") and following not in ("true", "false"):
+                rest.append(f"{arg}=true")
+            elif name:
+                found.setdefault(name, []).extend([value] if equals else [])
+            else:
+                rest.append(arg)
+        else:
+            (found[name] if name else rest).append(arg)
+    for name, values in found.items():
+        rest.append(f"{name}=[{','.join(v.removeprefix('[').removesuffix(']') for v in values)}]")
+    return rest
 
 
 def with_wandb_mode(args: list[str]) -> list[str]:

@@ -32,6 +32,14 @@ from simclr_pl.run.seen import kept_by, say_missing, sees_own_data
 from simclr_pl.run.yaml_file import read_config
 from simclr_pl.tracking.evaluations import log_evaluation
 
+HELP = {
+    "fit": "Pretrains an encoder, or continues a run with --resume.",
+    "validate": "Scores a run on its validation split: loss, and accuracy of the online probe.",
+    "test": "Scores a run on its test split: loss, and accuracy of the online probe.",
+    "predict": "Writes features, labels and indices of data.predict_split to one .npz file.",
+}
+"""First lines of `--help`; `bench` has its method's."""
+
 
 class _Trainer(L.Trainer):
     def bench(self, out: str | None = None, seconds: float = 20.0) -> None:
@@ -230,4 +238,5 @@ def run_cli(args: list[str]) -> None:
             command = args[0]
 
         Asked.scratch = None if scratch is None else Path(scratch)
-        run_command(Asked, args, SimCLR, ContrastiveDataModule, _Trainer)
+        help_text = HELP.get(args[0], "")
+        run_command(Asked, args, SimCLR, ContrastiveDataModule, _Trainer, help_text)

@@ -39,8 +39,7 @@ class WandbChoice:
         group: under which runs are shown together.
         tags: words to find the run by, as `a,b` or a list.
         notes: a sentence on what the run is for.
-        log_model: checkpoints as artifacts: true is each epoch's that is saved, a number every so
-            many epochs' and the last.
+        log_model: checkpoints as artifacts: true, or a number N for every N epochs.
         keep: how many of a run's artifacts are kept, the last ones.
 
     Raises:

@@ -68,7 +68,8 @@ class Progress(ProgressBar):
         """Moves the bar, or prints a line when it is time to."""
         if not self._on:
             return
-        if self._start is None:  # behind the first step, which takes longer than any other
+        first = self._start is None
+        if first:  # the time left is counted behind this step, which takes longer than any other
             self._start = (time.monotonic(), trainer.global_step)
         if self._bar is not None:
             self._bar.update(trainer.global_step - self._bar.n)
@@ -76,8 +77,8 @@ class Progress(ProgressBar):
                 self._last_line = time.monotonic()
                 self._bar.set_description(_epoch(trainer).strip())
                 self._bar.set_postfix_str(_numbers(trainer))
-        elif time.monotonic() - self._last_line > LINE_EVERY:
-            self._line(trainer)
+        elif time.monotonic() - self._last_line > LINE_EVERY and (not first or _numbers(trainer)):
+            self._line(trainer)  # (a resumed run's first step may have logged nothing)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Shows the last numbers."""

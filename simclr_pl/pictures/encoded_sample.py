@@ -114,10 +114,9 @@ def snap(
     Returns:
         `None` where what is encoded is not finite.
     """
-    network = _Network(module, context, next(module.parameters()).device)
     with in_eval_mode(module):
-        train, _ = _encode(network, data, "train", most[0], views=False, quiet=quiet)
-        val, projections = _encode(network, data, "val", most[1], views=True, quiet=quiet)
+        train, _ = _encode(module, data, "train", most[0], context, quiet=quiet)
+        val, projections = _encode(module, data, "val", most[1], context, quiet=quiet)
     if not all(part.isfinite().all() for part in (train.features, val.features, projections)):
         return None
     return Snapshot(data, train, val, projections, when)
@@ -153,50 +152,35 @@ def _model(checkpoint: dict[str, Any], run: RunDirectory) -> nn.Module:
     return model
 
 
-class _Network(NamedTuple):
-    module: nn.Module
-    context: Callable[[], AbstractContextManager[Any]]
-    device: torch.device
-
-    def features(self, images: Tensor) -> Tensor:
-        with self.context():
-            features: Tensor = self.module(images)
-        return features
-
-    def projections(self, views: Tensor) -> Tensor | None:
-        """`float [B, P]`, normalised."""
-        projector = getattr(self.module, "projector", None)
-        if projector is None:
-            return None
-        with self.context():
-            projections: Tensor = projector(self.module(views))
-        return F.normalize(projections.float(), dim=1)
-
-
 @torch.no_grad()
 def _encode(
-    network: _Network,
+    module: nn.Module,
     data: ContrastiveDataModule,
     split: Split,
     most: int,
+    context: Callable[[], AbstractContextManager[Any]],
     *,
-    views: bool,
     quiet: bool,
 ) -> tuple[Features, Tensor]:
-    """Features of the clean images of a random sample, and their views' projections."""
+    """Features of a random sample's clean images, and projections of its views (val's alone)."""
     source = getattr(data.splits, split)
     places = candidates(source.labels)
     if len(places) > most:
         places = places[epoch_order(data.split_seed, SAMPLE, len(places))[:most].sort().values]
     features, projections = [], []
-    plan = places.split(ROWS)
+    plan, device = places.split(ROWS), next(module.parameters()).device
+    projector = getattr(module, "projector", None)
+    views = split == "val" and projector is not None
     batches = source.batches(plan, 0, "both" if views else "clean")
     bar = tqdm(batches, f"encoding {split}", len(plan), leave=False, disable=quiet or None)
     for batch in bar:
-        clean = data.make_clean(batch.to(network.device), views=views)
-        features.append(network.features(clean.clean).float().cpu())
-        z = None if clean.views is None else network.projections(clean.views.views)
-        if clean.views is not None and z is not None:  # of more than two views, the first two
-            projections.append(z.cpu().unflatten(0, (clean.views.per_image, -1))[:2])
+        clean = data.make_clean(batch.to(device), views=views)
+        with context():
+            features.append(module(clean.clean).float().cpu())
+        if clean.views is not None and projector is not None:
+            with context():
+                z = projector(module(clean.views.views))
+            z = F.normalize(z.float(), dim=1).cpu().unflatten(0, (clean.views.per_image, -1))
+            projections.append(z[:2])  # of more than two views, the first two
     encoded = Features(torch.cat(features), source.labels[places], places)
     return encoded, torch.cat(projections, 1) if projections else torch.empty(0)

@@ -18,7 +18,7 @@ from simclr_pl.core.errors import UserError
 from simclr_pl.core.paths import expanded
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.metrics import read_metrics
-from simclr_pl.writing import write_text
+from simclr_pl.writing import make_folder, write_text
 
 DONE = "done"
 
@@ -88,14 +88,8 @@ def sweep(
 @contextmanager
 def _alone(folder: Path) -> Iterator[int]:
     """Keeps a second sweep out of the folder, for as long as this one or a run of it lives."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror}): give another --out"
-        ) from error
-    with file:
+    make_folder(folder, "--out")
+    with (folder / "lock").open("w", encoding="utf-8") as file:
         end = time.monotonic() + LOCKED
         while not _lock(file):
             if time.monotonic() > end:
@@ -132,11 +126,8 @@ def _claim(folder: Path, search: Search, seed: int, *, resume: bool) -> dict[str
             )
         before = _read(path)
         now = json.loads(json.dumps(state))  # as it reads back
-        changed = [
-            k
-            for k in ("method", "command", "parameters")
-            if before["sweep"].get(k) != now["sweep"].get(k)
-        ]
+        keys = ("method", "command", "parameters")
+        changed = [key for key in keys if before["sweep"].get(key) != now["sweep"].get(key)]
         changed += ["seed"] if search.method == "random" and before["seed"] != seed else []
         if changed:
             raise UserError(
@@ -188,15 +179,11 @@ def _train(run: RunDirectory, command: list[str], lock: int, config: str) -> str
             assert process.stdout is not None
             try:
                 for line in process.stdout:
-                    file.write(line)
-                    file.flush()
-                    sys.stdout.write(line)
-                    sys.stdout.flush()
-                    error = (
-                        line.removeprefix("error: ").strip()
-                        if line.startswith("error: ")
-                        else error
-                    )
+                    for reader in (file, sys.stdout):
+                        reader.write(line)
+                        reader.flush()
+                    if line.startswith("error: "):
+                        error = line.removeprefix("error: ").strip()
             except KeyboardInterrupt:
                 _end(process)
                 raise KeyboardInterrupt(

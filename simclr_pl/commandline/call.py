@@ -140,9 +140,7 @@ def call(
 
 
 def data_of(
-    configs: list[Path],
-    overrides: dict[str, Any] | None = None,
-    kept: HeldOut | None = None,
+    configs: list[Path], overrides: dict[str, Any] | None = None, kept: HeldOut | None = None
 ) -> ContrastiveDataModule:
     """The data module of configuration files, prepared and set up.
 

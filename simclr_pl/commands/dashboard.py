@@ -17,11 +17,7 @@ STEP = "trainer/global_step"
 """The axis of every panel: W&B's own step begins anew with each part of a resumed run."""
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Is it learning?": (
-        "loss",
-        "loss less its chance level",
-        "contrastive top-1",
-    ),
+    "Is it learning?": ("loss", "loss less its chance level", "contrastive top-1"),
     "Is the representation worth something?": (
         "online probe, top-1",
         "kNN, top-1 on val",
@@ -135,16 +131,11 @@ def build_workspace(project: str, entity: str, name: str) -> Any:
         ) from error
     sections = [
         ws.Section(
-            name=title,
-            panels=[_plot(panels, topic) for topic in topics],
-            is_open=place < OPEN,
+            name=title, panels=[_plot(panels, topic) for topic in topics], is_open=place < OPEN
         )
         for place, (title, topics) in enumerate(SECTIONS.items())
     ]
-    sections[0].panels = [
-        *sections[0].panels,
-        panels.MarkdownPanel(markdown=NOTE),
-    ]
+    sections[0].panels = [*sections[0].panels, panels.MarkdownPanel(markdown=NOTE)]
     pictures: list[Any] = [
         panels.MediaBrowser(title=title, media_keys=[key], num_columns=1)
         for key, title in PICTURES.items()

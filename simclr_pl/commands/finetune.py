@@ -14,12 +14,7 @@ from simclr_pl.commandline.cli import SimCLRCLI, run_command
 from simclr_pl.commandline.options import add_run_options
 from simclr_pl.commandline.over_seeds import report
 from simclr_pl.commandline.shorthand import split_equals
-from simclr_pl.commandline.target import (
-    DataChoice,
-    Pretrained,
-    check_seeds,
-    find_pretrained,
-)
+from simclr_pl.commandline.target import DataChoice, Pretrained, check_seeds, find_pretrained
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.model.simclr import SimCLR

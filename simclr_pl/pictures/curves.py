@@ -101,8 +101,7 @@ def draw_curves(run: Run) -> Figure:
             axis.set_ylim(0, 1.08 * max(axis.dataLim.ymax, 1e-12))
         axis.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), fontsize=8, frameon=False)
     figure.suptitle(
-        f"{_of(run)}, epoch {run.epochs}, seed {run.seed}; accuracies are fractions",
-        fontsize=11,
+        f"{_of(run)}, epoch {run.epochs}, seed {run.seed}; accuracies are fractions", fontsize=11
     )
     return figure
 
@@ -126,12 +125,7 @@ def draw_comparison(runs: Sequence[Run]) -> Figure:
         if "_top" in name:
             axis.set_ylim(0, 1.02)
     handles = [
-        Line2D(
-            [],
-            [],
-            label=f"{_of(run)}, seed {run.seed}",
-            **_style(place),
-        )
+        Line2D([], [], label=f"{_of(run)}, seed {run.seed}", **_style(place))
         for place, run in enumerate(runs)
     ]
     columns = max(1, min(3, len(runs)))

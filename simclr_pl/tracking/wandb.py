@@ -113,11 +113,7 @@ class _Logger(WandbLogger):
 
 
 def start(
-    run: RunDirectory,
-    choice: WandbChoice,
-    name: str,
-    about: dict[str, Any],
-    **settings: Any,
+    run: RunDirectory, choice: WandbChoice, name: str, about: dict[str, Any], **settings: Any
 ) -> Any:
     """Starts a W&B run in the run directory, or goes on with it: online if that can be.
 

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ class LogCheckpoints(Checkpoint):
         experiment = _experiment(trainer)
         if experiment is None or not self._is_due(trainer):
             return
-        try:
+        with _survived():
             self._waiting.append(self._link(trainer.current_epoch + 1))
             for old in self._waiting[: -self.choice.keep]:
                 old.unlink(missing_ok=True)
@@ -68,8 +70,6 @@ class LogCheckpoints(Checkpoint):
             if not experiment.offline:
                 self._log(experiment)
                 self._prune(experiment, self._logged[:-1])  # the newest is on its way
-        except Exception as error:  # of W&B's some have no public name
-            _complain(error)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs what waits."""
@@ -88,12 +88,10 @@ class LogCheckpoints(Checkpoint):
         experiment = _experiment(trainer)
         if experiment is None:
             return
-        try:
+        with _survived():
             self._log(experiment)
             if prune and not experiment.offline:
                 self._prune(experiment, self._logged)
-        except Exception as error:  # of W&B's some have no public name
-            _complain(error)
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         every, done = int(self.choice.log_model), trainer.current_epoch + 1
@@ -196,5 +194,10 @@ def _epoch(path: Path) -> int:
     return int(path.stem.split("-")[1])
 
 
-def _complain(error: Exception) -> None:
-    say(f"the checkpoint is no artifact ({first_line(error)})")
+@contextmanager
+def _survived() -> Iterator[None]:
+    """A context whose errors are said: no upload ends a training."""
+    try:
+        yield
+    except Exception as error:  # of W&B's some have no public name
+        say(f"the checkpoint is no artifact ({first_line(error)})")

@@ -131,10 +131,8 @@ def start(
     """
     import wandb  # late: it takes a second
 
-    if printable(str(run.path)) != str(run.path):
-        say(
-            f"not logged there ({printable(str(run.path))} has bytes in its name that are no UTF-8)"
-        )
+    if (path := printable(str(run.path))) != str(run.path):
+        say(f"not logged there ({path} has bytes in its name that are no UTF-8)")
         return None
     mode = resolve_mode(choice.mode)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -143,16 +141,16 @@ def start(
     # Resumed when offline too: an upload then goes on behind the parts uploaded before it.
     about = {"id": name, "project": choice.project, "resume": "allow"} | about
     about |= {key: value for key, value in words.items() if value}
-    # We say in one line what it says in ten.
-    quick: dict[str, Any] = {"silent": True, "init_timeout": PATIENCE}
-    quick |= {"finish_timeout": LAST_WORDS, "finish_timeout_raises": True}
-    quick |= {"x_transaction_log_flush_interval": FLUSH_EVERY} | settings
-    known = {k: v for k, v in quick.items() if k in wandb.Settings.model_fields}
+    settings = {
+        "silent": True, "init_timeout": PATIENCE, "finish_timeout": LAST_WORDS,
+        "finish_timeout_raises": True, "x_transaction_log_flush_interval": FLUSH_EVERY, **settings,
+    }  # fmt: skip
+    known = {k: v for k, v in settings.items() if k in wandb.Settings.model_fields}
 
     def begin(how: Literal["online", "offline"]) -> Any:
         # The setting of the first name comes too late for the login; of the second's words W&B
         # takes fewer than we do.
-        with silent(), _environment(WANDB_MODE=how):
+        with silent(WANDB_MODE=how):
             return wandb.init(dir=run.path, mode=how, settings=wandb.Settings(**known), **about)
 
     if mode == "online":
@@ -177,39 +175,27 @@ def start(
 
 
 @contextmanager
-def silent() -> Iterator[None]:
+def silent(**variables: str) -> Iterator[None]:
     """A context in which W&B says nothing: we say in one line what it says in ten.
 
     W&B sends this process's arguments to its own one, which takes UTF-8 alone: others are escaped.
+
+    Args:
+        variables: further environment variables that hold in the context.
     """
-    with _environment(WANDB_SILENT="true"), _printable_arguments():
-        yield
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """A context with other environment variables."""
+    arguments, variables = sys.argv, {"WANDB_SILENT": "true", **variables}
     before = {name: os.environ.get(name) for name in variables}
+    sys.argv = [printable(each) for each in arguments]
     os.environ.update(variables)
     try:
         yield
     finally:
+        sys.argv = arguments
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _printable_arguments() -> Iterator[None]:
-    """A context in which this process's arguments are UTF-8."""
-    before = sys.argv
-    sys.argv = [printable(each) for each in before]
-    try:
-        yield
-    finally:
-        sys.argv = before
 
 
 def end_run(run: RunDirectory, error: BaseException | None) -> None:

@@ -115,10 +115,8 @@ def advise(step: int, batch: int, most: int | None, model: L.LightningModule) ->
     if most is None:
         start, size = f"{began}: give", f"{(micro or batch) // 2} or less"
     else:
-        start, size = (
-            f"{began}: about {most} fit. Give",
-            str(min(most, micro // 2) if micro else most),
-        )
+        start = f"{began}: about {most} fit. Give"
+        size = str(min(most, micro // 2) if micro else most)
     if not isinstance(model, SimCLR):
         return f"{start} --batch_size {size}"
     if micro:

@@ -1,7 +1,7 @@
 """`compare`: raw pixels, the untrained encoder and the pretrained one, under one protocol."""
 
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 from simclr_pl.commandline.baselines import choose_encoder
 from simclr_pl.commandline.call import call
@@ -71,25 +71,18 @@ def compare(
     margin = margin_in_standard_errors(scores["pretrained"], scores["untrained"])
     labels = int((data.splits.train.labels >= 0).sum())
     sys.stdout.write(_table(scores, others, f"the {split} split of {data.dataset}", labels))
-    path = write_result(
-        pretrained.folder("results"),
-        protocol="logistic",
-        split=split,
-        seed=pretrained.seed,
-        top1=scores["pretrained"].all_labels,
-        top5=None,
-        epoch=pretrained.epoch,
-        dataset=data.dataset,
-        labels=labels,
-        labels_per_class=labels_per_class,
-        columns={name: s._asdict() for name, s in scores.items()},
-        **({"baseline_weights": others} if others else {}),
-        checkpoint=pretrained.checkpoint,
-    )
+    top1, epoch = scores["pretrained"].all_labels, pretrained.epoch
+    entries: dict[str, Any] = {
+        "top1": top1, "top5": None, "epoch": epoch, "dataset": data.dataset, "labels": labels,
+        "labels_per_class": labels_per_class,
+        "columns": {name: s._asdict() for name, s in scores.items()},
+        **({"baseline_weights": others} if others else {}), "checkpoint": pretrained.checkpoint,
+    }  # fmt: skip
+    folder, seed = pretrained.folder("results"), pretrained.seed
+    path = write_result(folder, protocol="logistic", split=split, seed=seed, **entries)
     sys.stdout.write(f"written to {path}\n")
-    numbers = {f"logistic/{split}_top1": scores["pretrained"].all_labels}
-    about = {"split": split, "labels": labels, "epoch": pretrained.epoch}
-    log_to_wandb(pretrained, "logistic", numbers, about, wandb)
+    about = {"split": split, "labels": labels, "epoch": epoch}
+    log_to_wandb(pretrained, "logistic", {f"logistic/{split}_top1": top1}, about, wandb)
     if require is not None and margin < require:
         raise UserError(
             f"pretraining is {margin:.1f} standard errors better than no training with "

@@ -1,6 +1,7 @@
 """Pictures of the representation while it is trained, in every logger that takes images."""
 
 import io
+from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
@@ -59,7 +60,12 @@ class Gallery(L.Callback):
         if not isinstance(data, ContrastiveDataModule) or not _is_whole(trainer):
             return
         try:
-            self._show(trainer, pl_module, data, loggers)
+            with ExitStack() as afterwards:
+                apart = data.apart()
+                afterwards.callback(apart.teardown)
+                pictures = self._draw(trainer, pl_module, apart)
+            for logger in loggers if pictures else []:
+                _log(trainer, logger, pictures)
         except UnfinishedError:
             raise
         except Exception as error:  # whatever it is: no picture is worth a training
@@ -69,26 +75,10 @@ class Gallery(L.Callback):
                 trainer.print(f"warning: no pictures ({what}); training goes on")
             self._complained = True
 
-    def _show(
-        self,
-        trainer: L.Trainer,
-        module: L.LightningModule,
-        data: ContrastiveDataModule,
-        loggers: list[Any],
-    ) -> None:
-        apart = data.apart()
-        try:
-            pictures = self._draw(trainer, module, apart)
-        finally:
-            apart.teardown()
-        named = {f"pictures/{name}": picture for name, picture in pictures.items()}
-        for logger in loggers if named else []:
-            _log(trainer, logger, named)
-
     def _draw(
         self, trainer: L.Trainer, module: L.LightningModule, data: ContrastiveDataModule
     ) -> dict[str, Any]:
-        """Pictures (PIL's) by name."""
+        """Pictures (PIL's) by name, as in `pictures/map`."""
         # Late: matplotlib would cost every command's start half a second.
         from PIL import Image
 
@@ -96,9 +86,8 @@ class Gallery(L.Callback):
         from simclr_pl.pictures.page import png
         from simclr_pl.pictures.views import draw_views
 
-        when = moment(
-            trainer.current_epoch, trainer.global_step, getattr(module, "seed", data.seed)
-        )
+        seed = getattr(module, "seed", data.seed)
+        when = moment(trainer.current_epoch, trainer.global_step, seed)
         context = trainer.precision_plugin.forward_context
         snapshot = snap(module, data, when, MOST, context, quiet=True)
         if snapshot is None:
@@ -108,7 +97,8 @@ class Gallery(L.Callback):
             figures["views"] = draw_views(data, images=8, epochs=3)
             self._views_are_shown = True
         # Not the figures themselves: W&B would import pyplot, whose state is everybody's.
-        return {name: Image.open(io.BytesIO(png(figure))) for name, figure in figures.items()}
+        files = {f"pictures/{name}": io.BytesIO(png(figure)) for name, figure in figures.items()}
+        return {name: Image.open(file) for name, file in files.items()}
 
 
 def _that_take_images(trainer: L.Trainer) -> list[Any]:

@@ -44,7 +44,7 @@ COMMANDS = {
     ),
     "dashboard": ("dashboard", "a W&B workspace with panels for all of it"),
 }  # fmt: skip
-"""Of each command: its file in the room `commands`, and what `--help` says."""
+"""Each command's file in the room `commands`, and its line in `--help`."""
 
 
 HEADINGS = {
@@ -54,7 +54,7 @@ HEADINGS = {
     "look": ("views", "report", "dashboard"),
     "run": ("pack", "bench", "sweep"),
 }
-"""How `--help` groups the commands; each stands under one heading."""
+"""Groups of commands in `--help`; each command stands under one heading."""
 
 
 def _help() -> str:
@@ -165,7 +165,7 @@ _OF_A_NAME = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EACCES, err
 
 
 def _about_a_name(error: OSError, args: list[str]) -> str:
-    """What the system says of a file, and the option that has named it, if one has."""
+    """The sentence about a file that cannot be used, with the option that named it, if any."""
     name = os.fsdecode(error.filename)
     words = (word for arg in args for word in (arg.split("=", 1) if arg[:2] == "--" else [arg]))
     option = ""

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from simclr_pl.core.errors import UserError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""What the system says of a disk, or of a share of it, that has no room left."""
+"""Error numbers of a disk, or of a quota, that has no room left."""
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def whole(path: Path, option: str = "", then: str = "") -> Iterator[BinaryIO]:
     Args:
         path: the file; its folder is there.
         option: what gives another place, as in `--out`, for the error.
-        then: what is to be done, or to be known, after that; for the error too.
+        then: advice that ends the error's sentence.
 
     Yields:
         The unfinished file, open for writing.
@@ -52,7 +52,7 @@ def whole(path: Path, option: str = "", then: str = "") -> Iterator[BinaryIO]:
 def write_text(path: Path, text: str, option: str = "") -> None:
     """Writes a text in UTF-8, whole or not at all; see `whole`.
 
-    What is no UTF-8 of a path in it is escaped.
+    Bytes of a path that are no UTF-8 are escaped.
     """
     with whole(path, option) as file:
         file.write(text.encode(errors="backslashreplace"))
@@ -94,7 +94,7 @@ def cannot_write(path: Path, error: OSError, option: str = "", then: str = "") -
         path: the file.
         error: what the system says.
         option: what gives another place.
-        then: what is to be done, or to be known, after that.
+        then: advice that ends the sentence.
     """
     what, remedies = error.strerror, [f"give another {option}"] if option else []
     if error.errno in FULL:
@@ -124,7 +124,7 @@ def of_full_disk(error: BaseException) -> UserError | None:
 
 
 def _failure(error: BaseException | None) -> OSError | None:
-    """What the system has said; `torch.save` hides it behind an error of its own."""
+    """The system's error behind an error; `torch.save` hides it behind its own."""
     while error is not None and not isinstance(error, OSError):
         error = None if isinstance(error, UserError) else error.__context__
     return error if error is not None and error.errno else None

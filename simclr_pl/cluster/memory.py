@@ -1,4 +1,4 @@
-"""How much memory was taken, and whether it was too little."""
+"""Peak memory, and whether an error means that memory ran out."""
 
 import gc
 from pathlib import Path
@@ -58,7 +58,7 @@ def collect(device: torch.device) -> None:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether memory, of whatever device, was what there was too little of."""
+    """Whether an error means that memory ran out, on whatever device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     # (The last is what oneDNN says on a CPU without memory, and seldom of something else.)

@@ -1,4 +1,4 @@
-"""The largest batch that fits into memory, and what is said where one doesn't."""
+"""The largest batch that fits into memory, and the sentence where a batch doesn't."""
 
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from simclr_pl.core.errors import UserError
 from simclr_pl.core.model.simclr import SimCLR
 
 MARGIN = 0.9
-"""Of what was found to fit: views, the loss and the memory's fragments want some too."""
+"""Share of the batch found to fit: views, the loss and fragments of memory need some too."""
 
 
 def try_step(trainer: L.Trainer, model: L.LightningModule, images: int) -> None:
@@ -98,7 +98,7 @@ class OutOfMemory(L.Callback):
 
 
 def advise(step: int, batch: int, most: int | None, model: L.LightningModule) -> str:
-    """What is said when memory has run out.
+    """The sentence about memory that has run out.
 
     Args:
         step: in which it did.

@@ -11,7 +11,7 @@ GRACE_S = 10.0
 """Seconds that this process has to end by itself when another rank has died."""
 
 LOOK_S = 0.5
-"""How often it is looked for."""
+"""Seconds between two looks for that process."""
 
 
 class Parent:
@@ -50,7 +50,7 @@ class Parent:
 
 
 PARENT = Parent()
-"""That of this process."""
+"""The watch of this process."""
 
 
 def is_started() -> bool:

@@ -30,11 +30,11 @@ LOST = (
     "connection closed by peer", "connection reset by peer", "broken pipe", "connection refused",
     "remote process exited", "nccl error", "socket error",
 )  # fmt: skip
-"""What collectives say when a rank at the other end is gone."""
+"""Words in a collective's error when a rank at the other end is gone."""
 
 
 MAY_DIFFER = ("data.root", "data.num_workers")
-"""Options that may be another machine by machine."""
+"""Options that may differ between machines."""
 
 # Before -------------------------------------------------------------------------------------------
 
@@ -164,7 +164,7 @@ class Ranks(L.Callback):
                 os._exit(1)
 
     def _gone(self) -> str:
-        """Which of the ranks has died, and of what; empty while all are well."""
+        """The rank that has died and the cause; empty while all ranks are well."""
         for rank, child in enumerate(self._children, 1):
             code = child.poll()
             if code is not None and code < 0:
@@ -176,7 +176,7 @@ class Ranks(L.Callback):
         return ""
 
     def _explain(self, error: BaseException, trainer: L.Trainer) -> UserError | None:
-        """What has become of another rank, where that is what a collective failed of."""
+        """The error about a lost rank, where a collective failed because of one."""
         if not any(word in str(error).lower() for word in LOST):
             return None
         end = time.monotonic() + 2

@@ -14,17 +14,17 @@ import torch.distributed as dist
 from simclr_pl.cluster.slurm import Restarts
 
 CLUSTERS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""What a cluster sends before it takes a machine away (Windows has the first alone)."""
+"""Signals that a cluster sends before it takes a machine away (Windows has SIGTERM alone)."""
 
 SIGNALS = (*CLUSTERS, signal.SIGHUP) if hasattr(signal, "SIGHUP") else CLUSTERS
-"""These, and what a terminal sends that is closed."""
+"""Those of clusters, and the signal of a terminal that is closed."""
 
 
 class StopRequest:
     """Remembers that a signal came, and lets all ranks learn of it at the same step.
 
-    The handler only sets a flag: whatever it did more would come in the middle of anything, on each
-    rank elsewhere. At each step's end the ranks begin to add up their flags, on the CPU and beside
+    The handler only sets a flag. Anything more could interrupt any operation, at a different point
+    on each rank. At each step's end the ranks begin to add up their flags, on the CPU and beside
     the training, and look at the sum at the next one: nobody waits, and all stop at one step.
 
     Before training there is nothing to save: there a signal is an interrupt, as Ctrl-C is.
@@ -37,7 +37,7 @@ class StopRequest:
         self.how_to_go_on = ""
         """Options to add to the command that was stopped; none where it has them."""
         self.restarts: Restarts | None = None
-        """Of the Slurm job, once it is known where the run goes on from."""
+        """The Slurm job's restarts, known once the checkpoint to resume from is read."""
         self.training = False
         self._group: Any = None
         self._sum: tuple[Any, torch.Tensor] | None = None  # on its way, and where it arrives
@@ -70,7 +70,7 @@ class StopRequest:
 
     @property
     def name(self) -> str:
-        """Of the signal."""
+        """The signal's name."""
         return signal.Signals(self.signal).name if self.signal else "a signal to another rank"
 
     def begin(self, trainer: L.Trainer) -> None:

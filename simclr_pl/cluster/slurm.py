@@ -1,4 +1,4 @@
-"""What Slurm knows of a job: its number, its restarts, and that it is to be queued again."""
+"""A Slurm job: its number, its restarts, and how it is queued again."""
 
 import os
 import re

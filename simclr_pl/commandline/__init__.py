@@ -1,1 +1,1 @@
-"""What commands share."""
+"""Command lines: options, errors, checkpoints to evaluate, and one training in its directory."""

@@ -1,4 +1,4 @@
-"""What a pretrained encoder is compared with: pixels, its own start, or somebody's weights."""
+"""Baselines of a pretrained encoder: pixels, its own start, or somebody's weights."""
 
 import re
 from pathlib import Path
@@ -18,17 +18,16 @@ from simclr_pl.protocols.weight_files import Weights, is_library_name, read_weig
 from simclr_pl.run.results import sha256
 
 IMAGENET_STRIDE = 4
-"""Of a ResNet's own stem: a convolution and a max-pool, of stride 2 each."""
+"""Stride of a ResNet's own stem: a convolution and a max-pool, of stride 2 each."""
 
 
 class Chosen(NamedTuple):
-    """What is evaluated.
+    """The encoder to evaluate.
 
     Attributes:
         encoder: in eval mode.
         label: a short name of a baseline, for protocols and columns; `None` for the run's encoder.
-        weights: whose they are and what was done to them, where they are neither the run's nor its
-            start's.
+        weights: name and treatment of weights that are neither the run's nor its start's.
     """
 
     encoder: nn.Module

@@ -1,4 +1,4 @@
-"""Command lines: what is wrong with one in a sentence, and functions as commands."""
+"""Parsers whose errors are one sentence, and functions as commands."""
 
 import difflib
 import itertools
@@ -166,7 +166,7 @@ def data_of(
 
 
 def data_arguments(configs: list[Path]) -> dict[str, Any]:
-    """What configurations say of their data, later ones winning, and of its seed."""
+    """The data arguments and the seed that configuration files give; later files win."""
     merged: dict[str, Any] = {}
     for path in configs:
         content = read_config(path)

@@ -35,29 +35,29 @@ class SimCLRCLI(LightningCLI):
     """
 
     command = "fit"
-    """The command that is asked for: parsing the options of all of them would take time."""
+    """The command to parse: parsing the options of every command would take time."""
 
     job: Job = "pretrain"
-    """What kind of run it is, for W&B."""
+    """The kind of run: its job type in W&B."""
 
     artifact: str | None = None
-    """What the run starts from, where that is an artifact of W&B."""
+    """The W&B artifact that the run starts from, if any."""
 
     longer = "--trainer.max_epochs"
     """The option that moves the end of a training."""
 
     remedy = REMEDY
-    """What to do about a loss that is no longer a number."""
+    """Advice where the loss is no longer a number."""
 
     stop = StopRequest()
-    """What tells it to stop."""
+    """Tells the training to stop when a signal has come."""
 
     run: RunDirectory | None = None
     session: Session | None = None
-    """Of a training that is kept."""
+    """The training in its run directory; `None` where nothing is kept."""
 
     logger: Any = False
-    """Of what is no such training."""
+    """The logger of a command that keeps no training."""
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
@@ -90,7 +90,7 @@ class SimCLRCLI(LightningCLI):
         Args:
             run: the directory.
             again: the options that, added to the same command, continue the training.
-            found: what the recipe is to hold beside the options.
+            found: entries of config.yaml beside the options.
 
         Raises:
             UserError: as `Session.claim`; TensorBoard is wanted and isn't there.

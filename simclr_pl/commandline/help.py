@@ -20,7 +20,7 @@ _IN_SHORT = {
     "seed_everything": "of everything that is random (true: another one each time)",
     "ckpt_path": "checkpoint of a run (default: the last one of --run_dir)",
 }
-"""In place of Lightning's and jsonargparse's own words, by option."""
+"""Help of an option that replaces Lightning's and jsonargparse's own."""
 
 
 def wanted_group(args: list[str]) -> tuple[list[str], str | None]:
@@ -30,7 +30,7 @@ def wanted_group(args: list[str]) -> tuple[list[str], str | None]:
         args: command and options, as on the command line.
 
     Returns:
-        Them without the group's name, and that name.
+        The command line without the group's name, and that name.
     """
     for place, arg in enumerate(args[:-1]):
         name = args[place + 1]

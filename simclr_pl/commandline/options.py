@@ -1,4 +1,4 @@
-"""What the command line takes beyond Lightning's own options, and which of those it refuses."""
+"""Options beyond Lightning's own, and Lightning's options that are refused."""
 
 import argparse
 import sys
@@ -123,13 +123,13 @@ def refuse(trainer: Any) -> None:
 
 
 def config_name(config: Any) -> str:
-    """What a run is called after: its first configuration file, or its data set."""
+    """The name of a run's folder: its first configuration file's, or its data set's."""
     files = as_list(config.get("config"))
     return Path(str(files[0])).stem if files else name_of(config.data.dataset)
 
 
 def as_list(value: Any) -> list[Any]:
-    """Of what Lightning takes as one or as several."""
+    """A list of an option that Lightning takes as one value or as several."""
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]

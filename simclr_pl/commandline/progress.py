@@ -1,4 +1,4 @@
-"""What a person sees while a run runs: a bar, or plain lines, with the whole run's time left."""
+"""Progress of a run: a bar, or plain lines, with the time left of the whole run."""
 
 import sys
 import time

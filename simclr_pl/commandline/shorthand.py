@@ -84,8 +84,8 @@ def with_door_arguments(args: list[str]) -> tuple[list[str], list[tuple[str, str
         args: command and options.
 
     Returns:
-        The command line, and (door, argument, value) of each door that it does not name: a file has
-        named what these are given to.
+        The command line, and (door, argument, value) for doors that a file names, not the command
+        line.
 
     Raises:
         UserError: such an argument beside `--print_config`, which knows nothing of it.
@@ -119,10 +119,10 @@ def with_door_arguments(args: list[str]) -> tuple[list[str], list[tuple[str, str
 
 
 def add_argument(chosen: Any, name: str, value: Any) -> dict[str, Any]:
-    """What was chosen at a door, with one more argument.
+    """Adds an argument to the choice at a door.
 
     Args:
-        chosen: a name, a class path, or a mapping of `class_path` and `init_args`.
+        chosen: the choice: a name, a class path, or a mapping of `class_path` and `init_args`.
         name: the argument's, or `class_path`.
         value: its value.
     """

@@ -1,4 +1,4 @@
-"""What commands that evaluate share: a checkpoint, its run, and data as it was trained on."""
+"""The checkpoint that a command evaluates, its run, and data as the encoder was trained on."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -51,13 +51,13 @@ class Pretrained(NamedTuple):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the checkpoint says of itself: architecture, image size and statistics, seed."""
+        """The checkpoint's own entries: architecture, image size and statistics, seed."""
         about: dict[str, Any] = self.content[KEY]
         return about
 
     @property
     def seed(self) -> int:
-        """Of pretraining."""
+        """The seed of pretraining."""
         return int(self.about["seed"])
 
     @property
@@ -67,13 +67,13 @@ class Pretrained(NamedTuple):
 
     @property
     def epoch(self) -> int | None:
-        """After how many the checkpoint was written; `None` for an exported file."""
+        """Epochs trained when the checkpoint was written; `None` for an exported file."""
         epoch = self.content.get("epoch")
         return None if epoch is None else int(epoch) + 1
 
     @property
     def dataset(self) -> str:
-        """What to call the data that are evaluated on."""
+        """The name of the data set to evaluate on."""
         return name_of(self._of_data("dataset"))
 
     def _of_data(self, key: Literal["dataset", "root"]) -> Any:
@@ -83,7 +83,7 @@ class Pretrained(NamedTuple):
 
     @property
     def on_own_data(self) -> bool:
-        """Whether that is what the run was trained on."""
+        """Whether the data set is the one that the run was trained on."""
         root = self._of_data("root")
         return self.run is not None and sees_own_data(self.run, self._of_data("dataset"), root)
 
@@ -95,7 +95,7 @@ class Pretrained(NamedTuple):
         return kept_by(self.run, self.checkpoint)
 
     def folder(self, name: str) -> Path:
-        """Where things of that name go: with the run, apart for data that are not the run's own."""
+        """The run's folder of that name, or a subfolder of it for another data set."""
         if self.run is None:
             return self.checkpoint.parent / name
         if self.on_own_data:
@@ -138,7 +138,7 @@ class Pretrained(NamedTuple):
 def find_pretrained(
     checkpoint: str | None, run_dir: str | None, config: list[str] | None, chosen: DataChoice
 ) -> Pretrained:
-    """Reads a checkpoint, and finds its run and what says what the data is.
+    """Reads a checkpoint, and finds its run and the configuration files of its data.
 
     Args:
         checkpoint: a training checkpoint or an exported encoder.

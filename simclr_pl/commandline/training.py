@@ -34,7 +34,7 @@ _RESUMED = (
     *("state_dict", "epoch", "global_step", "loops", "callbacks", "optimizer_states"),
     "lr_schedulers",
 )
-"""What a training goes on from."""
+"""Keys of a checkpoint that Lightning reads on a resume."""
 
 
 class Session:
@@ -44,28 +44,28 @@ class Session:
         run: where everything of it goes.
         again: the options that, added to the same command, continue it.
         longer: the option that moves its end.
-        stop: what tells it to stop.
+        stop: tells the training to stop when a signal has come.
     """
 
     def __init__(self, run: RunDirectory, again: str, longer: str, stop: StopRequest) -> None:
         self.run, self.again, self.longer, self.stop = run, again, longer, stop
         self.resume_from: Path | None = None
-        """The checkpoint to go on from, where there is one and that was asked for."""
+        """The checkpoint to resume from; `None` for a new run."""
         self._began = False
         self._ranks = Ranks({})
         self.recipe: dict[str, Any] = {}
 
     def claim(self, recipe: dict[str, Any], defaults: dict[str, Any], *, resume: bool) -> None:
-        """Takes the directory, for a new run or for the one that is in it.
+        """Takes the directory, for a new run or to resume the run that it holds.
 
         Args:
             recipe: the run's, as its config.yaml is to hold it.
             defaults: of all options.
-            resume: whether to continue what is there.
+            resume: whether to continue the run in the directory.
 
         Raises:
-            UserError: it holds a run and `resume` wasn't asked for, a broken one, or one of
-                another recipe; another process trains in it.
+            UserError: the directory holds a run and `resume` wasn't asked for; that run is broken
+                or of another recipe; another process trains in it.
         """
         self.stop.how_to_go_on = "" if resume else self.again
         self.recipe, self._ranks = recipe, Ranks(recipe)

@@ -14,7 +14,7 @@ from simclr_pl.run.results import write_result
 from simclr_pl.tracking.wandb_mode import Mode
 
 COLUMNS = {"pixels": "raw pixels", "random": "untrained", None: "pretrained"}
-"""What they are called; other weights, where they are asked for, come before the last one."""
+"""Titles of the columns by baseline; a column of other weights comes before the last one."""
 
 
 def compare(

@@ -43,7 +43,7 @@ MORE = {
     "loss": {"health/chance_loss": "chance of train"},
     "kNN, top-1 on val": {"knn/val_top1": "k = 20", "knn200/val_top1": "k = 200"},
 }
-"""Of topics for which the report looks at the run."""
+"""Further curves of topics that `report` derives from the run's config."""
 
 PICTURES = {
     "pictures/views": "What the augmentation does",

@@ -75,7 +75,7 @@ class PretrainingCLI(SimCLRCLI):
     """Pretraining, and what is asked of a pretrained run."""
 
     scratch: Path | None = None
-    """What `bench` writes its metrics to."""
+    """The folder that `bench` writes its metrics to."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what belongs to a run: the callbacks' groups, its directory, its loggers."""

@@ -63,7 +63,7 @@ SHARES = (*TOP1, "share of time waiting for data")
 """From 0 to 1, and drawn so."""
 
 FROM_ZERO = ("standard deviation (0: collapse)", "images a second", "GPU memory, bytes")
-"""Here it matters how far from nothing a line is, and small changes don't."""
+"""Topics drawn from 0: the height of a line matters, small changes don't."""
 
 CHANCE = "loss"
 ZERO_IS_CHANCE = "loss less its chance level"

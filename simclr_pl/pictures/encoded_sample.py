@@ -32,7 +32,7 @@ ROWS = 128
 
 
 class Snapshot(NamedTuple):
-    """What an encoder makes of its data.
+    """A sample of the data, encoded.
 
     Attributes:
         data: the data module, set up.
@@ -57,7 +57,7 @@ class Snapshot(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What to call the data."""
+        """The name of the data."""
         return data_name(self.data.dataset, self.data.root)
 
     def share(self, split: Split) -> str:

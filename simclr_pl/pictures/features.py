@@ -1,4 +1,4 @@
-"""What an encoder has learned, in pictures: neighbours, confusions, a map, similarities."""
+"""Pictures of features: neighbours, confusions, a map, similarities."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -22,7 +22,7 @@ from simclr_pl.pictures.views import displayable
 from simclr_pl.protocols.knn import neighbours, vote
 
 K, TEMPERATURE = 20, 0.07
-"""Of kNN, as in `knn/val_top1`."""
+"""Parameters of kNN, as in `knn/val_top1`."""
 
 BLUE, VERMILION = OKABE_ITO[:2]
 MARKERS = "os^DvPX"
@@ -167,7 +167,7 @@ def draw_map(snapshot: Snapshot) -> Figure:
 
 
 def draw_similarities(snapshot: Snapshot) -> Figure:
-    """How far positives stand out from negatives, of projections: what the loss works on.
+    """Histograms of the cosine similarity of positives and negatives, of projections.
 
     Args:
         snapshot: of three images or more.

@@ -84,7 +84,7 @@ def recipe_table(run: Run) -> Table:
 
 
 def results_table(run: Run) -> Table:
-    """What has been evaluated: a row a file of results/."""
+    """Scores of a run: a row for each file of results/."""
     # Without a column for top-5 where there are fewer than six classes.
     top5 = any(result.get("top5") is not None for result in run.results)
     keys = [key for key in RESULT if top5 or key != "top5"]

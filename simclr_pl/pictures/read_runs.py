@@ -1,4 +1,4 @@
-"""What a run directory says of its run, finished or not: recipe, curves, results."""
+"""Reads run directories, of runs finished or not: recipe, curves, results."""
 
 import json
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class Run:
 
     @property
     def epochs(self) -> int:
-        """How many epochs have logged something, the running one included."""
+        """Epochs that have logged something, the running one included."""
         return 1 + max((int(row["epoch"]) for row in self.rows if "epoch" in row), default=-1)
 
     @property
@@ -82,7 +82,7 @@ class Run:
 
 
 def data_name(dataset: str, root: str) -> str:
-    """What to call the data: `folder` says nothing without the folder's name."""
+    """The name of the data, for `folder` with the folder's name."""
     if dataset not in ("folder", "packed", "npz"):
         return dataset
     return f"{dataset} {printable(Path(root).name)}"

@@ -10,7 +10,7 @@ from simclr_pl.core.batch import Batch
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 
 DPI = 110
-"""Of every picture: legible at 100 %."""
+"""Dots an inch of every picture: legible at 100 %."""
 
 
 def draw_views(data: ContrastiveDataModule, images: int, epochs: int) -> Figure:

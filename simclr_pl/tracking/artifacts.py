@@ -25,8 +25,8 @@ class LogCheckpoints(Checkpoint):
 
     Its aliases are `latest` and `epoch-N`. Online each goes up as soon as it is saved, and all but
     the last `keep` are deleted there. Offline, where what is logged stays logged, the last `keep`
-    go into the run when its session ends. Until an upload is through it needs the files, so that
-    RUN/wandb/models has them as hard links.
+    go into the run when its session ends. An upload needs its file until it is through, so
+    RUN/wandb/models holds hard links.
 
     It is a `Checkpoint` so that Lightning calls it behind the callback that saves.
 
@@ -43,7 +43,7 @@ class LogCheckpoints(Checkpoint):
         self._logged: list[tuple[Any, Path]] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Finds what a session that was killed has left to log."""
+        """Finds the checkpoints that a killed session has not logged."""
         if self.choice.log_model and _experiment(trainer) is not None:
             folder = self.run.path.absolute() / "wandb" / "models"
             links = sorted(folder.glob("epoch-*.ckpt"), key=_epoch)
@@ -54,7 +54,7 @@ class LogCheckpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Notes the step: what is saved at an epoch's last step is saved at its end."""
+        """Notes the step of a checkpoint, to know one of an epoch's end."""
         self._saved_at = trainer.global_step
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -155,11 +155,11 @@ def delete_old(name: str, keep: int) -> None:
 
 
 def artifact_of(run: RunDirectory, checkpoint: Path) -> str | None:
-    """What a checkpoint was logged as, in `project/name:alias`; `None` where it wasn't.
+    """The artifact that a checkpoint was logged as, `project/name:alias`; `None` if it wasn't.
 
     Args:
-        run: whose checkpoint it is.
-        checkpoint: found by what is in it, not by where it lies.
+        run: the run that wrote the checkpoint.
+        checkpoint: the file, known by its SHA-256 wherever it lies.
     """
     names = _names(run)
     return names.get(sha256(checkpoint)) if names else None

@@ -1,4 +1,4 @@
-"""What a run's numbers hang on beside its configuration: code, packages, data, what was derived."""
+"""Code version, package versions and data fingerprint that are recorded with a run."""
 
 import math
 import subprocess
@@ -18,12 +18,12 @@ from simclr_pl.run.results import versions
 
 
 def provenance(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-    """Of a run that is about to take its first step, as plain values.
+    """The provenance of a run that is about to take its first step, as plain values.
 
     Args:
         trainer: with everything set up.
-        module: what is trained; of a pretraining the table of what was derived comes along, and of
-            NT-Xent the negatives and the loss at chance.
+        module: the module that is trained; a pretraining adds the table of derived values, and
+            NT-Xent the number of negatives and the loss at chance.
     """
     found: dict[str, Any] = {
         "git_commit": git_commit(),

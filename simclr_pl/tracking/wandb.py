@@ -23,7 +23,7 @@ PATIENCE = 20.0
 """Seconds to wait for a server."""
 
 LAST_WORDS = 60.0
-"""Seconds that the upload of what is left may take at the end; with models twenty times that."""
+"""Seconds that the upload may take at a run's end; twenty times as many with models."""
 
 FLUSH_EVERY = 1.0
 """Seconds of an offline run that a kill may cost; by itself W&B writes every 15."""
@@ -258,7 +258,7 @@ def _summary_so_far(run: RunDirectory) -> dict[str, float]:
 
 
 def run_id(run: RunDirectory) -> str:
-    """Of the directory's W&B run; empty where there is none, or its file is."""
+    """The id of the directory's W&B run; empty without a run or with an empty file."""
     try:
         name = run.wandb_id.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -267,14 +267,14 @@ def run_id(run: RunDirectory) -> str:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What goes wrong with W&B: its own errors, in older versions others, ours, the system's."""
+    """Errors to expect of W&B: its own, older versions' `ValueError`, ours, and the system's."""
     import wandb
 
     return (wandb.Error, UserError, ValueError, OSError)
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in short."""
+    """The first line of an error's message, else its class."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

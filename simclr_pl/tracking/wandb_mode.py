@@ -1,4 +1,4 @@
-"""Whether Weights & Biases is told, and where: who is logged in, which mode, which project."""
+"""Which mode and project of Weights & Biases holds, and whether anybody is logged in."""
 
 import configparser
 import netrc
@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 Mode = Literal["auto", "online", "offline", "off"]
 
 PROJECT = "simclr_pl"
-"""Of W&B, where nothing else is said."""
+"""W&B's project where neither recipe nor settings name one."""
 
 
 def logged_in() -> bool:

@@ -24,7 +24,7 @@ from simclr_pl.run.results import versions
 from simclr_pl.writing import write_text
 
 ENOUGH = 0.95
-"""Of the bare step's speed: from there on nothing outside the model is worth a change."""
+"""Share of the bare step's speed from which on nothing outside the model is worth a change."""
 
 
 PACK = "Write the folder once as pixels (python -m simclr_pl pack), and measure again"
@@ -49,7 +49,7 @@ def on_one_device(config: Any) -> None:
 
 
 def _devices(trainer: Any) -> int:
-    """How many a machine: Lightning has it as a number, a list, or either of them as a string."""
+    """Devices of a machine; Lightning takes a number, a list, or either of them as a string."""
     given = trainer.devices
     if isinstance(given, str) and "," in given:
         given = [name for name in given.split(",") if name.strip()]

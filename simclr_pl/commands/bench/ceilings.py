@@ -1,4 +1,4 @@
-"""What a device and a recipe can do at most: data, memory, arithmetic."""
+"""Limits of a device and a recipe: data, memory, arithmetic."""
 
 import itertools
 import statistics
@@ -15,7 +15,7 @@ from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.model.simclr import SimCLR
 
 DATA_SECONDS = 2.0
-"""How long data alone is read."""
+"""Seconds for which data alone is read."""
 
 
 def data_alone(trainer: L.Trainer, data: ContrastiveDataModule) -> tuple[float, Batch]:

@@ -19,7 +19,7 @@ from simclr_pl.core.model.simclr import SimCLR
 from simclr_pl.core.speed.micro_batches import encode_in_parts
 
 TURNS = 5
-"""Of real and bare steps, at least: medians want a few."""
+"""Turns of real and bare steps, at least: a median needs a few."""
 
 BLOCK = 0.25
 """Seconds of steps in a row that a turn measures; two steps where those take longer."""
@@ -29,7 +29,7 @@ WARM_UP = 3
 
 
 class Seconds(NamedTuple):
-    """What a training step takes, in seconds, measured in one turn.
+    """Seconds of a training step and its parts, measured in one turn.
 
     Attributes:
         real: a step of `fit`, with data, views, callbacks and logging.

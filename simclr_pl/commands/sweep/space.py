@@ -1,4 +1,4 @@
-"""What a sweep tries: the part of W&B's sweep YAML that needs no server, grid and random search."""
+"""Grid and random search of W&B's sweep YAML: the part that needs no server."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ from simclr_pl.core.randomness import uniform
 from simclr_pl.run.yaml_file import read_config
 
 Spec = dict[str, Any]
-"""Of one parameter: `{values: [0.1, 0.2]}`, or `{min: 0.1, max: 1.0}`, for example."""
+"""A parameter's mapping, as `{values: [0.1, 0.2]}` or `{min: 0.1, max: 1.0}`."""
 
 
 def _log(spec: Spec, share: float) -> float:

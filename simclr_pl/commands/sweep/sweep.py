@@ -115,7 +115,7 @@ def _lock(file: IO[str]) -> bool:
 
 
 def _claim(folder: Path, search: Search, seed: int, *, resume: bool) -> dict[str, Any]:
-    """What the folder's sweep has done so far."""
+    """The state of the folder's sweep: its content, seed, and the runs that have ended."""
     path = folder / "sweep.json"
     state = {"seed": seed, "sweep": search.content, "ended": {}}
     if path.exists():

@@ -89,7 +89,7 @@ def _markdown(search: Search, trials: list[Trial], planned: int) -> str:
 
 
 def _note(search: Search, trials: list[Trial], planned: int) -> str:
-    """What the numbers are, and what they are not."""
+    """Lines below the table that say what the numbers are, and what they are not."""
     name = search.metric
     what = next((text for start, text in PROTOCOLS.items() if name.startswith(start)), "as logged")
     lines = [

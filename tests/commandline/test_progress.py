@@ -43,6 +43,14 @@ def test_without_a_terminal_progress_is_plain_lines_with_the_time_left(tmp_path:
     assert not re.search(r"[\r\x1b]", outcome.out)
 
 
+def test_a_resumed_run_prints_no_line_without_numbers(tmp_path: Path) -> None:
+    fit(tmp_path / "run")
+    rarely = ("--trainer.log_every_n_steps", 50, "--trainer.max_epochs", 3)
+    resumed = fit(tmp_path / "run", "--resume", *rarely).out
+    assert "step 6/6  " in resumed
+    assert not re.search(r"step \d+/\d+ *$", resumed, re.MULTILINE)
+
+
 def test_a_line_comes_whenever_it_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
     shown = lines(fit(tmp_path / "run").out)

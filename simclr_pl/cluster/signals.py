@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -48,16 +48,14 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield  # signals are the main thread's
             return
-        before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT)}
-        for number, handler in before.items():
-            # (`nohup` ignores SIGHUP, and a script's `&` SIGINT: so it is to stay.)
-            if handler is not signal.SIG_IGN or number in CLUSTERS:
-                signal.signal(number, self._handle)
-        try:
+        # (`nohup` ignores SIGHUP, and a script's `&` SIGINT: so it is to stay.)
+        heeded = [
+            number
+            for number in (*SIGNALS, signal.SIGINT)
+            if number in CLUSTERS or signal.getsignal(number) is not signal.SIG_IGN
+        ]
+        with handled(heeded, self._handle):
             yield
-        finally:
-            for number, handler in before.items():
-                restore(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -93,11 +91,19 @@ class StopRequest:
         return self.agreed
 
 
-def restore(number: int, handler: Any) -> None:
-    """Gives a signal back to what had it; Python knows nothing of what a C library has put there.
+@contextmanager
+def handled(
+    numbers: Iterable[int], handler: Callable[[int, FrameType | None], Any]
+) -> Iterator[None]:
+    """A context in which signals have a handler; behind it they have their own again.
 
     Args:
-        number: of the signal.
-        handler: what `signal.signal` or `signal.getsignal` has returned.
+        numbers: of the signals.
+        handler: as `signal.signal` takes it.
     """
-    signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, own in before.items():  # `None` where a C library has put one
+            signal.signal(number, signal.SIG_DFL if own is None else own)

@@ -5,7 +5,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
-from simclr_pl.cluster.signals import restore
+from simclr_pl.cluster.signals import handled
 from simclr_pl.commandline.call import call
 from simclr_pl.commands.pack.check import check_images
 from simclr_pl.core.data.sources import MAX_PIXELS
@@ -50,9 +50,9 @@ def pack(
 ) -> Path:
     """Writes a folder of images once as one file of pixels, to be trained on as `packed`.
 
-    Images whose shorter side is longer than `short_side` are made smaller, bilinear with
-    antialiasing; of panoramas longer than 2:1 the middle is kept. Classes and splits are those of
-    data set `folder`. `pack FOLDER --check` writes nothing, and lists all files that are bad.
+    An image whose shorter side exceeds `short_side` is shrunk (bilinear, antialiased), and a
+    panorama longer than 2:1 is cropped to its middle. Classes and splits are those of data set
+    `folder`. `pack FOLDER --check` writes nothing, and lists all files that cannot be read.
 
     Args:
         folder: of images: a folder a class, or none, or such below train/, val/ and test/.
@@ -165,21 +165,10 @@ def smaller(image: Image.Image, short_side: int) -> Image.Image:
 
 
 def run_cli(args: list[str]) -> None:
-    """The command."""
-    with _interruptible():
+    """The command, which SIGTERM and SIGHUP interrupt as Ctrl-C does: nothing is left behind."""
+    ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    with handled(ends, signal.default_int_handler):
         if "--check" in args:
             call(check_images, [arg for arg in args if arg != "--check"], positional=True)
         else:
             call(pack, args, positional=True)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """A context that SIGTERM and SIGHUP leave as Ctrl-C does: what was begun is removed."""
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            restore(number, handler)

@@ -65,9 +65,6 @@ SHARES = (*TOP1, "share of time waiting for data")
 FROM_ZERO = ("standard deviation (0: collapse)", "images a second", "GPU memory, bytes")
 """Topics drawn from 0: the height of a line matters, small changes don't."""
 
-CHANCE = "loss"
-ZERO_IS_CHANCE = "loss less its chance level"
-
 
 def draw_curves(run: Run) -> Figure:
     """Everything a run has logged that `TOPICS` knows, a panel a topic.
@@ -80,19 +77,14 @@ def draw_curves(run: Run) -> Figure:
         for title, lines in _topics(run).items()
     }
     topics = {title: lines for title, lines in topics.items() if lines}
+    levels = _chance_levels(run)
     figure, axes = _grid(len(topics), 3, legend=0.45)
     for axis, (title, lines) in zip(axes, topics.items(), strict=True):
         for place, (name, label) in enumerate(lines.items()):
             _line(axis, run.points(name), place, label)
-        batch = run.of("data", "batch_size")
-        stated = run.points("health/chance_loss")
-        if title == CHANCE and isinstance(batch, int) and run.compares_views:
-            chance = math.log(2 * batch - 1)
-            _level(axis, chance, f"chance of train, log(2 x {batch} - 1) = {chance:.2f}")
-        elif title == CHANCE and stated:
-            _level(axis, stated[-1][1], f"chance of train, {stated[-1][1]:.2f}")
-        if title == ZERO_IS_CHANCE:
-            _level(axis, 0, "chance")
+        if title in levels:
+            height, label = levels[title]
+            axis.axhline(height, color="black", linestyle=":", linewidth=1.2, label=label)
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("optimiser step", fontsize=9)
         if title in SHARES:
@@ -135,6 +127,18 @@ def draw_comparison(runs: Sequence[Run]) -> Figure:
 
 def _of(run: Run) -> str:
     return literal(f"{run.label}: {run.data}")
+
+
+def _chance_levels(run: Run) -> dict[str, tuple[float, str]]:
+    """Height and label of the line at chance, by topic."""
+    levels = {"loss less its chance level": (0.0, "chance")}
+    batch, stated = run.of("data", "batch_size"), run.points("health/chance_loss")
+    if isinstance(batch, int) and run.compares_views:
+        chance = math.log(2 * batch - 1)
+        levels["loss"] = chance, f"chance of train, log(2 x {batch} - 1) = {chance:.2f}"
+    elif stated:
+        levels["loss"] = stated[-1][1], f"chance of train, {stated[-1][1]:.2f}"
+    return levels
 
 
 def _topics(run: Run) -> dict[str, dict[str, str]]:
@@ -180,7 +184,3 @@ def _line(axis: Axes, points: list[tuple[float, float]], place: int, label: str)
         # Few points are shown as such: a line alone would claim more, and one point has none.
         marker = "o" if len(points) < 10 else None
         axis.plot(x, y, label=label, marker=marker, markersize=4, **_style(place))
-
-
-def _level(axis: Axes, height: float, label: str) -> None:
-    axis.axhline(height, color="black", linestyle=":", linewidth=1.2, label=label)

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,7 @@ from commands import QUICK, REPOSITORY, called, environment, finish, start
 from photographs import fill
 from run_files import files
 
-from simclr_pl.cluster.signals import StopRequest
-from simclr_pl.commands.pack.pack import _interruptible
+from simclr_pl.cluster.signals import StopRequest, handled
 
 PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 """The locale of a batch job's shell: ASCII alone."""
@@ -105,7 +105,10 @@ def test_everything_imports_and_trains_without_what_windows_lacks(tmp_path: Path
     assert "checkpoints/last.ckpt" in files(tmp_path / "run")
 
 
-@pytest.mark.parametrize("taken", [StopRequest().listening, _interruptible])
+@pytest.mark.parametrize(
+    "taken",
+    [StopRequest().listening, partial(handled, [signal.SIGTERM], signal.default_int_handler)],
+)
 def test_a_signal_that_a_c_library_has_taken_is_given_back(
     taken: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -288,8 +288,8 @@ def test_a_reports_snapshot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(snapshot, "candidates", lambda labels: torch.arange(20))
-    network = snapshot._Network(put(model.eval(), device), torch.no_grad, device)
-    found, projections = snapshot._encode(network, data, "val", 50, views=True, quiet=True)
+    network = put(model.eval(), device)
+    found, projections = snapshot._encode(network, data, "val", 50, torch.no_grad, quiet=True)
     assert {part.device.type for part in (*found, projections)} == {"cpu"}
     assert projections.shape == (2, 20, 8)
 

@@ -11,7 +11,7 @@ from simclr_pl.core.errors import UserError
 from simclr_pl.core.paths import expanded
 from simclr_pl.images.workers.unreadable import LEFT_OUT
 from simclr_pl.run.lock import RunLock
-from simclr_pl.writing import make_folder, sweep
+from simclr_pl.writing import cannot_write, sweep
 
 _HANDED_ON = "SIMCLR_PL_RUN_DIR"
 """Ranks that Lightning starts run the command again: rank 0's choice reaches them in here."""
@@ -127,7 +127,10 @@ def file_to_write(path: str) -> Path:
         UserError: the file cannot be written, which is better known before the work.
     """
     target = expanded(path)
-    make_folder(target.parent, "--out")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(target, error, "--out") from error
     if target.is_dir():
         raise UserError(f"{path} is a folder: give a file as --out")
     if not os.access(target if target.exists() else target.parent, os.W_OK):

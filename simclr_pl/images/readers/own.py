@@ -187,7 +187,8 @@ class DatasetImages(WorkerImages):
         check_size(name, pixels.shape[2], pixels.shape[1], max_pixels)
         return DecodedImage(pixels)
 
-    def _keep(self, index: Tensor) -> None:
+    def keep(self, index: Tensor) -> None:
+        """Keeps the places at `index` alone."""
         self.places = self.places[index]
 
     def item(self, place: int) -> tuple[Tensor, Any]:

@@ -72,7 +72,7 @@ class WorkerImages(ABC):
         """
 
     @abstractmethod
-    def _keep(self, index: Tensor) -> None:
+    def keep(self, index: Tensor) -> None:
         """Keeps the images at `index` alone."""
 
     def statistics(self) -> Statistics:
@@ -150,7 +150,7 @@ class WorkerImages(ABC):
     def select(self, index: Tensor) -> Self:
         """The images at `index`, as a split of their own."""
         twin = self.relabel(self.labels[index])
-        twin._keep(index)
+        twin.keep(index)
         return twin
 
     def relabel(self, labels: Tensor) -> Self:
@@ -193,5 +193,6 @@ class ImageFiles(WorkerImages):
         """Reads a file and its header."""
         return EncodedImage(self.paths[place], max_pixels)
 
-    def _keep(self, index: Tensor) -> None:
+    def keep(self, index: Tensor) -> None:
+        """Keeps the paths at `index` alone."""
         self.paths = [self.paths[i] for i in index.tolist()]

@@ -16,7 +16,7 @@ from measuring import MIB, machine, table, write
 from simclr_pl.cluster.memory import PeakMemory
 from simclr_pl.commands.bench.ceilings import synchronise
 from simclr_pl.protocols.features import accelerator
-from simclr_pl.protocols.linear import Recipe, fit_linear
+from simclr_pl.protocols.linear import Settings, fit_linear
 from simclr_pl.protocols.scoring import Rows
 
 TRAIN, SCORED = 50_000, 10_000
@@ -37,7 +37,7 @@ def measure(width: int, classes: int, device: torch.device) -> list[str]:
     with PeakMemory(device) as memory:
         synchronise(device)
         start = time.perf_counter()
-        fit_linear(lambda _: train.features, train.labels, classes, Recipe()).score(scored)
+        fit_linear(lambda _: train.features, train.labels, classes, Settings()).score(scored)
         synchronise(device)
         seconds = time.perf_counter() - start
     return [f"{TRAIN:,} x {width}", str(classes), f"{seconds:.0f} s", f"{memory.bytes / MIB:.0f}"]

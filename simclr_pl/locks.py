@@ -13,10 +13,10 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from simclr_pl.core.errors import UserError
 
-NOTICE = 10.0
+NOTICE_AFTER_S = 10.0
 """Seconds after which a process says which other process it waits for."""
 
-PATIENCE = 3600.0
+LOCK_TIMEOUT_S = 3600.0
 """Longest wait in seconds: where locks are no more than files, their holder may be long dead."""
 
 WITHOUT_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
@@ -39,7 +39,7 @@ def alone(path: Path, purpose: str) -> Iterator[Path]:
 
     Raises:
         OSError: the file cannot be written.
-        UserError: another process has had the lock for `PATIENCE` seconds.
+        UserError: another process has had the lock for `LOCK_TIMEOUT_S` seconds.
     """
     lock: BaseFileLock = FileLock(path, fallback_to_soft=False, on_acquired=sign)
     try:
@@ -58,12 +58,12 @@ def alone(path: Path, purpose: str) -> Iterator[Path]:
 def _acquire(lock: BaseFileLock, purpose: str) -> None:
     begun = time.monotonic()
     with suppress(Timeout):
-        lock.acquire(timeout=NOTICE)
+        lock.acquire(timeout=NOTICE_AFTER_S)
         return
     sys.stdout.write(f"waiting for {holder_of(lock)} {purpose}\n")
     sys.stdout.flush()
     try:
-        lock.acquire(timeout=PATIENCE - NOTICE)
+        lock.acquire(timeout=LOCK_TIMEOUT_S - NOTICE_AFTER_S)
     except Timeout:
         raise UserError(
             f"waited {time.monotonic() - begun:.0f} s for {holder_of(lock)} {purpose}: start "

@@ -24,7 +24,7 @@ from simclr_pl.core.model import simclr
 from simclr_pl.core.model.checkpoint import KEY, description
 from simclr_pl.core.model.geometry import geometry_of
 from simclr_pl.core.model.network import build_network
-from simclr_pl.core.model.optim import OptimizerRecipe, build_optimizer
+from simclr_pl.core.model.optim import OptimizerSettings, build_optimizer
 from simclr_pl.core.speed.constants import constant
 from simclr_pl.pictures import encoded_sample as snapshot
 from simclr_pl.protocols import finetune
@@ -32,7 +32,7 @@ from simclr_pl.protocols.features import encode, encode_crops
 from simclr_pl.protocols.finetune import FineTuning
 from simclr_pl.protocols.knn import neighbours, vote
 from simclr_pl.protocols.labelled_datamodule import LabelledImages
-from simclr_pl.protocols.linear import Recipe, judge, train_heads
+from simclr_pl.protocols.linear import Settings, judge, train_heads
 from simclr_pl.protocols.scoring import Rows
 
 CUDA, META = torch.device("cuda:0"), torch.device("meta")
@@ -169,7 +169,7 @@ def test_a_step_of_fit(
     raw: Batch, data: ContrastiveDataModule, model: SimCLR, name: str, micro: bool
 ) -> None:
     put(model, META)
-    recipe = OptimizerRecipe(name, 0.1, "linear", 1e-4, 0.9, 0)
+    recipe = OptimizerSettings(name, 0.1, "linear", 1e-4, 0.9, 0)
     optimizer = build_optimizer(model, recipe, 0.1)
     for _ in range(2):
         output = model.training_step(batch_of(raw, data, META, micro), 0)
@@ -191,7 +191,7 @@ def test_a_step_of_fit_forward_on_cuda(
 def test_an_optimisers_step_on_cuda(model: SimCLR, name: str) -> None:
     """Fused, where it can be."""
     put(model, CUDA)
-    recipe = OptimizerRecipe(name, 0.1, "linear", 1e-4, 0.9, 0)
+    recipe = OptimizerSettings(name, 0.1, "linear", 1e-4, 0.9, 0)
     optimizer = build_optimizer(model, recipe, 0.1)
     assert name == "lars" or all(group["fused"] for group in optimizer.param_groups)
     for _ in range(2):
@@ -206,7 +206,7 @@ def test_a_bare_step_of_bench(
 ) -> None:
     put(model, META)
     trainer = quiet()
-    recipe = OptimizerRecipe("sgd", 0.1, "linear", 1e-4, 0.9, 0)
+    recipe = OptimizerSettings("sgd", 0.1, "linear", 1e-4, 0.9, 0)
     trainer.optimizers = [build_optimizer(model, recipe, 0.1)]
     bare = BareStep(trainer, model, batch_of(raw, data, META, micro))
     bare()
@@ -266,7 +266,7 @@ def test_features_of_crops(
 def test_a_linear_evaluation(device: torch.device) -> None:
     """Labels stay where they are."""
     features, labels = torch.rand(40, 6, device=device), torch.zeros(40, dtype=torch.int64)
-    recipe = Recipe(steps=3, epochs=1)
+    recipe = Settings(steps=3, epochs=1)
     heads = train_heads(lambda epoch: features, labels, 3, recipe.grid, recipe)
     top1, loss = judge(heads, Rows(features, labels))
     assert {top1.device, loss.device} == {device}
@@ -308,7 +308,7 @@ def test_a_step_of_finetune(
     assert loss.device == device
     if device == META:
         loss.backward()
-        build_optimizer(tuning, tuning.recipe, 0.1).step()
+        build_optimizer(tuning, tuning.optimization, 0.1).step()
     tuning.eval()
     tuning.on_validation_epoch_start()
     tuning.validation_step(

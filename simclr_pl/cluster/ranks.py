@@ -23,7 +23,7 @@ from simclr_pl.lightning_internals import take_over_ranks
 from simclr_pl.run.config import flat
 from simclr_pl.run.results import versions
 
-NOTICE = 10.0
+NOTICE_AFTER_S = 10.0
 """Seconds after which it is said that ranks are waited for; and again after twice as long."""
 
 LOST = (
@@ -118,7 +118,7 @@ class Ranks(L.Callback):
             PARENT.over.set()
 
     def _say_who_waits(self, trainer: L.Trainer) -> None:
-        start, patience = time.monotonic(), NOTICE
+        start, patience = time.monotonic(), NOTICE_AFTER_S
         while not self._met.wait(patience):
             if trainer.local_rank == 0:
                 place: Any = trainer.strategy.cluster_environment  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ import lightning as L
 
 from simclr_pl.run.unfinished import UNFINISHED
 
-PATIENCE = 30.0
+ANSWER_S = 30.0
 """Seconds that Slurm has to answer."""
 
 BY_SCRIPT = f"the script is to do it (exit code {UNFINISHED})"
@@ -30,7 +30,7 @@ def requeue(number: str) -> str | None:
     """
     ask = ["scontrol", "requeue", number]
     try:
-        answer = subprocess.run(ask, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        answer = subprocess.run(ask, capture_output=True, text=True, timeout=ANSWER_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"scontrol did not queue job {number} again ({error}): {BY_SCRIPT}"
     if answer.returncode:

@@ -9,7 +9,7 @@ from simclr_pl.commandline.call import call
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.paths import expanded
 from simclr_pl.pictures.curves import FROM_ZERO, SHARES, TOPICS
-from simclr_pl.tracking.wandb import PATIENCE, failures, first_line, silent
+from simclr_pl.tracking.wandb import SERVER_TIMEOUT_S, failures, first_line, silent
 from simclr_pl.tracking.wandb_mode import Mode, default_project, logged_in, resolve_mode, setting
 from simclr_pl.writing import write_text
 
@@ -170,7 +170,7 @@ def _save(workspace: Any, entity: str | None) -> str:
 
     with silent():  # we say the address ourselves
         # First of all: the package itself would wait for minutes.
-        api = wandb.Api(timeout=math.ceil(PATIENCE / 2))
+        api = wandb.Api(timeout=math.ceil(SERVER_TIMEOUT_S / 2))
         workspace.entity = entity or str(api.default_entity)
         address = str(workspace.save().url)
     sys.stdout.write(f"{address}\n")

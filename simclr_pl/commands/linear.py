@@ -11,7 +11,13 @@ from simclr_pl.commandline.target import DataChoice, check_seeds, find_pretraine
 from simclr_pl.core.errors import UserError
 from simclr_pl.images.splits import draw_fraction
 from simclr_pl.protocols.features import encode_crops
-from simclr_pl.protocols.linear import LEARNING_RATES, WEIGHT_DECAYS, Recipe, Source, fit_linear
+from simclr_pl.protocols.linear import (
+    LEARNING_RATES,
+    WEIGHT_DECAYS,
+    Settings,
+    Source,
+    fit_linear,
+)
 from simclr_pl.protocols.logistic import evaluate_logistic
 from simclr_pl.protocols.scoring import Rows, Score, check_above_zero
 from simclr_pl.tracking.wandb_mode import Mode
@@ -29,7 +35,7 @@ def linear(
     solver: Literal["sgd", "lbfgs"] = "sgd",
     augment: bool = False,
     seeds: list[int] | None = None,
-    epochs: int = Recipe().epochs,
+    epochs: int = Settings().epochs,
     learning_rates: list[float] | None = None,
     weight_decays: list[float] | None = None,
     wandb: Mode = "auto",
@@ -83,10 +89,10 @@ def linear(
             "lbfgs takes the same features in each step: leave out --augment, or use --solver sgd"
         )
     frozen = freeze(find_pretrained(checkpoint, run_dir, config, data), baseline)
-    recipe = Recipe(rates, decays, epochs, 0 if augment else Recipe().steps)
+    settings = Settings(rates, decays, epochs, 0 if augment else Settings().steps)
 
     def evaluate(train: Rows, scored: Rows, seed: int) -> Score:
-        classes, of_seed = frozen.data.num_classes, recipe._replace(seed=seed)
+        classes, of_seed = frozen.data.num_classes, settings._replace(seed=seed)
         if augment:
             crops = _crops(frozen, label_fraction, seed)
             return fit_linear(crops, train.labels, classes, of_seed, train.features).score(scored)

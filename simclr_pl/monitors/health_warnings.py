@@ -14,7 +14,7 @@ from simclr_pl.monitors.health_metrics import StepHealth
 WINDOW = 50
 """Optimiser steps of a window, at least."""
 
-PATIENCE = 3
+WARN_AFTER_WINDOWS = 3
 """Windows in a row that must look collapsed or diverged."""
 
 STUCK_AFTER = 8
@@ -70,8 +70,8 @@ class Trouble:
         state["diverged"] = state["diverged"] + 1 if self._is_up(window) else 0
         state["best"] = min(state["best"], window.loss)
         found = {
-            "collapse": state["collapsed"] >= PATIENCE,
-            "divergence": state["diverged"] >= PATIENCE,
+            "collapse": state["collapsed"] >= WARN_AFTER_WINDOWS,
+            "divergence": state["diverged"] >= WARN_AFTER_WINDOWS,
             "stuck": state["windows"] >= STUCK_AFTER and self._has_not_moved(window),
         }
         new = [kind for kind, there in found.items() if there and kind not in state["said"]]

@@ -9,7 +9,7 @@ from simclr_pl.core.data.datamodule import Split
 from simclr_pl.core.errors import check
 from simclr_pl.monitors.moments import due, is_last
 from simclr_pl.protocols.features import EncodesSplits, encode_once
-from simclr_pl.protocols.linear import Recipe, fit_linear
+from simclr_pl.protocols.linear import Settings, fit_linear
 from simclr_pl.protocols.scoring import Rows, labelled
 
 
@@ -35,7 +35,7 @@ class LinearEvaluation(EncodesSplits):
     """
 
     def __init__(
-        self, every_n_epochs: int = 0, epochs: int = Recipe().epochs, test_at_end: bool = False
+        self, every_n_epochs: int = 0, epochs: int = Settings().epochs, test_at_end: bool = False
     ) -> None:
         super().__init__("linear", every_n_epochs)
         check(epochs >= 1, "linear.epochs", epochs, "at least 1")
@@ -58,7 +58,7 @@ class LinearEvaluation(EncodesSplits):
             lambda _: train.features,
             train.labels,
             data.num_classes,
-            Recipe(epochs=self.epochs, seed=data.seed),
+            Settings(epochs=self.epochs, seed=data.seed),
         )
         splits: list[Split] = ["val"]
         # An epoch may have several validations: the test split is for the very last.

@@ -81,9 +81,13 @@ class OnlineProbe(L.Callback):
         self, state: dict[str, Any], head: nn.Linear, optimizer: torch.optim.Optimizer
     ) -> None:
         if state["head"]["weight"].shape != head.weight.shape:
+            there, here = (
+                " x ".join(map(str, weight.shape))
+                for weight in (state["head"]["weight"], head.weight)
+            )
             raise UserError(
-                "the checkpoint's probe is of other classes or another encoder: "
-                "use the data and model that it was trained with"
+                f"the probe in the checkpoint is {there}, but this run needs {here}: resume with "
+                "the data set and encoder it was trained with"
             )
         head.load_state_dict(state["head"])
         optimizer.load_state_dict(state["optimizer"])

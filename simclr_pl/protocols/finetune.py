@@ -14,7 +14,7 @@ from simclr_pl.core.model.batch_norm import globalise_batch_norm
 from simclr_pl.core.model.checkpoint import KEY, read_checkpoint
 from simclr_pl.core.model.geometry import check_channels, geometry_in, geometry_of
 from simclr_pl.core.model.log import is_logged, log_learning_rate
-from simclr_pl.core.model.optim import OptimizerRecipe
+from simclr_pl.core.model.optim import OptimizerSettings
 from simclr_pl.core.model.trained import TrainedModule
 from simclr_pl.core.randomness import run_seed, step_seed
 from simclr_pl.images.splits import no_labels
@@ -83,10 +83,10 @@ class FineTuning(TrainedModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.recipe = OptimizerRecipe(
+        self.optimization = OptimizerSettings(
             "sgd", learning_rate, "linear", weight_decay, 0.9, 0, nesterov=True
         )
-        self.recipe.check("")
+        self.optimization.check("")
         layers = from_projector_layer
         check(layers >= 0, "from_projector_layer", layers, "at least 0")
         if from_scratch and head_only:

@@ -50,7 +50,7 @@ SCORES_AT_A_TIME = 4_000_000
 """Logits that exist at a time when a grid is judged: 16 MiB of float32."""
 
 
-class Recipe(NamedTuple):
+class Settings(NamedTuple):
     """How the heads are trained.
 
     Attributes:
@@ -127,7 +127,7 @@ class Fitted(NamedTuple):
 
 @torch.no_grad()
 def fit_linear(
-    source: Source, labels: Tensor, classes: int, recipe: Recipe, clean: Tensor | None = None
+    source: Source, labels: Tensor, classes: int, settings: Settings, clean: Tensor | None = None
 ) -> Fitted:
     """The protocol but for its last step, `Fitted.score`: one head may score several splits.
 
@@ -137,25 +137,25 @@ def fit_linear(
         source: features of an epoch; work is done on their device.
         labels: `int64 [N]`, all of them known.
         classes: C.
-        recipe: grid, epochs and seed.
+        settings: grid, epochs and seed.
         clean: `[N, D]`, features of the clean images, on which the head is chosen as it will be
             scored (default: epoch 0's features, which are clean unless `source` augments).
 
     Raises:
         UserError: too few labels to choose on, or a grid of which every head diverges.
     """
-    fits, chooses = choosing_parts(labels.cpu(), recipe.seed)
+    fits, chooses = choosing_parts(labels.cpu(), settings.seed)
     first = source(0)
     part = _part(source, first, fits)
-    heads = train_heads(part, labels[fits], classes, recipe.grid, recipe)
+    heads = train_heads(part, labels[fits], classes, settings.grid, settings)
     judged = Rows(first if clean is None else clean, labels)
     order = best_first(*judge(heads, judged.at(chooses)))
-    for pair in (recipe.grid[h] for h in order):
-        head = train_heads(lambda e: source(e) if e else first, labels, classes, [pair], recipe)
+    for pair in (settings.grid[h] for h in order):
+        head = train_heads(lambda e: source(e) if e else first, labels, classes, [pair], settings)
         if bool(head.weight.isfinite().all()):
             return Fitted(head, {"learning_rate": pair[0], "weight_decay": pair[1]})
     raise UserError(
-        f"every head diverged, at learning rates from {min(recipe.learning_rates):g}: "
+        f"every head diverged, at learning rates from {min(settings.learning_rates):g}: "
         "give smaller ones"
     )
 
@@ -173,7 +173,11 @@ def _part(source: Source, first: Tensor, rows: Tensor) -> Source:
 
 @torch.no_grad()
 def train_heads(
-    source: Source, labels: Tensor, classes: int, grid: list[tuple[float, float]], recipe: Recipe
+    source: Source,
+    labels: Tensor,
+    classes: int,
+    grid: list[tuple[float, float]],
+    settings: Settings,
 ) -> Heads:
     """Trains a head for each pair of learning rate and weight decay.
 
@@ -182,14 +186,14 @@ def train_heads(
         labels: `int64 [N]`, all of them known.
         classes: C.
         grid: H pairs.
-        recipe: the rest.
+        settings: the rest.
     """
     features = source(0)
     labels = labels.to(features.device)
     mean, std = standardisation(features)
-    epochs, steps = recipe.plan(len(labels))
+    epochs, steps = settings.plan(len(labels))
     pairs = torch.tensor(grid, dtype=features.dtype, device=features.device)
-    rate, decay = pairs[:, 0] * min(recipe.batch_size, len(labels)) / 256, pairs[:, 1]
+    rate, decay = pairs[:, 0] * min(settings.batch_size, len(labels)) / 256, pairs[:, 1]
     directions, variance = principal_directions(features, mean, std)
     # What the curvature is like along each direction, for each head.
     curvature = variance[:, None, None] + FLOOR * variance.max() + decay
@@ -199,7 +203,7 @@ def train_heads(
     moving = [torch.zeros_like(weight), torch.zeros_like(bias)]
     for epoch in range(epochs):
         features = source(epoch) if epoch else features
-        order = epoch_order(recipe.seed, epoch, len(labels)).to(features.device)
+        order = epoch_order(settings.seed, epoch, len(labels)).to(features.device)
         for step, rows in enumerate(order.tensor_split(steps)):
             x, y = ((features[rows] - mean) / std) @ directions, labels[rows]
             logits = (x @ weight.flatten(1)).view(len(x), *bias.shape) + bias
@@ -214,8 +218,8 @@ def train_heads(
             for value, velocity, gradient in zip(
                 (weight, bias), moving, (slope, error.sum(0)), strict=True
             ):
-                velocity.mul_(recipe.momentum).add_(gradient)
-                value.sub_(now * gradient.add_(velocity, alpha=recipe.momentum))
+                velocity.mul_(settings.momentum).add_(gradient)
+                value.sub_(now * gradient.add_(velocity, alpha=settings.momentum))
     return Heads((directions @ weight.flatten(1)).view_as(weight), bias, mean, std)
 
 

@@ -87,17 +87,17 @@ def _learning_rate(trainer: L.Trainer, model: SimCLR, total: int) -> str:
     """The rate of the trainer's optimiser, and how it changes."""
     optimizer, schedules = trainer.optimizers[0], trainer.lr_scheduler_configs
     schedule = schedules[0].scheduler if schedules else None
-    if isinstance(schedule, WarmupCosine) and model.recipe.own is None:
+    if isinstance(schedule, WarmupCosine) and model.optimization.own is None:
         late = "" if model.warmup_steps < total else ": the run ends before the peak is reached"
         return (
-            f"{model.peak_learning_rate:.6g} at its peak ({model.recipe.optimizer}, "
-            f"{model.recipe.lr_scaling} scaling), {model.warmup_steps} steps of warm-up{late}"
+            f"{model.peak_learning_rate:.6g} at its peak ({model.optimization.optimizer}, "
+            f"{model.optimization.lr_scaling} scaling), {model.warmup_steps} steps of warm-up{late}"
         )
     group = optimizer.param_groups[0]
     rate = group.get("initial_lr", group["lr"])
     ours = type(model).configure_optimizers is SimCLR.configure_optimizers
-    scaled = ours and not (model.recipe.own and "lr" in model.recipe.own.args)
-    origin = f"{model.recipe.lr_scaling} scaling" if scaled else "as given, not scaled"
+    scaled = ours and not (model.optimization.own and "lr" in model.optimization.own.args)
+    origin = f"{model.optimization.lr_scaling} scaling" if scaled else "as given, not scaled"
     then = "constant"
     if isinstance(schedule, WarmupCosine):
         then = f"{model.warmup_steps} steps of warm-up, then a cosine"

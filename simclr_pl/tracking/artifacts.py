@@ -16,7 +16,7 @@ from simclr_pl.monitors.moments import is_last
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import sha256
 from simclr_pl.run.unfinished import UnfinishedError
-from simclr_pl.tracking.wandb import PATIENCE, WandbChoice, first_line, run_id, say, silent
+from simclr_pl.tracking.wandb import SERVER_TIMEOUT_S, WandbChoice, first_line, run_id, say, silent
 from simclr_pl.writing import write_text
 
 
@@ -130,7 +130,7 @@ class LogCheckpoints(Checkpoint):
         """
         if not through:
             return
-        through[-1][0].wait(timeout=math.ceil(PATIENCE))
+        through[-1][0].wait(timeout=math.ceil(SERVER_TIMEOUT_S))
         name = f"{experiment.entity}/{experiment.project}/{self.job}-{run_id(self.run)}"
         delete_old(name, self.choice.keep)
         done, self._logged = self._logged[: -self.choice.keep], self._logged[-self.choice.keep :]
@@ -148,7 +148,7 @@ def delete_old(name: str, keep: int) -> None:
     import wandb
 
     with silent():
-        versions = list(wandb.Api(timeout=math.ceil(PATIENCE)).artifacts("model", name))
+        versions = list(wandb.Api(timeout=math.ceil(SERVER_TIMEOUT_S)).artifacts("model", name))
         versions.sort(key=lambda artifact: int(artifact.version.removeprefix("v")))
         for old in versions[:-keep]:
             old.delete(delete_aliases=True)

@@ -19,13 +19,13 @@ from simclr_pl.run.unfinished import UnfinishedError
 from simclr_pl.tracking.wandb_mode import Mode, default_project, logged_in, resolve_mode
 from simclr_pl.writing import printable, write_text
 
-PATIENCE = 20.0
+SERVER_TIMEOUT_S = 20.0
 """Seconds to wait for a server."""
 
-LAST_WORDS = 60.0
+FINISH_TIMEOUT_S = 60.0
 """Seconds that the upload may take at a run's end; twenty times as many with models."""
 
-FLUSH_EVERY = 1.0
+FLUSH_S = 1.0
 """Seconds of an offline run that a kill may cost; by itself W&B writes every 15."""
 
 
@@ -80,7 +80,7 @@ def build_logger(run: RunDirectory, choice: WandbChoice, job: str) -> WandbLogge
         write_text(run.wandb_id, (given or uuid.uuid4().hex[:8]) + "\n")
     name = os.environ.get("WANDB_NAME") or printable(f"{run.path.parent.name}/{run.path.name}")
     about = {"name": name, "job_type": job}
-    patience = LAST_WORDS * (20 if choice.log_model else 1)
+    patience = FINISH_TIMEOUT_S * (20 if choice.log_model else 1)
     experiment = start(run, choice, run_id(run), about, finish_timeout=patience)
     if experiment is None:
         return None
@@ -142,8 +142,8 @@ def start(
     about = {"id": name, "project": choice.project, "resume": "allow"} | about
     about |= {key: value for key, value in words.items() if value}
     settings = {
-        "silent": True, "init_timeout": PATIENCE, "finish_timeout": LAST_WORDS,
-        "finish_timeout_raises": True, "x_transaction_log_flush_interval": FLUSH_EVERY, **settings,
+        "silent": True, "init_timeout": SERVER_TIMEOUT_S, "finish_timeout": FINISH_TIMEOUT_S,
+        "finish_timeout_raises": True, "x_transaction_log_flush_interval": FLUSH_S, **settings,
     }  # fmt: skip
     known = {k: v for k, v in settings.items() if k in wandb.Settings.model_fields}
 
@@ -244,7 +244,7 @@ def _finish(experiment: Any, code: int, *, hurry: bool) -> None:
             ended.set_exception(error)
 
     Thread(target=finish, daemon=True).start()  # an executor's would be waited for at the end
-    ended.result(timeout=LAST_WORDS)
+    ended.result(timeout=FINISH_TIMEOUT_S)
 
 
 def _summary_so_far(run: RunDirectory) -> dict[str, float]:

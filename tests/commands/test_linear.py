@@ -14,7 +14,7 @@ from run_files import checkpoint, result
 
 from simclr_pl import ContrastiveDataModule, load_encoder
 from simclr_pl.protocols.features import encode, encode_crops
-from simclr_pl.protocols.linear import Recipe, fit_linear
+from simclr_pl.protocols.linear import Settings, fit_linear
 from simclr_pl.protocols.scoring import labelled
 from simclr_pl.run.results import sha256
 
@@ -57,7 +57,7 @@ def test_the_number_is_the_protocol_s_on_features_of_the_loaded_encoder(finished
     data.setup()
     encoder = load_encoder(weights(finished))
     train, val = (labelled(encode(encoder, data, s), s) for s in ("train", "val"))
-    expected = fit_linear(lambda _: train.features, train.labels, 10, Recipe(seed=3)).score(val)
+    expected = fit_linear(lambda _: train.features, train.labels, 10, Settings(seed=3)).score(val)
     found = result(finished / "results" / "linear-val-seed3.json")
     assert found["top1"] == pytest.approx(expected.top1, abs=0.01)
     assert found["learning_rate"] == expected.chosen["learning_rate"]

@@ -119,7 +119,7 @@ def _prepare(tables: dict[str, Any], root: Path, said: Path, notice: float) -> N
     from simclr_pl.images.datasets import load, prepare
 
     with said.open("w") as sys.stdout, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(locks, "NOTICE", notice)
+        patch.setattr(locks, "NOTICE_AFTER_S", notice)
         point_to(tables, patch)
         prepare("cifar10", root)
         assert len(load("cifar10", root).train) == 100

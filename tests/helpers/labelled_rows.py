@@ -5,10 +5,10 @@ import torch
 from simclr_pl import ContrastiveDataModule
 from simclr_pl.protocols import linear
 from simclr_pl.protocols.features import Features
-from simclr_pl.protocols.linear import Recipe, fit_linear
+from simclr_pl.protocols.linear import Settings, fit_linear
 from simclr_pl.protocols.scoring import Rows, labelled
 
-QUICK = Recipe(learning_rates=(0.03, 0.3), weight_decays=(0.0, 1e-2), epochs=5, steps=100)
+QUICK = Settings(learning_rates=(0.03, 0.3), weight_decays=(0.0, 1e-2), epochs=5, steps=100)
 
 
 def blobs(rows: int, seed: int, classes: int = 3, apart: float = 1.0) -> Rows:
@@ -20,8 +20,8 @@ def blobs(rows: int, seed: int, classes: int = 3, apart: float = 1.0) -> Rows:
     return Rows(x * scale + torch.tensor([5.0, -2.0, 0.0, 0.0, 100.0, 3.3]), labels)
 
 
-def evaluate(train: Rows, test: Rows, recipe: Recipe = QUICK, classes: int = 3) -> linear.Score:
-    return fit_linear(lambda _: train.features, train.labels, classes, recipe).score(test)
+def evaluate(train: Rows, test: Rows, settings: Settings = QUICK, classes: int = 3) -> linear.Score:
+    return fit_linear(lambda _: train.features, train.labels, classes, settings).score(test)
 
 
 def digits() -> tuple[Rows, Rows]:

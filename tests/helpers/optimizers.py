@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from simclr_pl.core.model.optim import OptimizerRecipe, Scaling
+from simclr_pl.core.model.optim import OptimizerSettings, Scaling
 from simclr_pl.core.model.projector import build_projector
 
 
@@ -14,8 +14,8 @@ def recipe(
     weight_decay: float = 0.01,
     momentum: float = 0.9,
     warmup_epochs: float = 10,
-) -> OptimizerRecipe:
-    return OptimizerRecipe(name, learning_rate, scaling, weight_decay, momentum, warmup_epochs)
+) -> OptimizerSettings:
+    return OptimizerSettings(name, learning_rate, scaling, weight_decay, momentum, warmup_epochs)
 
 
 def network() -> nn.Module:

@@ -18,7 +18,7 @@ from torch import nn
 
 from simclr_pl import HealthMonitor
 from simclr_pl.monitors.health_metrics import StepHealth
-from simclr_pl.monitors.health_warnings import PATIENCE, STUCK_AFTER, Trouble, Window
+from simclr_pl.monitors.health_warnings import STUCK_AFTER, WARN_AFTER_WINDOWS, Trouble, Window
 
 
 def windows(losses: list[float], chance: float = math.log(1023), **known: float) -> list[Window]:
@@ -56,7 +56,7 @@ CHANCE = math.log(1023)  # 6.93
         ([13.0, 9.0, 7.5, 6.5, 5.0, 4.0], []),  # a small temperature, from an untrained start
         ([6.8, 5.5, 5.2, 5.5, 5.6, 5.5, 5.3], []),  # a rise at the peak of the learning rate
         ([6.8, 5.5, 5.0, 6.5, 6.5, 5.5, 5.0], []),  # a spike that goes away
-        ([6.8, 5.5, 5.0] + [6.93] * PATIENCE, ["divergence"]),
+        ([6.8, 5.5, 5.0] + [6.93] * WARN_AFTER_WINDOWS, ["divergence"]),
         ([6.8, 5.5, 5.0] + [6.93] * 20, ["divergence"]),
         ([6.8, 6.5, 8.0, 9.0, 20.0, 50.0], ["divergence"]),
         ([6.8, 6.0, 5.5, math.nan, math.inf, math.nan, math.nan], []),  # StopOnNaN says it
@@ -80,7 +80,7 @@ def test_of_losses(losses: list[float], expected: list[str]) -> None:
 def test_of_representations(known: dict[str, float], expected: list[str]) -> None:
     falling = [1 + 1 / n for n in range(1, 10)]
     assert said(windows(falling, **known)) == expected
-    assert said(windows(falling[: PATIENCE - 1], **known)) == []
+    assert said(windows(falling[: WARN_AFTER_WINDOWS - 1], **known)) == []
 
 
 def test_a_collapse_that_passes_is_none() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from simclr_pl import ContrastiveDataModule, KNNMonitor, LinearEvaluation, SimCLR, UserError
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.protocols.features import encode
-from simclr_pl.protocols.linear import Fitted, Recipe, fit_linear
+from simclr_pl.protocols.linear import Fitted, Settings, fit_linear
 from simclr_pl.protocols.scoring import labelled
 
 
@@ -55,7 +55,7 @@ def test_it_logs_the_protocol_s_number_when_it_is_due_and_at_the_end() -> None:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     fitted, val = (labelled(encode(model, data, s), s) for s in ("train", "val"))
     expected = (
-        fit_linear(lambda _: fitted.features, fitted.labels, 10, Recipe(seed=1)).score(val).top1
+        fit_linear(lambda _: fitted.features, fitted.labels, 10, Settings(seed=1)).score(val).top1
     )
     assert logged[-1]["linear/val_top1"] == pytest.approx(expected, abs=0.01)
     assert 0.2 < expected <= 1

@@ -13,7 +13,7 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.images.splits import holdout
 from simclr_pl.protocols import linear
 from simclr_pl.protocols.features import Features
-from simclr_pl.protocols.linear import Heads, Recipe, fit_linear, judge, train_heads
+from simclr_pl.protocols.linear import Heads, Settings, fit_linear, judge, train_heads
 from simclr_pl.protocols.logistic import evaluate_logistic
 from simclr_pl.protocols.scoring import Rows, best_first, choosing_parts, labelled
 
@@ -25,7 +25,7 @@ from simclr_pl.protocols.scoring import Rows, best_first, choosing_parts, labell
 def test_a_head_ends_where_scikit_learn_s_logistic_regression_does(decay: float) -> None:
     """The same loss: C is the inverse of decay times rows."""
     train, test = digits()
-    recipe = Recipe(steps=3000)
+    recipe = Settings(steps=3000)
     heads = train_heads(lambda _: train.features, train.labels, 10, [(0.3, decay)], recipe)
     scaler = StandardScaler().fit(train.features.double())
     model = LogisticRegression(C=1 / (decay * len(train.labels)), max_iter=2000)
@@ -54,7 +54,7 @@ def test_a_head_follows_pytorch_s_nesterov_sgd() -> None:
     module that sees features along their principal directions, in the same units.
     """
     rows = blobs(64, 0)
-    recipe = Recipe(epochs=7, steps=1, batch_size=16)
+    recipe = Settings(epochs=7, steps=1, batch_size=16)
     heads = train_heads(lambda _: rows.features, rows.labels, 3, [(0.5, 0.01)], recipe)
     std, mean = torch.std_mean(rows.features, 0, correction=0)
     std[-1] = torch.inf
@@ -100,9 +100,9 @@ def test_a_collapsed_encoder_s_heads_say_what_is_most_frequent() -> None:
 
 
 def test_small_sets_get_more_epochs() -> None:
-    assert Recipe(epochs=30, steps=1000, batch_size=512).plan(1312) == (334, 3)
-    assert Recipe(epochs=30, steps=1000, batch_size=512).plan(50_000) == (30, 98)
-    assert Recipe(epochs=3, steps=0).plan(10) == (3, 1)
+    assert Settings(epochs=30, steps=1000, batch_size=512).plan(1312) == (334, 3)
+    assert Settings(epochs=30, steps=1000, batch_size=512).plan(50_000) == (30, 98)
+    assert Settings(epochs=3, steps=0).plan(10) == (3, 1)
 
 
 def test_no_global_random_number_is_drawn() -> None:

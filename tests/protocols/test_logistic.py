@@ -15,7 +15,7 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.model.encoder import EncoderSpec, build_encoder
 from simclr_pl.images.readers.fashion_mnist import FASHION_DEBIAN
 from simclr_pl.protocols.features import encode
-from simclr_pl.protocols.linear import Recipe
+from simclr_pl.protocols.linear import Settings
 from simclr_pl.protocols.logistic import evaluate_logistic
 from simclr_pl.protocols.scoring import Rows, choosing_parts, labelled
 
@@ -23,7 +23,7 @@ from simclr_pl.protocols.scoring import Rows, choosing_parts, labelled
 @pytest.mark.long
 def test_both_solvers_agree_on_digits() -> None:
     train, test = digits()
-    ours = evaluate(train, test, Recipe(), classes=10)
+    ours = evaluate(train, test, Settings(), classes=10)
     theirs = evaluate_logistic(train, test, 10, 0)
     assert ours.top1 == pytest.approx(theirs.top1, abs=0.004)  # one image of 339
     assert ours.top1 > 0.95
@@ -38,7 +38,7 @@ def test_both_solvers_agree_on_fashion_mnist_to_a_third_of_a_point() -> None:
     train, test = pixels_of(data)
     train = train.at(torch.arange(5000))
     # Of the same strength: on 500 images alone two choices would differ by more.
-    ours = evaluate(train, test, Recipe(weight_decays=(0.02,)), classes=10)
+    ours = evaluate(train, test, Settings(weight_decays=(0.02,)), classes=10)
     theirs = evaluate_logistic(train, test, 10, 0, strengths=(1 / (0.02 * 5000),))
     assert ours.top1 == pytest.approx(theirs.top1, abs=0.003)
     assert ours.top1 > 0.8
@@ -90,7 +90,7 @@ def test_the_protocol_agrees_with_scikit_learn_s_to_a_third_of_a_point(
     data.prepare_data()
     data.setup()
     train, test = features(data)
-    ours = [evaluate(train, test, Recipe(seed=seed), classes=10).top1 for seed in range(3)]
+    ours = [evaluate(train, test, Settings(seed=seed), classes=10).top1 for seed in range(3)]
     theirs = [scikit_learn(train, test, seed) for seed in range(3)]
     print(f"ours {ours}, scikit-learn's {theirs}")
     assert np.mean(ours) == pytest.approx(np.mean(theirs), abs=0.003)

@@ -12,7 +12,7 @@ from timm.optim.lars import Lars as TimmsLars
 from torch import nn
 
 from simclr_pl import ContrastiveDataModule, SimCLR
-from simclr_pl.core.model.optim import OptimizerRecipe, build_optimizer
+from simclr_pl.core.model.optim import OptimizerSettings, build_optimizer
 from simclr_pl.run.older_runs import OlderRuns, from_timm, regroup
 
 
@@ -20,9 +20,9 @@ from simclr_pl.run.older_runs import OlderRuns, from_timm, regroup
 def test_a_run_of_before_whose_tables_decayed_is_resumed(name: str) -> None:
     """Its groups were vectors and all else: each parameter gets its own momentum back."""
     modules = nn.Sequential(nn.Linear(2, 3), Table(), nn.BatchNorm1d(3)).double()
-    now = build_optimizer(modules, OptimizerRecipe(name, 0.3, "linear", 0.01, 0.9, 0), 0.1)
+    now = build_optimizer(modules, OptimizerSettings(name, 0.3, "linear", 0.01, 0.9, 0), 0.1)
     assert [len(group["params"]) for group in now.param_groups] == [2, 4]
-    before = build_optimizer(modules, OptimizerRecipe(name, 0.3, "linear", 0.01, 0.9, 0), 0.1)
+    before = build_optimizer(modules, OptimizerSettings(name, 0.3, "linear", 0.01, 0.9, 0), 0.1)
     parameters = list(modules.parameters())
     for group, wanted in zip(before.param_groups, (True, False), strict=True):
         group["params"] = [p for p in parameters if (p.ndim > 1) == wanted]
@@ -41,7 +41,7 @@ def test_a_run_of_before_with_timms_lars_goes_on_at_its_pace_and_says_so(
 ) -> None:
     """Its first step carries on the momentum as timm's would have."""
     modules = network()
-    ours = build_optimizer(modules, OptimizerRecipe("lars", 0.3, "linear", 1e-6, 0.9, 0), 1.0)
+    ours = build_optimizer(modules, OptimizerSettings("lars", 0.3, "linear", 1e-6, 0.9, 0), 1.0)
     groups = [
         {"params": group["params"], "weight_decay": group["weight_decay"]}
         for group in ours.param_groups

@@ -106,7 +106,7 @@ def test_without_an_answer_the_numbers_are_offline_within_seconds(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("simclr_pl.tracking.wandb.PATIENCE", 2.0)
+    monkeypatch.setattr("simclr_pl.tracking.wandb.SERVER_TIMEOUT_S", 2.0)
     with no_answer(server == "never answers", monkeypatch, 30):
         evaluate(trained)
     assert "Weights & Biases: no connection (" in capsys.readouterr().out

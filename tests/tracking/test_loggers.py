@@ -23,7 +23,7 @@ from wandb_server import wandb_server
 from simclr_pl import UserError
 from simclr_pl.tracking.artifacts import delete_old
 from simclr_pl.tracking.provenance import git_commit
-from simclr_pl.tracking.wandb import FLUSH_EVERY, WandbChoice
+from simclr_pl.tracking.wandb import FLUSH_S, WandbChoice
 
 WORDS = (
     *("--wandb", "offline", "--wandb.project", "letters", "--wandb.group", "first"),
@@ -197,7 +197,7 @@ def test_killed_and_resumed_it_is_one_run_that_lacks_neither_number_nor_artifact
     about = {pausing.MOMENT: "validation 3", pausing.FLAG: str(flag), "PYTHONPATH": paths}
     command = ("fit", *recipe, "--trainer.callbacks+=pausing.Pause", "--run_dir", directory)
     process = start(*command, env=environment(**about))
-    flushed = FLUSH_EVERY + 1  # W&B's own process has written what it was told by then
+    flushed = FLUSH_S + 1  # W&B's own process has written what it was told by then
     signal_when(
         process,
         lambda: flag.exists() and time.time() - flag.stat().st_mtime > flushed,

@@ -96,7 +96,7 @@ def test_a_server_that_does_not_answer_costs_seconds_and_no_number(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.setattr("simclr_pl.tracking.wandb.PATIENCE", 2.0)
+    monkeypatch.setattr("simclr_pl.tracking.wandb.SERVER_TIMEOUT_S", 2.0)
     assert resolve_mode("auto") == "online"
     begun = time.monotonic()
     logger = build_logger(RunDirectory(tmp_path), WandbChoice("online"), "pretrain")

@@ -22,7 +22,7 @@ from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import sha256
 from simclr_pl.run.unfinished import UNFINISHED, UnfinishedError
 from simclr_pl.tracking.loggers import Tracking
-from simclr_pl.tracking.wandb import FLUSH_EVERY, WandbChoice, build_logger, end_run
+from simclr_pl.tracking.wandb import FLUSH_S, WandbChoice, build_logger, end_run
 
 OFFLINE = ("--wandb", "offline", "--wandb.log_model", "1", "--wandb.keep", "9")
 
@@ -37,7 +37,7 @@ def steps(found: list[dict[str, Any]]) -> list[int]:
 def flushed(directory: Path) -> bool:
     """Whether the moment has come, and W&B's own process has written what it was told by then."""
     flag = directory.with_suffix(".flag")
-    return flag.exists() and time.time() - flag.stat().st_mtime > FLUSH_EVERY + 1
+    return flag.exists() and time.time() - flag.stat().st_mtime > FLUSH_S + 1
 
 
 def kinds(found: list[dict[str, Any]]) -> set[str]:
@@ -177,7 +177,7 @@ def test_online_a_run_is_begun_continued_and_ended_on_the_server(
 def test_a_server_that_falls_silent_costs_seconds_at_the_end(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simclr_pl.tracking.wandb.LAST_WORDS", 3.0)
+    monkeypatch.setattr("simclr_pl.tracking.wandb.FINISH_TIMEOUT_S", 3.0)
     monkeypatch.setattr(Tracking, "on_train_end", lambda *args: server.silent.set(), raising=False)
     began = time.monotonic()
     done = fit(tmp_path / "run", "--wandb", "online")
@@ -197,7 +197,7 @@ def test_a_run_that_was_told_to_stop_does_not_wait_for_its_models(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Whose upload may take twenty times as long otherwise."""
-    monkeypatch.setattr("simclr_pl.tracking.wandb.LAST_WORDS", 2.0)
+    monkeypatch.setattr("simclr_pl.tracking.wandb.FINISH_TIMEOUT_S", 2.0)
     directory = RunDirectory(tmp_path / "run")
     logger = build_logger(directory, WandbChoice("online", log_model=True), "pretrain")
     assert logger is not None
@@ -215,7 +215,7 @@ def test_a_run_that_was_told_to_stop_does_not_wait_for_its_models(
 def test_a_server_that_does_not_answer_costs_seconds_and_the_run_is_offline(
     silent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simclr_pl.tracking.wandb.PATIENCE", 2.0)
+    monkeypatch.setattr("simclr_pl.tracking.wandb.SERVER_TIMEOUT_S", 2.0)
     with no_answer(silent, monkeypatch, 45):
         done = fit(tmp_path / "run", "--wandb", "auto")
     wandb.teardown()

@@ -107,7 +107,7 @@ def _write(
     decode: Decode,
     workers: int,
 ) -> None:
-    """Writes beside the target, so that renaming is one step: what has its name is whole."""
+    """Writes beside the target and renames: a folder under its final name is always complete."""
     unfinished = target.with_name(f"{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of one that was killed
     try:

@@ -22,10 +22,10 @@ from simclr_pl.writing import make_folder, write_text
 
 DONE = "done"
 
-PATIENCE = 10.0
+RUN_EXIT_TIMEOUT_S = 10.0
 """Seconds that an interrupted run has to end by itself."""
 
-LOCKED = 3.0
+LOCK_RELEASE_TIMEOUT_S = 3.0
 """Seconds that a killed run has to be gone."""
 
 
@@ -90,7 +90,7 @@ def _alone(folder: Path) -> Iterator[int]:
     """Keeps a second sweep out of the folder, for as long as this one or a run of it lives."""
     make_folder(folder, "--out")
     with (folder / "lock").open("w", encoding="utf-8") as file:
-        end = time.monotonic() + LOCKED
+        end = time.monotonic() + LOCK_RELEASE_TIMEOUT_S
         while not _lock(file):
             if time.monotonic() > end:
                 raise UserError(
@@ -197,7 +197,7 @@ def _train(run: RunDirectory, command: list[str], lock: int, config: str) -> str
 def _end(process: "subprocess.Popen[str]") -> None:
     """Waits for a run that was interrupted with this process, and ends one that was not."""
     try:
-        process.communicate(timeout=PATIENCE)
+        process.communicate(timeout=RUN_EXIT_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.terminate()
 

@@ -11,7 +11,7 @@ from simclr_pl.core.lightning_internals import AnyBatchNorm
 
 
 class _NormaliseOverRanks(torch.autograd.Function):
-    """Batch norm by the statistics of all ranks' rows: `[B, C, ...]` to itself, and they.
+    """Returns the normalised `[B, C, ...]`, and the mean, variance and row count used.
 
     A collective forward and one backward: ranks' means and variances are put together as those of
     parts of a sample are (Chan et al. 1979, "Updating Formulae and a Pairwise Algorithm"), without

@@ -32,7 +32,7 @@ Interval = Literal["epoch", "step"]
 Scaling = Literal["linear", "sqrt", "none"]
 
 
-class OptimizerRecipe(NamedTuple):
+class OptimizerSettings(NamedTuple):
     """How the weights are moved.
 
     Attributes:
@@ -71,7 +71,7 @@ class OptimizerRecipe(NamedTuple):
             check(bool(fits), f"{group}{key}", getattr(self, key), wanted)
 
 
-def peak_learning_rate(recipe: OptimizerRecipe, global_batch: int) -> float:
+def peak_learning_rate(settings: OptimizerSettings, global_batch: int) -> float:
     """The learning rate after warm-up.
 
     Linear: `learning_rate x batch / 256` (the paper's section 2.2: 0.3 x batch / 256). Square root:
@@ -79,27 +79,27 @@ def peak_learning_rate(recipe: OptimizerRecipe, global_batch: int) -> float:
     `learning_rate` of 1.2.
 
     Args:
-        recipe: scaling and the rate at 256.
+        settings: scaling and the rate at 256.
         global_batch: images a step, over all devices.
     """
     ratio = global_batch / 256
-    factor = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[recipe.lr_scaling]
-    return recipe.learning_rate * factor
+    factor = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[settings.lr_scaling]
+    return settings.learning_rate * factor
 
 
-def warmup_steps(recipe: OptimizerRecipe, trainer: L.Trainer) -> int:
+def warmup_steps(settings: OptimizerSettings, trainer: L.Trainer) -> int:
     """Optimiser steps of warm-up."""
-    return round(recipe.warmup_epochs * int(trainer.num_training_batches))
+    return round(settings.warmup_epochs * int(trainer.num_training_batches))
 
 
 def configure(
-    module: L.LightningModule, recipe: OptimizerRecipe, schedule: Choice, interval: Interval
+    module: L.LightningModule, settings: OptimizerSettings, schedule: Choice, interval: Interval
 ) -> OptimizerLRScheduler:
     """What a module's `configure_optimizers` returns; steps and global batch are the trainer's.
 
     Args:
         module: whose parameters, with its trainer.
-        recipe: of the optimiser.
+        settings: of the optimiser.
         schedule: of `SCHEDULES`, which step by step, or a class of torch's.
         interval: when such a class steps.
 
@@ -114,10 +114,10 @@ def configure(
         )
     # With max_steps alone Lightning knows the steps before it has counted an epoch's batches.
     find_training_batches(trainer)
-    peak = peak_learning_rate(recipe, trainer.datamodule.batch_size)  # type: ignore[attr-defined]
-    optimizer = build_optimizer(module, recipe, peak, fused=may_fuse(trainer))
+    peak = peak_learning_rate(settings, trainer.datamodule.batch_size)  # type: ignore[attr-defined]
+    optimizer = build_optimizer(module, settings, peak, fused=may_fuse(trainer))
     scheduler: Any = (
-        WarmupCosine(optimizer, warmup_steps(recipe, trainer), int(total))
+        WarmupCosine(optimizer, warmup_steps(settings, trainer), int(total))
         if cosine
         else build_schedule(schedule, optimizer)
     )
@@ -126,7 +126,7 @@ def configure(
 
 
 def build_optimizer(
-    modules: nn.Module, recipe: OptimizerRecipe, learning_rate: float, *, fused: bool = True
+    modules: nn.Module, settings: OptimizerSettings, learning_rate: float, *, fused: bool = True
 ) -> Optimizer:
     """The optimiser over all parameters that want a gradient, in two groups: decay, no decay.
 
@@ -135,7 +135,7 @@ def build_optimizer(
 
     Args:
         modules: whose parameters.
-        recipe: which optimiser, and how.
+        settings: which optimiser, and how.
         learning_rate: of all parameters.
         fused: whether one kernel may do for all parameters, on CUDA (SGD, AdamW; LARS works on
             lists of parameters there by itself); the same to rounding.
@@ -147,21 +147,21 @@ def build_optimizer(
     # On a CPU the fused SGD copies weights that are channels-last, and takes twice the time.
     fused = fused and all(p.is_cuda for p in [*weights, *others])
     groups: list[dict[str, Any]] = [
-        {"params": weights, "weight_decay": recipe.weight_decay},
+        {"params": weights, "weight_decay": settings.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    choice = recipe.own or lookup(recipe.optimizer, OPTIMIZERS, "model.optimizer")
+    choice = settings.own or lookup(settings.optimizer, OPTIMIZERS, "model.optimizer")
     args, parameters = dict(choice.args), groups
     if choice.target is Lars:
         groups[1]["adapt"] = False
     if accepted(choice.target, {"weight_decay": 0.0}):
-        groups[0]["weight_decay"] = args.pop("weight_decay", recipe.weight_decay)
+        groups[0]["weight_decay"] = args.pop("weight_decay", settings.weight_decay)
     else:
         parameters = [parameter for group in groups for parameter in group["params"]]
     ours: dict[str, Any] = {}
     if choice.name in OPTIMIZERS:
-        ours = {"momentum": recipe.momentum, "betas": (recipe.momentum, 0.999)}
-        ours |= {"nesterov": recipe.nesterov, "fused": fused}
+        ours = {"momentum": settings.momentum, "betas": (settings.momentum, 0.999)}
+        ours |= {"nesterov": settings.nesterov, "fused": fused}
     bound = Choice(choice.name, partial(choice.target, parameters), args)
     optimizer = construct(bound, "model.optimizer", lr=learning_rate, **ours)
     if not isinstance(optimizer, Optimizer):

@@ -110,11 +110,11 @@ class SimCLR(TrainedModule):
         self.schedule = choose("schedule", schedule, optim.SCHEDULES)
         self.schedule_interval = schedule_interval
         own = choose("optimizer", optimizer, optim.OPTIMIZERS)
-        self.recipe = optim.OptimizerRecipe(
+        self.optimization = optim.OptimizerSettings(
             own.name, learning_rate, lr_scaling, weight_decay, momentum, warmup_epochs,
             own=own if own.args or own.name not in optim.OPTIMIZERS else None,
         )  # fmt: skip
-        self.recipe.check()
+        self.optimization.check()
         fits = micro_batch_size is None or micro_batch_size >= 1
         check(fits, "model.micro_batch_size", micro_batch_size, "at least 1 image")
         self.micro_batch_size = micro_batch_size

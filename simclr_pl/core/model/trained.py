@@ -19,7 +19,7 @@ class TrainedModule(L.LightningModule):
     """A module that is trained on the global batch, and whose checkpoints name what it is.
 
     Attributes:
-        recipe: of the optimiser.
+        optimization: which optimiser, and how it moves the weights.
         schedule: of the learning rate.
         schedule_interval: when a schedule other than the cosine steps.
         seed: of the training.
@@ -27,7 +27,7 @@ class TrainedModule(L.LightningModule):
         geometry: of the images that it was last trained on, or was built for; `None` until then.
     """
 
-    recipe: optim.OptimizerRecipe
+    optimization: optim.OptimizerSettings
     schedule: Choice = optim.COSINE
     schedule_interval: optim.Interval = "epoch"
     seed: int
@@ -64,14 +64,14 @@ class TrainedModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser and schedule; steps and global batch come from the trainer."""
-        return optim.configure(self, self.recipe, self.schedule, self.schedule_interval)
+        return optim.configure(self, self.optimization, self.schedule, self.schedule_interval)
 
     @property
     def peak_learning_rate(self) -> float:
         """The learning rate after warm-up, for the data module's global batch."""
-        return optim.peak_learning_rate(self.recipe, self.trainer.datamodule.batch_size)  # type: ignore[attr-defined]
+        return optim.peak_learning_rate(self.optimization, self.trainer.datamodule.batch_size)  # type: ignore[attr-defined]
 
     @property
     def warmup_steps(self) -> int:
         """Optimiser steps of warm-up."""
-        return optim.warmup_steps(self.recipe, self.trainer)
+        return optim.warmup_steps(self.optimization, self.trainer)

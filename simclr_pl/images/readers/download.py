@@ -27,7 +27,7 @@ def fetch_once(
 
     Raises:
         OSError: `root` cannot be written.
-        UserError: another process has had the lock for `locks.PATIENCE` seconds.
+        UserError: another process has had the lock for `locks.LOCK_TIMEOUT_S` seconds.
     """
     if there(root):
         return

@@ -39,7 +39,7 @@ NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 """Signals that may be sent to all processes of a run, and that the main process alone answers."""
 
-PATIENCE_S = 5.0
+WORKER_EXIT_TIMEOUT_S = 5.0
 """How long a worker may take to end by itself."""
 
 NOTICE_S = 60.0
@@ -308,7 +308,7 @@ def _say_waiting(seconds: float, workers: list[BaseProcess]) -> None:
 def _explained(error: Exception, workers: list[BaseProcess]) -> Exception:
     """The error with the signal or exit code of the worker that died, or about open files."""
     if isinstance(error, EOFError | ConnectionError | FileNotFoundError):  # a worker is dying
-        dead = wait([worker.sentinel for worker in workers], PATIENCE_S)
+        dead = wait([worker.sentinel for worker in workers], WORKER_EXIT_TIMEOUT_S)
         for worker in workers:
             if worker.sentinel in dead:
                 worker.join()  # its exit code comes a moment after its files are closed
@@ -353,7 +353,7 @@ def end_workers(loader: DataLoader[Any]) -> None:
 def _end(iterator: Any) -> None:
     if has_ended(iterator):
         return
-    force = threading.Timer(PATIENCE_S, _kill, [worker_processes(iterator)])
+    force = threading.Timer(WORKER_EXIT_TIMEOUT_S, _kill, [worker_processes(iterator)])
     force.daemon = True
     force.start()
     if heeds_worker_deaths(iterator):

@@ -247,7 +247,7 @@ def test_a_second_pack_of_the_same_directory_waits_for_the_first(
 ) -> None:
     fill(tmp_path / "images", 2)
     target, said = tmp_path / "set", ""
-    monkeypatch.setattr(locks, "NOTICE", 0.1)
+    monkeypatch.setattr(locks, "NOTICE_AFTER_S", 0.1)
     with ThreadPoolExecutor(1) as second:
         with locks.alone(tmp_path / ".set.lock", "to write it"):
             result = second.submit(pack, str(tmp_path / "images"), str(target), num_workers=0)

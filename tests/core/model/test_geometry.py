@@ -13,7 +13,7 @@ from torch import Tensor
 from simclr_pl import ContrastiveDataModule, SimCLR, UserError, load_encoder
 from simclr_pl.commands.fit import _InitFrom
 from simclr_pl.core.model.checkpoint import KEY, read_checkpoint
-from simclr_pl.core.model.optim import OptimizerRecipe
+from simclr_pl.core.model.optim import OptimizerSettings
 from simclr_pl.protocols.backbone import load_backbone
 from simclr_pl.protocols.finetune import FineTuning
 from simclr_pl.protocols.labelled_datamodule import LabelledDataModule
@@ -24,7 +24,7 @@ OTHER: dict[str, Any] = {"image_size": 16, "mean": (0.5,), "std": (0.1,)}
 LARGE: dict[str, Any] = {"image_size": 80, "mean": (0.25,), "std": (0.2,)}
 """So large that a ResNet built for such images gets another stem."""
 
-SGD = OptimizerRecipe("sgd", 0.05, "linear", 0.0, 0.9, 0)
+SGD = OptimizerSettings("sgd", 0.05, "linear", 0.0, 0.9, 0)
 
 
 def trainer() -> L.Trainer:

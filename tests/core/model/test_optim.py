@@ -9,7 +9,7 @@ from torch import nn
 
 from simclr_pl import UserError
 from simclr_pl.core.model.optim import (
-    OptimizerRecipe,
+    OptimizerSettings,
     WarmupCosine,
     build_optimizer,
     peak_learning_rate,
@@ -151,7 +151,7 @@ def test_warm_up_is_linear_and_then_a_cosine_goes_to_zero(warmup: int, total: in
         (recipe(scaling="root"), "lr_scaling is 'root', but must be one of linear, sqrt, none"),
     ],
 )
-def test_values_that_no_run_could_mean_are_refused(bad: OptimizerRecipe, sentence: str) -> None:
+def test_values_that_no_run_could_mean_are_refused(bad: OptimizerSettings, sentence: str) -> None:
     with pytest.raises(UserError, match=f"model.{sentence}"):
         bad.check()
 

@@ -67,7 +67,7 @@ def test_of_three_processes_one_downloads_and_the_others_wait(
 
 
 def test_who_waits_for_less_than_ten_seconds_says_nothing(server: Served, tmp_path: Path) -> None:
-    assert locks.NOTICE == 10
+    assert locks.NOTICE_AFTER_S == 10
     team = [preparing(server.tables, tmp_path, tmp_path / f"{i}.txt") for i in range(2)]
     until(lambda: server.downloads)
     time.sleep(1)
@@ -231,8 +231,8 @@ def there(root: Path) -> bool:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "NOTICE", 0.2)
-    monkeypatch.setattr(locks, "PATIENCE", 0.6)
+    monkeypatch.setattr(locks, "NOTICE_AFTER_S", 0.2)
+    monkeypatch.setattr(locks, "LOCK_TIMEOUT_S", 0.6)
 
 
 @pytest.mark.usefixtures("short")

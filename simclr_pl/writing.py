@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -113,6 +114,11 @@ def printable(text: str) -> str:
     """
     known = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in known)
+
+
+def as_folder(name: str) -> str:
+    """A data set's name as one folder's: `hub:uoft-cs/cifar10` is `hub-uoft-cs-cifar10`."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"
 
 
 def of_full_disk(error: BaseException) -> UserError | None:

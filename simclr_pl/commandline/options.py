@@ -21,6 +21,7 @@ from simclr_pl.pictures.gallery import Gallery
 from simclr_pl.run.checkpoints import SaveCheckpoint
 from simclr_pl.run.yaml_file import no_mapping
 from simclr_pl.tracking.wandb import WandbChoice
+from simclr_pl.writing import as_folder
 
 
 class Parser(OneSentence, LightningArgumentParser):
@@ -125,7 +126,7 @@ def refuse(trainer: Any) -> None:
 def config_name(config: Any) -> str:
     """The name of a run's folder: its first configuration file's, or its data set's."""
     files = as_list(config.get("config"))
-    return Path(str(files[0])).stem if files else name_of(config.data.dataset)
+    return Path(str(files[0])).stem if files else as_folder(name_of(config.data.dataset))
 
 
 def as_list(value: Any) -> list[Any]:

@@ -16,6 +16,7 @@ from simclr_pl.run.config import own_encoder
 from simclr_pl.run.directory import RunDirectory, run_of
 from simclr_pl.run.seen import kept_by, say_missing, sees_own_data
 from simclr_pl.run.yaml_file import read_config
+from simclr_pl.writing import as_folder
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,8 @@ class Pretrained(NamedTuple):
         if self.on_own_data:
             return self.run.path / name
         same_kind = self._of_data("dataset") == _of_data(self.run.config, "dataset")
-        return (
-            self.run.path / name / (Path(self._of_data("root")).stem if same_kind else self.dataset)
-        )
+        other = Path(self._of_data("root")).stem if same_kind else as_folder(self.dataset)
+        return self.run.path / name / other
 
     def data(self) -> ContrastiveDataModule:
         """The data, with size and statistics of the images that the encoder was trained on.

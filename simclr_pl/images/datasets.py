@@ -23,10 +23,12 @@ from simclr_pl.images.readers.digits import read_digits
 from simclr_pl.images.readers.download import fetch_once
 from simclr_pl.images.readers.fashion_mnist import FASHION_MNIST
 from simclr_pl.images.readers.folder import read_folder
+from simclr_pl.images.readers.hub import hub_set
 from simclr_pl.images.readers.npz import read_npz
 from simclr_pl.images.readers.own import is_own, read_own
 from simclr_pl.images.readers.packed import read_packed
-from simclr_pl.images.readers.reader import Entry, Raw, first_line, say_once
+from simclr_pl.images.readers.reader import LIBRARIES, Entry, Raw, first_line, in_library, say_once
+from simclr_pl.images.readers.torchvision_classes import classification_set
 from simclr_pl.images.readers.torchvision_sets import torchvision_set
 from simclr_pl.images.splits import holdout
 from simclr_pl.images.workers.crops import Reading
@@ -45,8 +47,9 @@ def prepare(given: Any, root: str | Path) -> None:
     """
     if is_own(given):
         return
-    name, root = str(given), Path(root)
-    entry = _entry(name)
+    name, root, entry = name_of(given), Path(root), _entry(given, "given", Reading())
+    if entry.prepare is not None:
+        entry.prepare()
     if entry.fetch is None:
         return
     patience = socket.getdefaulttimeout()
@@ -76,7 +79,8 @@ def load(
     """Reads a data set whose files are there (see `prepare`).
 
     Args:
-        given: a key of `DATASETS`, or a data set of the user's own (`read_own`).
+        given: a key of `DATASETS`, a library's data set (`in_library`), or a data set of the
+            user's own (`read_own`).
         root: folder of the data; for `folder` the images' folder, for `packed` the folder that
             `pack` has written, for `npz` the file.
         split_seed: of the validation holdout, where the data set brings none.
@@ -90,13 +94,15 @@ def load(
         UserError: an unknown name; files that are missing, empty or broken; labels out of range;
             a validation split that is not the run's.
     """
-    name, raw = name_of(given), _read(given, Path(root), labels)
+    name, reading = name_of(given), Reading(on_bad_image, max_pixels)
+    raw = _read(given, Path(root), labels, reading)
     raw = raw._replace(classes=tuple(map(printable, raw.classes)))
     check_splits(raw, name)
-    unreadable = Unreadable(Path(root), sum(map(len, raw.splits.values())), left_out)
+    where = Path(root) if name in DATASETS else name
+    unreadable = Unreadable(where, sum(map(len, raw.splits.values())), left_out)
     for source in raw.splits.values():
         if isinstance(source, WorkerImages):
-            source.reading, source.unreadable = Reading(on_bad_image, max_pixels), unreadable
+            source.reading, source.unreadable = reading, unreadable
     if kept is not None:
         kept.check(own=raw.val is not None)
     _say_unseen(name, raw)
@@ -112,14 +118,14 @@ def load(
     return Splits(train, val, raw.test, raw.classes, held)
 
 
-def _read(given: Any, root: Path, labels: Labels) -> Raw:
+def _read(given: Any, root: Path, labels: Labels, reading: Reading) -> Raw:
     if is_own(given):
-        raw = read_own(given, root)
+        raw = read_own(given, root, reading)
     elif given == "folder" and labels == "none":
         # Folders of val and test that train lacks are no error where folders are no classes.
         raw = read_folder(root, labelled=False)
     else:
-        raw = _entry(given).read(root)
+        raw = _entry(given, labels, reading).read(root)
     if labels == "given":
         return raw
     none = {
@@ -129,11 +135,17 @@ def _read(given: Any, root: Path, labels: Labels) -> Raw:
     return Raw(**none, classes=())
 
 
-def _entry(name: str) -> Entry:
+def _entry(given: Any, labels: Labels, reading: Reading) -> Entry:
+    named = in_library(given)
+    if named is not None:
+        entry_of = {"hub": hub_set, "torchvision": classification_set}[named.library]
+        return entry_of(named, labels, reading)
+    name = str(given)
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"unknown data set '{name}': there are {', '.join(DATASETS)}{hint}")
+        known = ", ".join([*DATASETS, *(f"{library}:NAME" for library in LIBRARIES)])
+        raise UserError(f"unknown data set '{name}': there are {known}{hint}")
     return DATASETS[name]
 
 

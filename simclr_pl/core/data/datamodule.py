@@ -29,7 +29,8 @@ class ContrastiveDataModule(L.LightningDataModule):
     """Pairs of augmented views for pretraining, clean images (and pairs) for evaluation.
 
     Args:
-        dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, packed, npz; or the class
+        dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, packed, npz; hub:NAME or
+            hub:PATH (Hugging Face), torchvision:NAME (a classification set of it); or the class
             path of a torch.utils.data.Dataset of uint8 images, or of a function that gives splits;
             in Python an object too, as `Splits`.
         root: folder of the data; for `folder` the images' own, for `packed` what `pack` has

@@ -49,24 +49,31 @@ class EncodedImage:
     Width and height are those of the upright image: EXIF's orientation is applied.
 
     Args:
-        path: the file.
+        path: the file, or the image's name where `content` is given.
         max_pixels: largest number of pixels that the file's header may say.
+        content: the file's bytes (default: they are read from `path`).
+
+    Attributes:
+        mode: Pillow's name for the bands and bits that the file's header says.
 
     Raises:
         BadImageError: the file is no readable image, the image is too small or too large, or bands
             or pages of it would be lost.
     """
 
-    def __init__(self, path: Path, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self, path: str | Path, max_pixels: int = MAX_PIXELS, content: bytes | None = None
+    ) -> None:
         self.path = path
         with self._named():
-            self._bytes = path.read_bytes()
+            self._bytes = Path(path).read_bytes() if content is None else content
             image = self._opened()
             check_whole(image)
             check_size(path, *image.size, max_pixels)
             if image.format == "PNG" and b"eXIf" in self._bytes:
                 image.load()  # the orientation may lie behind the pixels
             self._turn = turn_of(image)
+        self.mode = image.mode
         self.width, self.height = image.size[:: -1 if self._turn.swaps else 1]
         self._is_jpeg = isinstance(image, JpegImageFile)
         self._header: Image.Image | None = image

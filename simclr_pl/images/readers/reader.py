@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,15 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import Source
 from simclr_pl.core.distributed import rank_and_world
 from simclr_pl.core.errors import UserError
+from simclr_pl.core.lookup import spelt_out
 
 SPLITS = ("train", "val", "test")
 """Names of splits, in the order of their images in a packed set."""
+
+OPTION = "data.dataset"
+
+LIBRARIES = ("hub", "torchvision")
+"""Libraries whose data sets have names here: `hub:uoft-cs/cifar10`, `torchvision:Flowers102`."""
 
 _said: set[str] = set()
 
@@ -52,12 +58,44 @@ class Entry(NamedTuple):
             archive may lie, and the folder that everything goes into.
         there: whether a root has all files, whole as far as that can be known.
         files: which files to put where, for people without internet.
+        prepare: downloads what a library keeps in a place of its own, or `None`.
     """
 
     read: Callable[[Path], Raw]
     fetch: Callable[[Path, Path], None] | None = None
     there: Callable[[Path], bool] = Path.exists
     files: str = ""
+    prepare: Callable[[], Any] | None = None
+
+
+class InLibrary(NamedTuple):
+    """A library's data set, as `data.dataset` names it.
+
+    Attributes:
+        library: one of `LIBRARIES`.
+        name: what the library calls the data set.
+        args: the arguments that were given with the name (`init_args`).
+    """
+
+    library: str
+    name: str
+    args: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.library}:{self.name}"
+
+
+def in_library(given: Any) -> InLibrary | None:
+    """The library's data set that `data.dataset` names; `None` for every other data set.
+
+    Raises:
+        UserError: a mapping of another form than `class_path` and `init_args`.
+    """
+    if not isinstance(given, str) and not (isinstance(given, Mapping) and "class_path" in given):
+        return None
+    name, args = spelt_out(given, OPTION)
+    library, colon, rest = str(name).partition(":")
+    return InLibrary(library, rest, args) if colon and library in LIBRARIES else None
 
 
 def classes_of(

@@ -22,12 +22,12 @@ class Unreadable:
     """The bad images of a data set, over all ranks, workers and resumes of a run.
 
     Args:
-        root: folder of the data set.
+        root: folder of the data set, or its name, which its images' names contain.
         images: number of images of all splits together.
         file: the run's `left_out.csv`; `None` without a run.
     """
 
-    def __init__(self, root: Path, images: int, file: Path | None = None) -> None:
+    def __init__(self, root: str | Path, images: int, file: Path | None = None) -> None:
         self.root, self.images, self.file = root, images, file
         self._known: set[str] = set()
 
@@ -46,17 +46,25 @@ class Unreadable:
         if len(bad) > MOST * self.images:
             raise UserError(
                 f"{len(bad)} of {self.images} images of {self.root} cannot be read, more than "
-                f"{MOST:.0%} (the last one: {name}, {why}): list all with python -m simclr_pl pack "
-                f"{self.root} --check, and remove them or save them again"
+                f"{MOST:.0%} (the last one: {name}, {why}): {self._listed}remove them or save "
+                "them again"
             )
+
+    @property
+    def _listed(self) -> str:
+        """How to list all of a folder's bad images; empty for other data sets."""
+        is_folder = isinstance(self.root, Path)
+        return f"list all with python -m simclr_pl pack {self.root} --check, and " * is_folder
 
     def _say(self, name: str, why: str) -> None:
         count = len(self._known)
         if count <= NAMED:
             sys.stdout.write(f"{name} is left out ({why})\n")
         elif count == NAMED + 1:
-            where = self.file or f"python -m simclr_pl pack {self.root} --check"
-            sys.stdout.write(f"more files are left out: {where} names them\n")
+            check = f"python -m simclr_pl pack {self.root} --check"
+            where = self.file or (check if isinstance(self.root, Path) else None)
+            named = "" if where is None else f": {where} names them"
+            sys.stdout.write(f"more files are left out{named}\n")
 
     def _written(self, name: str, why: str) -> set[str]:
         """Adds a name to the run's file, and returns all names of this data set in the file."""
@@ -75,4 +83,6 @@ class Unreadable:
         except OSError as error:
             sys.stdout.write(f"{self.file} cannot be written ({error.strerror})\n")
             return set()
-        return {each for each in names if each.startswith(str(self.root))} | {name}
+        root = str(self.root)
+        is_folder = isinstance(self.root, Path)
+        return {n for n in names if (n.startswith(root) if is_folder else root in n)} | {name}

@@ -19,7 +19,7 @@ from simclr_pl.core.data.sources import ArrayImages
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.views.simclr import SimCLRViews
 from simclr_pl.images.fingerprint import fingerprint
-from simclr_pl.images.readers import own
+from simclr_pl.images.readers import items
 from simclr_pl.images.workers.crops import Reading
 from simclr_pl.images.workers.images import ImageFiles, WorkerImages
 from simclr_pl.images.workers.unreadable import Unreadable
@@ -182,7 +182,7 @@ def test_images_of_differing_sizes_are_cut_by_workers_as_files_are(
 
 
 def test_what_does_not_fit_memory_is_read_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own, "MEMORY_BYTES", 100)
+    monkeypatch.setattr(items, "MEMORY_BYTES", 100)
     data = ready(Cells("."), image_size=8)
     assert isinstance(data.whole.train, WorkerImages)
     assert (data.channels, len(data.mean or ())) == (1, 1)
@@ -206,8 +206,8 @@ def test_an_item_that_cannot_be_read_is_an_error_or_is_left_out() -> None:
 
 
 def test_the_fingerprint_is_of_pixels_labels_and_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for most in (own.MEMORY_BYTES, 100):
-        monkeypatch.setattr(own, "MEMORY_BYTES", most)
+    for most in (items.MEMORY_BYTES, 100):
+        monkeypatch.setattr(items, "MEMORY_BYTES", most)
         changed = Cells(".")
         changed.items[7] = (255 - changed.items[7][0], changed.items[7][1])
         first, same, other = (fingerprint(ready(x).whole) for x in (Cells, Cells("."), changed))

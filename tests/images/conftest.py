@@ -1,6 +1,8 @@
-"""Machines without Debian's files."""
+"""Machines without Debian's files, and without internet."""
 
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,3 +12,13 @@ from simclr_pl.images.readers import fashion_mnist
 @pytest.fixture
 def no_debian(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fashion_mnist, "FASHION_DEBIAN", tmp_path / "no-such-package")
+
+
+@pytest.fixture
+def no_internet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No name resolves, whether or not this machine has internet."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)

@@ -20,6 +20,7 @@ from simclr_pl.core.data.sources import Labels
 from simclr_pl.core.errors import UserError, in_one_line
 from simclr_pl.core.lookup import Choice, construct
 from simclr_pl.core.paths import expanded
+from simclr_pl.images.readers.encoded import HubImages
 from simclr_pl.images.readers.hub_columns import (
     Found,
     Options,
@@ -27,7 +28,6 @@ from simclr_pl.images.readers.hub_columns import (
     labels_of,
     splits_of,
 )
-from simclr_pl.images.readers.hub_images import HubImages
 from simclr_pl.images.readers.items import of_items
 from simclr_pl.images.readers.reader import OPTION, Entry, InLibrary, Raw, first_line, say_once
 from simclr_pl.images.workers.crops import Reading

@@ -123,7 +123,7 @@ def _pixels(image: Any, channels: int, name: str) -> Tensor:
     if isinstance(image, Image.Image):
         try:
             gray = image.mode in ("1", "L") and channels in (0, 1)
-            array = np.asarray(image.convert("L") if gray else to_rgb(image))
+            array = np.array(image.convert("L") if gray else to_rgb(image))
         except (OSError, ValueError) as error:
             raise BadImageError(f"{OPTION}: {name} cannot be read ({error})", str(error)) from error
         return torch.from_numpy(array[None] if gray else array.transpose(2, 0, 1).copy())
@@ -159,7 +159,7 @@ def of_items(items: DatasetImages, labels: Tensor | None = None) -> Source:
             say_once(f"{items.what}: {why}, workers read them in each epoch")
             kept = None
         if labels is None:
-            found.append(_label(label, items.name(place)))
+            found.append(label_of(label, items.name(place)))
     labels = torch.tensor(found) if labels is None else labels
     return items.relabel(labels) if kept is None else ArrayImages(kept, labels)
 
@@ -194,8 +194,12 @@ def _declared(dataset: Any, count: int, what: str) -> Tensor | None:
     return None
 
 
-def _label(given: Any, name: str) -> int:
-    """An item's label; `UNLABELLED` for `None`."""
+def label_of(given: Any, name: str) -> int:
+    """An item's label; `UNLABELLED` for `None`.
+
+    Raises:
+        UserError: no whole number.
+    """
     if given is None:
         return UNLABELLED
     number = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import Labels
 from simclr_pl.core.errors import UserError, in_one_line
-from simclr_pl.images.files.decode import EncodedImage
-from simclr_pl.images.readers.items import DatasetImages, of_items
+from simclr_pl.images.readers.encoded import FileItems
+from simclr_pl.images.readers.items import DatasetImages, label_of, of_items
 from simclr_pl.images.readers.reader import (
     OPTION,
     Entry,
@@ -100,8 +99,7 @@ class _Set:
     def make(self, root: Path, *, download: bool) -> dict[str, Any]:
         """An object of the class for each split; each class raises errors of its own."""
         fixed: dict[str, Any] = {"root": str(root), "download": download}
-        if "loader" in self.known and self.known["loader"].default is not None:
-            fixed["loader"] = _rgb
+        fixed["loader"] = str  # a path stays one: files are read as those of a folder are
         fixed = {key: value for key, value in fixed.items() if key in self.known}
         splits = _splits(self.given, self.kind, self.known)
         with warnings.catch_warnings():  # NumPy warns of torchvision's old pickles
@@ -121,7 +119,10 @@ class _Set:
                 f"{self.given} is not in {root}, or not whole ({first_line(error)}): put "
                 f"{self.files}"
             ) from error
-        return _read(made, self.given, self.labels, self.reading)
+        # A class whose default is no loader has gray images (Omniglot), or may have.
+        may_be_gray = "loader" in self.known and self.known["loader"].default is None
+        channels = None if may_be_gray else 3
+        return _read(made, self.given, self.labels, self.reading, channels)
 
     def there(self, root: Path) -> bool:
         """Whether the files of all splits are there, as far as the class looks."""
@@ -221,31 +222,42 @@ def _values_of_split(found: Any, given: InLibrary) -> list[str]:
     return []
 
 
-def _rgb(path: Any) -> Image.Image:
-    """A file's image, read as files of a folder are."""
-    return EncodedImage(Path(path)).rgb()
-
-
 # Images and labels --------------------------------------------------------------------------------
 
 
-def _read(made: dict[str, Any], given: InLibrary, labels: Labels, reading: Reading) -> Raw:
+def _read(
+    made: dict[str, Any], given: InLibrary, labels: Labels, reading: Reading, channels: int | None
+) -> Raw:
+    """The sources of datasets of files, of so many channels, or of Pillow images."""
     sources = {}
     for part, dataset in made.items():
-        items = DatasetImages(dataset, f"{given} {part}", reading)
+        items = _items_of(dataset, f"{given} {part}", reading)
+        if isinstance(items, FileItems):
+            channels = channels or items.look()
+            items.channels = channels
         none = torch.full((len(items),), UNLABELLED)
-        sources[part] = of_items(items, none if labels == "none" else _labels_of(dataset))
+        known = none if labels == "none" else _labels_of(dataset, items)
+        sources[part] = of_items(items, known)
     names = getattr(made["train"], "classes", getattr(made["train"], "categories", None))
     if isinstance(names, Sequence) and not isinstance(names, str) and len(names):
         return Raw(**sources, classes=tuple(map(str, names)))
-    known = [source.labels.numpy(force=True) for source in sources.values()]
-    places, classes = classes_of(known, f"{OPTION}: {given}")
+    found = [source.labels.numpy(force=True) for source in sources.values()]
+    places, classes = classes_of(found, f"{OPTION}: {given}")
     placed = [source.relabel(of) for source, of in zip(sources.values(), places, strict=True)]
     return Raw(**dict(zip(sources, placed, strict=True)), classes=classes)
 
 
-def _labels_of(dataset: Any) -> Tensor | None:
-    """Labels `int64 [N]` that a class keeps in memory; `None` where items have to be read."""
+def _items_of(dataset: Any, what: str, reading: Reading) -> DatasetImages:
+    """The items of a split: paths of files, or Pillow images."""
+    if not len(dataset):
+        raise UserError(f"{OPTION}: {what} is empty")
+    if getattr(dataset, "loader", getattr(dataset, "_loader", None)) is str:
+        return FileItems(dataset, what, reading)
+    return DatasetImages(dataset, what, reading)
+
+
+def _labels_of(dataset: Any, items: DatasetImages) -> Tensor | None:
+    """Labels `int64 [N]` that a class keeps in memory; `None` where images have to be read."""
     for name in ("targets", "labels", "_labels", "y"):
         if (found := _whole(getattr(dataset, name, None), len(dataset))) is not None:
             return found
@@ -255,6 +267,9 @@ def _labels_of(dataset: Any) -> Tensor | None:
             found = _whole([label for _, label in pairs], len(dataset))
             if found is not None:
                 return found
+    if isinstance(items, FileItems):
+        given = (dataset[place][1] for place in range(len(items)))
+        return torch.tensor([label_of(label, items.name(i)) for i, label in enumerate(given)])
     return None
 
 

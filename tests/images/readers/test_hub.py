@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 from arrays import array, sentence
-from commands import QUICK, finish, fit, start
+from commands import QUICK, environment, finish, fit, start
 from datamodules import ready
-from downloads import no_internet
 from noise import pixels, write_npz
 from PIL import Image
 from run_files import checkpoint, rows
@@ -26,7 +25,9 @@ from simclr_pl.core.errors import UserError
 from simclr_pl.core.views.simclr import SimCLRViews
 from simclr_pl.images.datasets import load, prepare
 from simclr_pl.images.fingerprint import fingerprint
-from simclr_pl.images.readers.hub_images import HubImages
+from simclr_pl.images.readers.encoded import HubImages
+from simclr_pl.images.readers.items import DatasetImages
+from simclr_pl.images.workers.crops import Reading
 from simclr_pl.images.workers.images import ImageFiles
 
 ROOT = Path("nowhere")
@@ -195,8 +196,11 @@ def test_a_gray_set_has_one_channel_and_one_image_in_colours_is_bad(tmp_path: Pa
     sizes = [*gray, png(pixels(9, 8))]
     source = read(saved(tmp_path / "sizes", table(sizes))).train
     views = SimCLRViews(8)
-    (batch,) = source.prepared(views, views, 0).batches([torch.arange(41)], 0, "clean")
-    assert batch.images[:40].equal(torch.from_numpy(pixels(40, 8, 8))[:, None, None])
+    (batch,) = source.prepared(views, views, 0).batches([torch.arange(41)], 0, "both")
+    opened = DatasetImages([Image.open(io.BytesIO(file)) for file in sizes], "files", Reading())
+    (want,) = opened.prepared(views, views, 0).batches([torch.arange(41)], 0, "both")
+    assert batch.images.equal(want.images)
+    assert batch.images.shape == (41, 3, 1, 8, 8)
     mixed = gray * 10
     mixed[7] = png(pixels(8, 8, 3))
     given = saved(tmp_path / "mixed", table(mixed))
@@ -268,9 +272,9 @@ def test_columns_are_named_where_there_are_several(tmp_path: Path) -> None:
     assert by_word.classes == ("ant", "bee", "cat")
     assert whole_labels(by_word) == [i % 3 for i in range(40)]
     assert read(named(given, image="img", label="number")).classes == ("3", "4")
-    with pytest.raises(UserError, match="init_args.image is 'imgs', but .* columns img, label"):
+    with pytest.raises(UserError, match=r"init_args.image is 'imgs', but .* columns img, label"):
         read(named(given, image="imgs"))
-    with pytest.raises(UserError, match="takes no argument 'images'.*did you mean 'image'"):
+    with pytest.raises(UserError, match=r"takes no argument 'images'.*did you mean 'image'"):
         read(named(given, images="img"))
 
 
@@ -281,7 +285,7 @@ def test_a_column_of_whole_numbers_called_label_is_one_of_labels(tmp_path: Path)
     assert (splits.classes, whole_labels(splits)[3]) == (("5", "6"), UNLABELLED)
     vectors = table(images, [[1, 2]] * 40, datasets.List(whole))
     assert read(saved(tmp_path / "vectors", vectors)).classes == ()
-    with pytest.raises(UserError, match="the column label .* labels must be ClassLabel"):
+    with pytest.raises(UserError, match=r"the column label .* labels must be ClassLabel"):
         read(named(f"hub:{tmp_path / 'vectors'}", label="label"))
 
 
@@ -298,7 +302,7 @@ def test_what_has_no_image_or_no_train_is_refused(
     splits = read(named(given, train="unlabeled"))
     assert (len(splits.train), splits.test and len(splits.test)) == (40, 4)
     assert f"{given}: splits that are left out: extra\n" in capsys.readouterr().out
-    with pytest.raises(UserError, match="init_args.val is 'none', but .* has unlabeled, test"):
+    with pytest.raises(UserError, match=r"init_args.val is 'none', but .* has unlabeled, test"):
         read(named(given, train="unlabeled", val="none"))
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
     for name, said in [
@@ -308,18 +312,16 @@ def test_what_has_no_image_or_no_train_is_refused(
         with pytest.raises(UserError, match=said) as caught:
             read(f"hub:{tmp_path / name}")
         assert sentence(caught)
-    with pytest.raises(UserError, match="a stream has no images by number.*leave out streaming"):
+    with pytest.raises(UserError, match=r"a stream has no images by number.*leave out streaming"):
         read(named(given, streaming=True))
 
 
 # The hub itself -----------------------------------------------------------------------------------
 
 
-def test_without_internet_a_sentence_comes_in_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("no_internet")
+def test_without_internet_a_sentence_comes_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    no_internet(monkeypatch)
     begun = time.monotonic()
     with pytest.raises(UserError) as caught:
         prepare("hub:nobody/nothing", ROOT)
@@ -332,7 +334,9 @@ def test_without_internet_a_sentence_comes_in_seconds(
 def test_the_command_says_it_in_one_line(tmp_path: Path) -> None:
     address = "https://hub.invalid"  # a name that no server has, with internet or without
     args = ("--data.dataset", "hub:nobody/nothing", "--run_dir", tmp_path / "run")
-    process = start("fit", *QUICK, *args, fresh=True, env=quiet_environment(HF_ENDPOINT=address))
+    process = start(
+        "fit", *QUICK, *args, fresh=True, env=environment(HF_ENDPOINT=address, HF_HUB_OFFLINE="0")
+    )
     begun = time.monotonic()
     outcome = finish(process)
     assert time.monotonic() - begun < 60
@@ -340,16 +344,10 @@ def test_the_command_says_it_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def quiet_environment(**more: str) -> dict[str, str]:
-    from commands import environment
-
-    return {k: v for k, v in environment(**more).items() if k != "HF_HUB_OFFLINE"}
-
-
+@pytest.mark.usefixtures("no_internet")
 def test_what_was_downloaded_before_is_read_without_internet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    no_internet(monkeypatch)
     labelled().to_parquet(tmp_path / "train.parquet")
     read(f"hub:{tmp_path / 'train.parquet'}")
     cache, commit = tmp_path / "cache", "c0ffee" + "0" * 34

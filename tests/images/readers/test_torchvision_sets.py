@@ -2,7 +2,6 @@
 
 import hashlib
 import pickle
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -142,16 +141,6 @@ DOWNLOADS = {
     "stl10": "stl10_binary.tar.gz",
     "fashion_mnist": "train-images-idx3-ubyte.gz",
 }
-
-
-@pytest.fixture
-def no_internet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No name resolves, whether or not this machine has internet."""
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
 
 
 @pytest.mark.usefixtures("no_internet", "no_debian")

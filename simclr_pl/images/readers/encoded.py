@@ -1,0 +1,190 @@
+"""Items of a Dataset that are encoded images, decoded as files are: in a column, or files."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simclr_pl.core.batch import UNLABELLED
+from simclr_pl.core.data.sources import MAX_PIXELS
+from simclr_pl.core.errors import in_one_line
+from simclr_pl.images.files.decode import BadImageError, Box, EncodedImage
+from simclr_pl.images.readers.items import DatasetImages
+from simclr_pl.images.readers.reader import OPTION
+from simclr_pl.images.workers.crops import Opened, Reading
+from simclr_pl.images.workers.images import WorkerImages
+
+GRAY = ("1", "L")
+"""Pillow's modes of images that stay one channel."""
+
+LOOKED_AT = 100
+"""Images whose headers say whether a set is gray, evenly spread."""
+
+
+class EncodedItems(DatasetImages):
+    """Encoded images by their number, unlabelled at first.
+
+    Args:
+        dataset: a Dataset, in a form that the subclass knows.
+        what: the data set and the split, which begin the images' names in errors.
+        reading: how images are read.
+    """
+
+    def __init__(self, dataset: Any, what: str, reading: Reading) -> None:
+        WorkerImages.__init__(self, torch.full((len(dataset),), UNLABELLED))
+        self.dataset, self.what, self.reading = dataset, what, reading
+        self.places = torch.arange(len(dataset))
+        self.channels = 3
+
+    @abstractmethod
+    def stored_at(self, number: int) -> tuple[bytes | None, str | None, Any]:
+        """An item's bytes, or else the path of its file; and its label, or `None`."""
+
+    def name(self, place: int) -> str:
+        """The item's name in errors."""
+        return f"{self.what} item {int(self.places[place])}"
+
+    def content(self, place: int) -> bytes:
+        """The file's bytes."""
+        return self._stored(place)[0]
+
+    def open(self, place: int, max_pixels: int = MAX_PIXELS) -> Opened:
+        """Reads an image and its header."""
+        image, _ = self._encoded(place, max_pixels)
+        return image if self.channels == 3 else GrayImage(image)
+
+    def item(self, place: int) -> tuple[Tensor, Any]:
+        """An item's pixels, `uint8 [C, H, W]`, and its label, or `None`.
+
+        Raises:
+            BadImageError: the image cannot be read.
+        """
+        image, label = self._encoded(place, self.reading.max_pixels)
+        rgb = np.asarray(image.rgb())
+        return torch.from_numpy(rgb.transpose(2, 0, 1)[: self.channels].copy()), label
+
+    def look(self) -> int:
+        """The channels of all images: 1 where up to `LOOKED_AT` of them are gray, else 3."""
+        places = torch.linspace(0, len(self) - 1, min(LOOKED_AT, len(self))).long().tolist()
+        modes = set()
+        for place in places:
+            try:
+                modes.add(EncodedImage("", MAX_PIXELS, self.content(place)).mode)
+            except BadImageError:  # its turn to be named comes
+                continue
+        return 1 if modes and modes <= set(GRAY) else 3
+
+    def _encoded(self, place: int, max_pixels: int) -> tuple[EncodedImage, Any]:
+        name, (content, label) = self.name(place), self._stored(place)
+        image = EncodedImage(name, max_pixels, content)
+        if self.channels == 1 and image.mode not in GRAY:
+            why = "colours, but the other images are gray"
+            raise BadImageError(
+                f"{OPTION}: {name} has {why}: write channels: 3 below init_args", why
+            )
+        return image, label
+
+    def _stored(self, place: int) -> tuple[bytes, Any]:
+        """An item's bytes and label.
+
+        Raises:
+            BadImageError: they cannot be read.
+        """
+        name = self.name(place)
+        try:
+            content, path, label = self.stored_at(int(self.places[place]))
+            if content is None and path:
+                content = Path(path).read_bytes()
+        except Exception as error:  # somebody else's code raises anything
+            why = in_one_line(error)
+            raise BadImageError(f"{OPTION}: {name} cannot be read ({why})", why) from error
+        if content is None:
+            raise BadImageError(
+                f"{OPTION}: {name} is empty: remove it, or give it an image", "empty"
+            )
+        return content, label
+
+
+class FileItems(EncodedItems):
+    """Items of a Dataset that gives (path, label), where its `loader` reads nothing."""
+
+    def name(self, place: int) -> str:
+        """The item's name in errors, with its file."""
+        return f"{super().name(place)} ({self.dataset[int(self.places[place])][0]})"
+
+    def stored_at(self, number: int) -> tuple[bytes | None, str | None, Any]:
+        """The item's path and label."""
+        path, label = self.dataset[number]
+        return None, str(path), label
+
+
+class HubImages(EncodedItems):
+    """Images of one split of the library `datasets`, unlabelled at first.
+
+    An image's name is the path that the column keeps, where each image has one of its own: below
+    the split's folder where that is part of the path, else below `folder`.
+
+    Args:
+        dataset: a `datasets.Dataset`.
+        column: the column of images.
+        what: the data set and the split, which begin the images' names in errors.
+        reading: how images are read.
+        folder: the folder that the data set was read from, if it was.
+    """
+
+    def __init__(
+        self, dataset: Any, column: str, what: str, reading: Reading, folder: Path
+    ) -> None:
+        from datasets import Image
+
+        encoded = dataset.select_columns([column]).with_format(None)
+        encoded = encoded.cast_column(column, Image(decode=False))
+        super().__init__(encoded, what, reading)
+        self.column = column
+        self.paths = _paths(encoded, column, folder / str(dataset.split), folder)
+
+    @property
+    def names(self) -> Sequence[bytes] | None:
+        """Paths of the images; `None` where some have none, or two have the same."""
+        return None if self.paths is None else [self.paths[i] for i in self.places.tolist()]
+
+    def name(self, place: int) -> str:
+        """The item's name in errors, with its path."""
+        path = None if self.paths is None else self.paths[int(self.places[place])].decode()
+        return super().name(place) + ("" if path is None else f" ({path})")
+
+    def stored_at(self, number: int) -> tuple[bytes | None, str | None, Any]:
+        """The bytes, or the path, that the column keeps."""
+        stored = self.dataset[number][self.column] or {}
+        return stored.get("bytes"), stored.get("path"), None
+
+
+class GrayImage:
+    """A gray image, whose crops have one channel; see `EncodedImage`."""
+
+    def __init__(self, image: EncodedImage) -> None:
+        self.image, self.height, self.width = image, image.height, image.width
+
+    def crops(self, groups: Sequence[Sequence[Box]], size: int, out: Tensor) -> None:
+        """Cuts boxes and resizes them: `uint8 [K, 1, S, S]` for the K boxes of all groups."""
+        rgb = out.new_empty(len(out), 3, size, size)
+        self.image.crops(groups, size, rgb)
+        out.copy_(rgb[:, :1])
+
+
+def _paths(dataset: Any, column: str, *folders: Path) -> list[bytes] | None:
+    """The path of each image, below the first folder that holds all."""
+    flat = dataset.flatten()
+    table = flat.select_columns([f"{column}.path"]).with_format("arrow")[:]
+    paths = table.column(0).to_pylist()
+    if None in paths or len(set(paths)) < len(paths):
+        return None
+    for folder in folders:
+        start = f"{folder.as_posix()}/"
+        if all(path.startswith(start) for path in paths):
+            return [path.removeprefix(start).encode() for path in paths]
+    return [path.encode() for path in paths]

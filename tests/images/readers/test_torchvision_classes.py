@@ -160,7 +160,7 @@ def test_arguments_of_the_class_are_given_below_init_args(tmp_path: Path) -> Non
     assert splits.classes == ("0", "1", "2")
     with pytest.raises(UserError, match="FakeData takes no argument 'sise', but size, image_size"):
         read("FakeData", tmp_path, sise=30)
-    with pytest.raises(UserError, match="EMNIST needs the argument split: give data.dataset.init"):
+    with pytest.raises(UserError, match="EMNIST needs the argument split: give"):
         read("EMNIST", tmp_path)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from simclr_pl.locks import alone
+from simclr_pl.writing import as_folder
 
 
 def fetch_once(
@@ -32,10 +33,11 @@ def fetch_once(
     if there(root):
         return
     root.mkdir(parents=True, exist_ok=True)
-    with alone(root / f".{name}.lock", f"to get {name} into {root}"):
+    hidden = f".{as_folder(name)}"
+    with alone(root / f"{hidden}.lock", f"to get {name} into {root}"):
         if there(root):  # another process has fetched it
             return
-        unfinished = root / f".{name}.unfinished"
+        unfinished = root / f"{hidden}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)  # a killed process may have left it
         try:
             unfinished.mkdir()

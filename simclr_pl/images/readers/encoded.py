@@ -83,9 +83,7 @@ class EncodedItems(DatasetImages):
         image = EncodedImage(name, max_pixels, content)
         if self.channels == 1 and image.mode not in GRAY:
             why = "colours, but the other images are gray"
-            raise BadImageError(
-                f"{OPTION}: {name} has {why}: write channels: 3 below init_args", why
-            )
+            raise BadImageError(f"{OPTION}: {name} has {why}: give --data.dataset.channels 3", why)
         return image, label
 
     def _stored(self, place: int) -> tuple[bytes, Any]:

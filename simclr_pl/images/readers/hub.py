@@ -158,8 +158,8 @@ def _on_hub(datasets: Any, given: InLibrary, options: Options) -> Any:
         if "scripts" not in str(error):
             raise
         raise UserError(
-            f"{OPTION}: {given} comes by a script, which is not run: write revision: "
-            "refs/convert/parquet below init_args, where the hub keeps its images as files"
+            f"{OPTION}: {given} comes by a script, which is not run: give --data.dataset.revision "
+            "refs/convert/parquet, where the hub keeps its images as files"
         ) from error
 
 

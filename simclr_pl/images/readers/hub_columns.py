@@ -61,8 +61,8 @@ def splits_of(found: Found, given: InLibrary, options: Options) -> dict[str, Any
             chosen.setdefault(part, name)
     if "train" not in chosen:
         raise UserError(
-            f"{OPTION}: {given} has no split called train, but {', '.join(found)}: write which one "
-            "to train on as train: NAME below init_args"
+            f"{OPTION}: {given} has no split called train, but {', '.join(found)}: give the one to "
+            "train on as --data.dataset.train NAME"
         )
     left = [name for name in found if name not in chosen.values()]
     if left:
@@ -94,7 +94,7 @@ def image_column(split: Any, given: InLibrary, options: Options) -> str:
             "" if images else f", but {', '.join(f'{k} ({_kind(v)})' for k, v in columns.items())}"
         )
         raise UserError(
-            f"{OPTION}: {given} has {has}{rest}: write which one as image: NAME below init_args"
+            f"{OPTION}: {given} has {has}{rest}: give the one to use as --data.dataset.image NAME"
         )
     return images[0]
 
@@ -134,8 +134,8 @@ def _label_column(split: Any, given: InLibrary, options: Options) -> str | None:
     found = found or whole
     if len(found) > 1:
         raise UserError(
-            f"{OPTION}: {given} has several columns of labels ({', '.join(found)}): write which "
-            "one as label: NAME below init_args, or give --data.labels none"
+            f"{OPTION}: {given} has several columns of labels ({', '.join(found)}): give the one "
+            "to use as --data.dataset.label NAME, or give --data.labels none"
         )
     return found[0] if found else None
 

@@ -205,8 +205,9 @@ def label_of(given: Any, name: str) -> int:
     number = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
     if not isinstance(number, int | np.integer):
         raise UserError(
-            f"{OPTION}: the label of {name} is {given!r}, but must be a whole number (None or "
-            f"{UNLABELLED} where it is unknown)"
+            f"{OPTION}: the label of {name} is {' '.join(repr(given).split())[:40]}, but must be a "
+            f"whole number (None or {UNLABELLED} where it is unknown); --data.labels none trains "
+            "without labels"
         )
     return int(number)
 

@@ -92,7 +92,7 @@ class _Set:
         needed = [key for key, of in self.known.items() if of.default is of.empty]
         for key in needed:
             if key != "root" and key not in given.args:
-                needs = f"needs the argument {key}: give {OPTION}.init_args.{key}"
+                needs = f"needs the argument {key}: give it as --{OPTION}.{key}"
                 raise UserError(f"{OPTION}: {given} {needs}")
         self.files = f"its files there as torchvision.datasets.{given.name} wants them"
 
@@ -200,8 +200,8 @@ def _splits(given: InLibrary, found: Any, known: dict[str, inspect.Parameter]) -
         say_once(f"{given}: splits that are left out: {', '.join(left)}")
     if not chosen["train"]:
         raise UserError(
-            f"{OPTION}: {given} has no split to train on, but {', '.join(values)}: write split: "
-            "NAME below init_args"
+            f"{OPTION}: {given} has no split to train on, but {', '.join(values)}: give one as "
+            "--data.dataset.split NAME"
         )
     return {part: {"split": value} for part, value in chosen.items() if value}
 

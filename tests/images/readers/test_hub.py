@@ -2,81 +2,32 @@
 
 import io
 import pickle
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from arrays import array, sentence
-from commands import QUICK, environment, finish, fit, start
-from datamodules import ready
-from noise import pixels, write_npz
+from hub_files import NAMES, labelled, named, png, read, saved, table
+from noise import pixels
 from PIL import Image
-from run_files import checkpoint, rows
-from stopping import begin, check_same_run, differences, kill_when
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.sources import ArrayImages, Splits
+from simclr_pl.core.data.sources import Splits
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.views.simclr import SimCLRViews
-from simclr_pl.images.datasets import load, prepare
+from simclr_pl.images.datasets import load
 from simclr_pl.images.fingerprint import fingerprint
 from simclr_pl.images.readers.encoded import HubImages
 from simclr_pl.images.readers.items import DatasetImages
 from simclr_pl.images.workers.crops import Reading
 from simclr_pl.images.workers.images import ImageFiles
 
-ROOT = Path("nowhere")
-NAMES = ["ant", "bee", "cat", "dog"]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library keeps what it makes of files here."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
-
-
-def png(image: np.ndarray[Any, Any]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
-
-
-def table(
-    images: list[bytes | None], labels: list[Any] | None = None, kind: Any = None, **more: Any
-) -> datasets.Dataset:
-    """A column of encoded images, one of labels if there are some, and others."""
-    columns = {"img": [image and {"bytes": image, "path": None} for image in images]}
-    features = {"img": datasets.Image()}
-    if labels is not None:
-        columns["label"], features["label"] = labels, kind or datasets.ClassLabel(names=NAMES)
-    for name, (values, feature) in more.items():
-        columns[name], features[name] = values, feature
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-
-
-def labelled(count: int = 40, *shape: int, seed: int = 0) -> datasets.Dataset:
-    images = pixels(count, *(shape or (8, 9, 3)), seed=seed)
-    return table([png(image) for image in images], [i % 4 for i in range(count)])
-
-
-def read(given: Any, **options: Any) -> Splits:
-    prepare(given, ROOT)
-    return load(given, ROOT, **options)
-
-
-def saved(path: Path, data: Any) -> str:
-    data.save_to_disk(path)
-    return f"hub:{path}"
-
-
-def named(path: str, **args: Any) -> dict[str, Any]:
-    return {"class_path": path, "init_args": args}
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def whole_labels(splits: Splits) -> list[int]:
@@ -204,7 +155,7 @@ def test_a_gray_set_has_one_channel_and_one_image_in_colours_is_bad(tmp_path: Pa
     mixed = gray * 10
     mixed[7] = png(pixels(8, 8, 3))
     given = saved(tmp_path / "mixed", table(mixed))
-    with pytest.raises(UserError, match=r"train item 7 has colours.*write channels: 3 below"):
+    with pytest.raises(UserError, match=r"item 7 has colours.*--data.dataset.channels 3"):
         read(given)
     assert read(named(given, channels=3)).train.channels == 3
 
@@ -259,9 +210,9 @@ def test_columns_are_named_where_there_are_several(tmp_path: Path) -> None:
     mask = (masks, datasets.Image())
     more = {"mask": mask, "coarse": coarse, "word": words, "number": numbers}
     given = saved(tmp_path / "data", table(images, [i % 4 for i in range(40)], **more))
-    with pytest.raises(UserError, match=r"several columns of images \(img, mask\): write.*image: "):
+    with pytest.raises(UserError, match=r"of images \(img, mask\): .*dataset.image NAME"):
         read(given)
-    with pytest.raises(UserError, match=r"several columns of labels \(label, coarse\): .*label: "):
+    with pytest.raises(UserError, match=r"of labels \(label, coarse\): .*dataset.label NAME"):
         read(named(given, image="mask"))
     assert read(named(given, image="mask"), labels="none").classes == ()
     splits = read(named(given, image="mask", label="coarse"))
@@ -289,15 +240,32 @@ def test_a_column_of_whole_numbers_called_label_is_one_of_labels(tmp_path: Path)
         read(named(f"hub:{tmp_path / 'vectors'}", label="label"))
 
 
+def test_parquet_without_the_librarys_notes_is_read_too(tmp_path: Path) -> None:
+    images = [{"bytes": png(image), "path": f"{i}.png"} for i, image in enumerate(pixels(40, 8, 8))]
+    columns = {"picture": images, "labels": [i % 4 for i in range(40)]}
+    path = tmp_path / "plain.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    splits = read(f"hub:{path}")
+    assert array(splits.train).images.equal(torch.from_numpy(pixels(40, 8, 8))[:, None])
+    assert whole_labels(splits) == [i % 4 for i in range(40)]
+    plain = {"raw": [image["bytes"] for image in images], "text": ["a"] * 40}
+    pyarrow.parquet.write_table(pyarrow.table(plain), path)
+    with pytest.raises(UserError, match="no column of images, but raw"):
+        read(f"hub:{path}")
+    assert len(read(named(f"hub:{path}", image="raw")).train) == 40
+    with pytest.raises(UserError, match="train item 0 cannot be"):
+        read(named(f"hub:{path}", image="text"))
+
+
 def test_what_has_no_image_or_no_train_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = datasets.Dataset.from_dict({"text": ["a", "b"]})
-    with pytest.raises(UserError, match=r"has no column of images, but text \(string\): write"):
+    with pytest.raises(UserError, match=r"has no column of images, but text \(string\): give"):
         read(saved(tmp_path / "words", words))
     odd = datasets.DatasetDict(unlabeled=labelled(), test=labelled(4), extra=labelled(4))
     given = saved(tmp_path / "odd", odd)
-    with pytest.raises(UserError, match="no split called train, but unlabeled, test, extra: write"):
+    with pytest.raises(UserError, match="no split called train, but unlabeled, test, extra: give"):
         read(given)
     splits = read(named(given, train="unlabeled"))
     assert (len(splits.train), splits.test and len(splits.test)) == (40, 4)
@@ -314,85 +282,3 @@ def test_what_has_no_image_or_no_train_is_refused(
         assert sentence(caught)
     with pytest.raises(UserError, match=r"a stream has no images by number.*leave out streaming"):
         read(named(given, streaming=True))
-
-
-# The hub itself -----------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("no_internet")
-def test_without_internet_a_sentence_comes_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    begun = time.monotonic()
-    with pytest.raises(UserError) as caught:
-        prepare("hub:nobody/nothing", ROOT)
-    assert time.monotonic() - begun < 5
-    said = sentence(caught)
-    assert "hub:nobody/nothing is not in the cache of `datasets`, and the Hugging Face hub" in said
-    assert "load_dataset('nobody/nothing').save_to_disk('FOLDER')" in said
-
-
-def test_the_command_says_it_in_one_line(tmp_path: Path) -> None:
-    address = "https://hub.invalid"  # a name that no server has, with internet or without
-    args = ("--data.dataset", "hub:nobody/nothing", "--run_dir", tmp_path / "run")
-    process = start(
-        "fit", *QUICK, *args, fresh=True, env=environment(HF_ENDPOINT=address, HF_HUB_OFFLINE="0")
-    )
-    begun = time.monotonic()
-    outcome = finish(process)
-    assert time.monotonic() - begun < 60
-    assert "cannot be reached" in outcome.sentence
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.usefixtures("no_internet")
-def test_what_was_downloaded_before_is_read_without_internet(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    labelled().to_parquet(tmp_path / "train.parquet")
-    read(f"hub:{tmp_path / 'train.parquet'}")
-    cache, commit = tmp_path / "cache", "c0ffee" + "0" * 34
-    (made,) = {path.parent for path in cache.glob("parquet/*/*/*/*.arrow")}
-    place = cache / "nobody___nothing" / "default" / "0.0.0" / commit
-    shutil.copytree(made, place)
-    (place / "parquet-train.arrow").rename(place / "nothing-train.arrow")
-    info = place / "dataset_info.json"
-    config = made.parent.parent.name
-    info.write_text(info.read_text().replace(f'"{config}"', '"default"'))
-    assert len(read("hub:nobody/nothing").train) == 40
-    assert f"hub:nobody/nothing: commit {commit[:12]}, which was" in capsys.readouterr().out
-    assert len(read(named("hub:nobody/nothing", revision="c0ffee")).train) == 40
-    with pytest.raises(UserError, match="cannot be reached"):
-        read(named("hub:nobody/nothing", revision="v2"))
-
-
-# Runs ---------------------------------------------------------------------------------------------
-
-
-def test_the_same_pixels_as_npz_and_from_a_hub_give_the_same_curve(tmp_path: Path) -> None:
-    file = write_npz(tmp_path / "set.npz", 8, 8, train=160)
-    images = [png(image) for image in pixels(160, 8, 8)]
-    given = saved(tmp_path / "set", table(images, [i % 4 for i in range(160)]))
-    short = ("--data.batch_size", "64")
-    fit(tmp_path / "one", *short, "--data.dataset", "npz", "--data.root", file)
-    fit(tmp_path / "two", *short, "--data.dataset", given)
-    assert rows(tmp_path / "one") == rows(tmp_path / "two")
-    one, two = (checkpoint(tmp_path / name)["state_dict"] for name in ("one", "two"))
-    assert differences(one, two) == []
-    assert isinstance(ready(given).whole.train, ArrayImages)
-
-
-def test_a_run_on_a_hubs_folder_that_is_killed_ends_as_one_left_alone(tmp_path: Path) -> None:
-    images = [png(pixels(12 + i % 3, 12, 3, seed=i)) for i in range(160)]
-    given = saved(tmp_path / "set", table(images, [i % 4 for i in range(160)]))
-    recipe = (
-        *("--data.dataset", given, "--data.batch_size", "32", "--data.num_workers", "1"),
-        *("--trainer.limit_train_batches", "4", "--trainer.max_epochs", "4"),
-        *("--checkpoint.every_n_steps", "3"),
-    )
-    fit(tmp_path / "whole", *recipe)
-    run = tmp_path / "run"
-    process = begin(run, *QUICK, *recipe, "--resume")
-    kill_when(process, lambda: len(rows(run)) >= 6)
-    assert 3 <= checkpoint(run)["global_step"] < 16
-    assert fit(run, *recipe, "--resume").err == ""
-    check_same_run(run, tmp_path / "whole")

@@ -131,6 +131,10 @@ def test_declared_labels_are_taken_where_there_is_one_for_each_item() -> None:
         (Items([torch.rand(1, 8, 8)] * 4), "torch.float32 .*but an image must be a uint8 tensor"),
         (Items([{"image": 3}] * 4), "a dict, but an image must be a uint8"),
         (Items([(pictures(1, 1, 8, 8)[0], 0.5)] * 4), "the label of item 0 .* whole number"),
+        (
+            Items([(pictures(1, 1, 8, 8)[0], torch.ones(40))] * 4),
+            "label of item 0 .*--data.labels none",
+        ),
         (Items([KeyError("lost")] * 4), "item 0 of .* cannot be read .KeyError: 'lost' at .*test_"),
         (Items([]), "train split is empty"),
         (lambda: {"training": 3}, "has 'training': give a mapping of train"),

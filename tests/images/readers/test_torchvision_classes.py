@@ -84,6 +84,22 @@ def test_a_bad_file_is_named_or_left_out(tmp_path: Path) -> None:
     assert batch.index.tolist() == [i for i in range(40) if i != 5]
 
 
+def test_a_download_goes_through_a_folder_of_its_own_and_is_done_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+
+    def download(self: Any) -> None:
+        fetched.append(Path(self.root))
+        write_eurosat(Path(self.root))
+
+    monkeypatch.setattr(tv.EuroSAT, "download", download)
+    for _ in range(2):
+        assert len(read("EuroSAT", tmp_path).train) == 40
+    assert fetched == [tmp_path / ".torchvision-EuroSAT.unfinished"]
+    assert [path.name for path in tmp_path.glob("*") if path.is_dir()] == ["eurosat"]
+
+
 def write_flowers(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray[Any, Any]:
     """24 flowers of one size: 12 to train on, 6 for val, 6 for test."""
     folder, images = root / "flowers-102", pixels(24, 20, 20, 3)

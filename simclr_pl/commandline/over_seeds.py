@@ -11,7 +11,9 @@ from torch import nn
 from simclr_pl.commandline.baselines import choose_encoder
 from simclr_pl.commandline.target import Pretrained
 from simclr_pl.core.data.datamodule import ContrastiveDataModule, Split
-from simclr_pl.images.splits import draw_fraction
+from simclr_pl.images.groups import Groups
+from simclr_pl.images.readers.reader import say_once
+from simclr_pl.images.splits import draw_fraction, drawn_groups
 from simclr_pl.protocols.features import accelerator, encode
 from simclr_pl.protocols.scoring import Rows, Score, labelled
 from simclr_pl.run.directory import is_rank_zero
@@ -49,7 +51,8 @@ class Frozen(NamedTuple):
         """Labelled features of a split's clean images, on the encoder's device."""
         encoded = encode(self.encoder, self.data, split, labelled_only=True)
         self.data.teardown()  # processes that have decoded it
-        return labelled(encoded, split).to(self.device)
+        groups = Groups.of(getattr(self.data.splits, split))
+        return labelled(encoded, split, groups).to(self.device)
 
     def score(
         self,
@@ -76,9 +79,10 @@ class Frozen(NamedTuple):
         scored, train = self.rows(split), self.rows("train")
 
         def with_seed(seed: int) -> Score:
-            return evaluate(
-                train.at(draw_fraction(train.labels, label_fraction, seed)), scored, seed
-            )
+            places = draw_fraction(train.labels, label_fraction, seed, train.groups)
+            if train.groups is not None and label_fraction < 1:
+                say_once(drawn_groups(label_fraction, train.labels, places, train.groups))
+            return evaluate(train.at(places), scored, seed)
 
         parts = [name, self.label, None if label_fraction == 1 else f"{label_fraction:g}"]
         epoch = 0 if self.about["baseline"] else self.pretrained.epoch

@@ -8,6 +8,7 @@ from simclr_pl.commandline.call import call
 from simclr_pl.commandline.over_seeds import log_to_wandb
 from simclr_pl.commandline.target import DataChoice, find_pretrained
 from simclr_pl.core.errors import UserError
+from simclr_pl.images.groups import Groups
 from simclr_pl.protocols.features import encode
 from simclr_pl.protocols.few_labels import Score, margin_in_standard_errors, score
 from simclr_pl.run.results import write_result
@@ -66,7 +67,8 @@ def compare(
     for encoder, label, weights in chosen:
         train, scored = (encode(encoder, data, s, labelled_only=True) for s in ("train", split))
         column = COLUMNS.get(label) or str(label)
-        scores[column] = score(train, scored, labels_per_class, draws)
+        groups = Groups.of(data.splits.train)
+        scores[column] = score(train, scored, labels_per_class, draws, groups)
         others |= {} if weights is None else {column: weights}
     margin = margin_in_standard_errors(scores["pretrained"], scores["untrained"])
     labels = int((data.splits.train.labels >= 0).sum())

@@ -9,6 +9,7 @@ from simclr_pl.commandline.call import call
 from simclr_pl.commandline.over_seeds import Frozen, freeze
 from simclr_pl.commandline.target import DataChoice, check_seeds, find_pretrained
 from simclr_pl.core.errors import UserError
+from simclr_pl.images.groups import Groups
 from simclr_pl.images.splits import draw_fraction
 from simclr_pl.protocols.features import encode_crops
 from simclr_pl.protocols.linear import (
@@ -109,7 +110,8 @@ def linear(
 
 def _crops(frozen: Frozen, fraction: float, seed: int) -> Source:
     """Fresh features of that share of the labelled training images for each epoch."""
-    rows = draw_fraction(frozen.data.splits.train.labels, fraction, seed)
+    train = frozen.data.splits.train
+    rows = draw_fraction(train.labels, fraction, seed, Groups.of(train))
     frozen.data.teardown()  # workers that decode have the seed from their start
     frozen.data.views.seed = seed
 

@@ -16,6 +16,9 @@ from simclr_pl.core.errors import UserError
 UNLABELLED = -1
 """The label of an image whose class is unknown, or must not be seen (the validation holdout)."""
 
+UNGROUPED = -1
+"""The group of an image that belongs to none: it is a group of its own."""
+
 Cut = Literal["views", "clean", "both"]
 """What a batch is for: views, the clean image, or both."""
 
@@ -33,6 +36,8 @@ class Batch(NamedTuple):
         epoch: the epoch these images were drawn in.
         sizes: `int64 [B, 2]`, height and width in pixels of whole images of different sizes, which
             lie in the top left corner of `images`, with padding behind; `None` where they fill it.
+        groups: `int64 [B]`, the group of each image (its patient, slide, place), `UNGROUPED` where
+            it is a group of its own; `None` where the data set has no groups.
     """
 
     images: Tensor
@@ -40,17 +45,17 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # a tuple has a method of that name
     epoch: int
     sizes: Tensor | None = None
+    groups: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same on another device, all of it: views are drawn where `index` and `sizes` lie."""
-        sizes = None if self.sizes is None else self.sizes.to(device)
-        return Batch._make((*(part.to(device) for part in self[:3]), self.epoch, sizes))
+        return Batch._make(p.to(device) if isinstance(p, Tensor) else p for p in self)
 
     def split(self, counts: Sequence[int]) -> list["Batch"]:
         """Consecutive parts of so many images."""
-        sizes: Any = [None] * len(counts) if self.sizes is None else self.sizes.split(counts)
-        parts = zip(*(column.split(counts) for column in self[:3]), sizes, strict=True)
-        return [Batch._make((*columns, self.epoch, some)) for *columns, some in parts]
+        n = len(counts)
+        parts: Any = (p.split(counts) if isinstance(p, Tensor) else [p] * n for p in self)
+        return list(map(Batch._make, zip(*parts, strict=True)))
 
 
 class Views(NamedTuple):
@@ -63,6 +68,7 @@ class Views(NamedTuple):
         epoch: the epoch these images were drawn in.
         counts: images of each rank in this step, where that is known without asking them.
         per_image: V, views of each image.
+        groups: `int64 [VB]`, the group of each view's image; `None` where there are no groups.
     """
 
     views: Tensor
@@ -71,6 +77,7 @@ class Views(NamedTuple):
     epoch: int
     counts: Sequence[int] | None = None
     per_image: int = 2
+    groups: Tensor | None = None
 
 
 class MicroBatches(NamedTuple):
@@ -99,6 +106,12 @@ class MicroBatches(NamedTuple):
     def index(self) -> Tensor:  # type: ignore[override]  # a tuple has a method of that name
         """`int64 [VB]`, the place of each view's image in its split."""
         return torch.cat([part.index for part in self.parts]).repeat(self.per_image)
+
+    @property
+    def groups(self) -> Tensor | None:
+        """`int64 [VB]`, the group of each view's image; `None` where there are no groups."""
+        found = [part.groups for part in self.parts if part.groups is not None]
+        return torch.cat(found).repeat(self.per_image) if found else None
 
     @property
     def epoch(self) -> int:

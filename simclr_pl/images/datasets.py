@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import MAX_PIXELS, Labels, OnBadImage, Splits, check_splits
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import name_of
+from simclr_pl.images.groups import Groups, hidden_with
 from simclr_pl.images.heldout import HeldOut
 from simclr_pl.images.readers.digits import read_digits
 from simclr_pl.images.readers.download import fetch_once
 from simclr_pl.images.readers.fashion_mnist import FASHION_MNIST
 from simclr_pl.images.readers.folder import read_folder
 from simclr_pl.images.readers.hub import hub_set
+from simclr_pl.images.readers.manifest import read_manifest
 from simclr_pl.images.readers.npz import read_npz
 from simclr_pl.images.readers.own import is_own, read_own
 from simclr_pl.images.readers.packed import read_packed
@@ -82,7 +85,7 @@ def load(
         given: a key of `DATASETS`, a library's data set (`in_library`), or a data set of the
             user's own (`read_own`).
         root: folder of the data; for `folder` the images' folder, for `packed` the folder that
-            `pack` has written, for `npz` the file.
+            `pack` has written, for `manifest` and `npz` the file.
         split_seed: of the validation holdout, where the data set brings none.
         kept: the validation images of the run that reads the data, where the run has begun.
         labels: whether the data set's labels are used, or none.
@@ -103,17 +106,22 @@ def load(
     for source in raw.splits.values():
         if isinstance(source, WorkerImages):
             source.reading, source.unreadable = reading, unreadable
+        if given == "manifest":
+            unreadable.listed += getattr(source, "paths", [])
     if kept is not None:
         kept.check(own=raw.val is not None)
     _say_unseen(name, raw)
     if raw.val is not None:
         return Splits(raw.train, raw.val, raw.test, raw.classes)
+    groups = Groups.of(raw.train)
     if kept is None:
-        held = holdout(raw.train.labels, split_seed, raw.train.names)
+        held = holdout(raw.train.labels, split_seed, raw.train.names, groups)
     else:
         held = kept.among(raw.train, split_seed)
-    shown = raw.train.labels.clone()
-    shown[held] = UNLABELLED
+    shown, hidden = raw.train.labels.clone(), hidden_with(held, groups)
+    shown[hidden] = UNLABELLED
+    if groups is not None:
+        _say_groups(name, groups, held, len(hidden) - len(held))
     train, val = raw.train.relabel(shown), raw.train.select(held)
     return Splits(train, val, raw.test, raw.classes, held)
 
@@ -121,9 +129,9 @@ def load(
 def _read(given: Any, root: Path, labels: Labels, reading: Reading) -> Raw:
     if is_own(given):
         raw = read_own(given, root, reading)
-    elif given == "folder" and labels == "none":
-        # Folders of val and test that train lacks are no error where folders are no classes.
-        raw = read_folder(root, labelled=False)
+    elif labels == "none" and given in ("folder", "manifest"):
+        # Classes of val and test that train lacks are no error where nothing is labelled.
+        raw = {"folder": read_folder, "manifest": read_manifest}[given](root, labelled=False)
     else:
         raw = _entry(given, labels, reading).read(root)
     if labels == "given":
@@ -162,6 +170,16 @@ def _say_unseen(name: str, raw: Raw) -> None:
             )
 
 
+def _say_groups(name: str, groups: Groups, held: Tensor, more: int) -> None:
+    """Prints that whole groups are held out, and how many images came to them after a run began."""
+    images = len(groups.ids)
+    say_once(
+        f"{name}: validation has whole groups ({groups.amount(held)}: {len(held)} of {images} "
+        f"images, {len(held) / images:.1%}), so that its classes are not balanced"
+        + (f"; {more} more images of these groups are trained on without their labels" * bool(more))
+    )
+
+
 _TRAIN_TEST: list[dict[str, Any]] = [{"train": True}, {"train": False}]
 
 DATASETS: dict[str, Entry] = {
@@ -175,6 +193,7 @@ DATASETS: dict[str, Entry] = {
         "stl10_binary.tar.gz",
     ),
     "folder": Entry(read_folder),
+    "manifest": Entry(read_manifest),
     "packed": Entry(read_packed),
     "npz": Entry(read_npz),
 }

@@ -11,9 +11,9 @@ import torch
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import Source, Splits
 from simclr_pl.core.errors import UserError
+from simclr_pl.images.hashes import hashes
 from simclr_pl.images.heldout import HeldOut, keys_of
 from simclr_pl.images.readers.packed import PackedImages
-from simclr_pl.images.splits import hashes
 from simclr_pl.writing import printable
 
 SAMPLE = 100
@@ -191,6 +191,8 @@ def _add_images(digest: Any, source: Source) -> None:
     digest.update(f"{len(source)} images of {source.channels} channels".encode())
     if source.names is not None:
         digest.update(b"\n".join(source.names))
+    if (groups := getattr(source, "groups", None)) is not None:
+        digest.update(b"\n".join(getattr(source, "group_names", ())) + groups.numpy().tobytes())
     if isinstance(source, PackedImages):
         digest.update(source.sizes.numpy().tobytes())
     for index in torch.linspace(0, len(source) - 1, min(SAMPLE, len(source))).long().tolist():

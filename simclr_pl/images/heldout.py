@@ -10,7 +10,8 @@ from torch import Tensor
 
 from simclr_pl.core.data.sources import Source, Splits
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.splits import hashes, holdout
+from simclr_pl.images.hashes import hashes
+from simclr_pl.images.splits import holdout
 
 Key = Literal["name", "place", "own"]
 """What images are known by: name or place; `own` where the data set brings a validation split."""

@@ -1,34 +1,50 @@
 """Parts of a split: the validation holdout of a set without one, and draws of few labels."""
 
-import hashlib
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.errors import UserError, check
 from simclr_pl.core.randomness import epoch_order
+from simclr_pl.images.groups import Groups
+from simclr_pl.images.hashes import hashes
 
 HOLDOUT = 0.1
 """Share of each class of train whose labels are kept for validation."""
 
+FRACTION = "label_fraction/"
+"""Purpose of the groups' order by which labels are drawn: it is not that of the holdout."""
 
-def holdout(labels: Tensor, seed: int, names: Sequence[bytes] | None = None) -> Tensor:
+
+def holdout(
+    labels: Tensor,
+    seed: int,
+    names: Sequence[bytes] | None = None,
+    groups: Groups | None = None,
+) -> Tensor:
     """Indices of the validation holdout: `HOLDOUT` of each class, at least one, in rising order.
 
     Unlabelled images are held out only where no image has a label: then `HOLDOUT` of all images.
     Of images with names, those with the smallest hashes are held out, so that an image which comes
     or goes moves at most one other image of its class.
 
+    Of images in groups, whole groups are held out, by the hashes of the groups' names, until
+    `HOLDOUT` of all (labelled) images is reached: classes are not balanced.
+
     Args:
         labels: `int64 [N]`.
         seed: of the choice.
         names: names of the N images, no two alike; `None` for images without names.
+        groups: of the N images; `None` without groups.
+
+    Raises:
+        UserError: groups so large that more than half of the images would be held out.
     """
+    if groups is not None:
+        return _hold_out_groups(labels, seed, groups)
     if names is None:
         # Epoch -1 is none of training, in which the first batches would be the holdout.
         order = epoch_order(seed, -1, len(labels))
@@ -41,32 +57,22 @@ def holdout(labels: Tensor, seed: int, names: Sequence[bytes] | None = None) -> 
     return _together([of[: max(1, round(len(of) * HOLDOUT))] for of in members.values()])
 
 
-def hashes(keys: Iterable[bytes], seed: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """A hash of each key with a seed: `uint64 [N]`, the same on every machine (BLAKE2b).
-
-    Args:
-        keys: what images are known by: names, or places in digits.
-        seed: hashed before each key.
-    """
-    start = hashlib.blake2b(f"{seed}/".encode(), digest_size=8)
-    digests = []
-    for key in keys:
-        each = start.copy()
-        each.update(key)
-        digests.append(each.digest())
-    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
-
-
-def draw_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
+def draw_fraction(
+    labels: Tensor, fraction: float, seed: int, groups: Groups | None = None
+) -> Tensor:
     """Indices of a share of each class's labelled images, the same for everybody with that seed.
 
     A smaller fraction is part of a larger one with the same seed. Each class's share is rounded to
     whole images, as in the paper's class-balanced 1 % and 10 % of ImageNet (appendix B.5).
 
+    Of images in groups, whole groups are drawn, by the hashes of the groups' names, until that
+    share of all labelled images is reached: classes are not balanced.
+
     Args:
         labels: `int64 [N]`, `UNLABELLED` where unknown.
         fraction: above 0, at most 1.
         seed: of the draw.
+        groups: of the N images; `None` without groups.
 
     Raises:
         UserError: no labels, fewer than 2 classes, a fraction out of its range, or one that leaves
@@ -82,6 +88,8 @@ def draw_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
             f"the train split has {found}, and a classifier needs at least 2 classes: "
             "put the images into one folder a class"
         )
+    if groups is not None and fraction < 1:
+        return _draw_groups(labels, fraction, seed, groups)
     counts = {label: round(len(of) * fraction) for label, of in members.items()}
     scarce = min(members, key=lambda label: len(members[label]))
     if not counts[scarce]:
@@ -93,18 +101,41 @@ def draw_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
     return _together([of[: counts[label]] for label, of in members.items()])
 
 
-def few_labels(labels: Tensor, per_class: int, seed: int) -> Tensor:
+def drawn_groups(fraction: float, labels: Tensor, drawn: Tensor, groups: Groups) -> str:
+    """A line that says what a fraction of labelled images in groups is.
+
+    Args:
+        fraction: as it was given.
+        labels: `int64 [N]`.
+        drawn: indices, from `draw_fraction`.
+        groups: of the N images.
+    """
+    images = int((labels != UNLABELLED).sum())
+    return (
+        f"label_fraction {fraction:g} draws whole groups ({groups.amount(drawn)}: {len(drawn)} of "
+        f"{images} labelled images, {len(drawn) / images:.1%}), not balanced by class"
+    )
+
+
+def few_labels(labels: Tensor, per_class: int, seed: int, groups: Groups | None = None) -> Tensor:
     """Indices of `per_class` images of each class, the same for everybody with that seed.
+
+    Of images in groups, a class takes one group's images after the other's, by the hashes of the
+    groups' names: few labels are labels of few groups.
 
     Args:
         labels: `int64 [N]`, all of them known.
         per_class: images of each class.
         seed: of the draw.
+        groups: of the N images; `None` without groups.
 
     Raises:
         UserError: a class has fewer images.
     """
-    members = _of_each_class(labels, epoch_order(seed, 0, len(labels)))
+    order = epoch_order(seed, 0, len(labels))
+    if groups is not None:
+        order = order[groups.ranks(seed, FRACTION)[order].argsort(stable=True)]
+    members = _of_each_class(labels, order)
     for label, of in members.items():
         if len(of) < per_class:
             raise UserError(
@@ -120,6 +151,38 @@ def no_labels(split: str) -> UserError:
         f"the {split} split has no labels, which this evaluation needs: put its images into one "
         "folder a class, score another split, or judge the run by its curves (report)"
     )
+
+
+def _hold_out_groups(labels: Tensor, seed: int, groups: Groups) -> Tensor:
+    known = labels != UNLABELLED
+    counted = known if bool(known.any()) else torch.ones_like(known)
+    images = int(counted.sum())
+    held = groups.first(max(1, round(HOLDOUT * images)), counted, groups.ranks(seed))
+    if (taken := int(counted[held].sum())) > images / 2:
+        raise UserError(
+            f"the group {groups.largest(held)} is so large that {taken} of train's {images} images "
+            "would be held out for validation, and a group is never cut: give finer groups, a "
+            "validation split of your own, or another --data.split_seed"
+        )
+    return held
+
+
+def _draw_groups(labels: Tensor, fraction: float, seed: int, groups: Groups) -> Tensor:
+    labels = labels.cpu()
+    known = labels != UNLABELLED
+    images, ranks = int(known.sum()), groups.ranks(seed, FRACTION)
+    drawn = groups.first(max(1, round(fraction * images)), known, ranks)
+    drawn = drawn[known[drawn]]
+    classes = labels[known].unique().tolist()
+    if len(labels[drawn].unique()) < len(classes):
+        # The class whose first group comes last, and how many images come before that group.
+        last = {int(ranks[labels == label].min()): label for label in classes}
+        least = 100 * (1 + int((ranks[known] < max(last)).sum())) / images
+        raise UserError(
+            f"label_fraction {fraction:g} draws whole groups, which leaves class "
+            f"{last[max(last)]} empty: give at least {math.ceil(least) / 100:g}"
+        )
+    return drawn
 
 
 def _of_each_class(

@@ -8,7 +8,9 @@ from simclr_pl.core.batch import UNLABELLED, Batch
 from simclr_pl.core.data.datamodule import ContrastiveDataModule, Split
 from simclr_pl.core.data.loaders import EvaluationLoader, TrainLoader
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.splits import draw_fraction, no_labels
+from simclr_pl.images.groups import Groups
+from simclr_pl.images.readers.reader import say_once
+from simclr_pl.images.splits import draw_fraction, drawn_groups, no_labels
 
 
 class LabelledImages(NamedTuple):
@@ -31,7 +33,8 @@ class LabelledDataModule(ContrastiveDataModule):
     function of seed, epoch and image, as in pretraining.
 
     Args:
-        label_fraction: of each class's labelled images in train, above 0 and at most 1.
+        label_fraction: of each class's labelled images in train, above 0 and at most 1; of images
+            in groups whole groups are drawn.
         data: arguments of `ContrastiveDataModule`, less those that change colours. `batch_size` is
             the most that a batch holds: each epoch is cut into equal batches, so that at most a few
             images wait for the next one.
@@ -53,7 +56,10 @@ class LabelledDataModule(ContrastiveDataModule):
             return
         super().setup(stage)
         train = self.splits.train
-        chosen = draw_fraction(train.labels, self.label_fraction, self.seed)
+        groups = Groups.of(train)
+        chosen = draw_fraction(train.labels, self.label_fraction, self.seed, groups)
+        if groups is not None and self.label_fraction < 1:
+            say_once(drawn_groups(self.label_fraction, train.labels, chosen, groups))
         how = self.views, self.views, self.num_workers
         self.splits = self.splits._replace(train=train.select(chosen).prepared(*how))
         # One image alone has no statistics that batch norm could use.

@@ -10,6 +10,7 @@ from torchmetrics.functional.classification import multiclass_stat_scores
 
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.errors import UserError, check
+from simclr_pl.images.groups import Groups
 from simclr_pl.images.splits import holdout, no_labels
 from simclr_pl.protocols.features import Features
 
@@ -25,18 +26,21 @@ class Rows(NamedTuple):
     Attributes:
         features: `float [N, D]`, all finite.
         labels: `int64 [N]`, none of them `UNLABELLED`.
+        groups: of the N images; `None` without groups.
     """
 
     features: Tensor
     labels: Tensor
+    groups: Groups | None = None
 
     def at(self, places: Tensor) -> "Rows":
         """Those rows alone."""
-        return Rows(self.features[places], self.labels[places])
+        groups = None if self.groups is None else self.groups.at(places.cpu())
+        return Rows(self.features[places], self.labels[places], groups)
 
     def to(self, device: torch.device) -> "Rows":
-        """The same rows on another device."""
-        return Rows(self.features.to(device), self.labels.to(device))
+        """The same rows on another device; groups stay on the CPU."""
+        return Rows(self.features.to(device), self.labels.to(device), self.groups)
 
 
 class Score(NamedTuple):
@@ -53,8 +57,13 @@ class Score(NamedTuple):
     top5: float | None = None
 
 
-def labelled(split: Features, name: str) -> Rows:
+def labelled(split: Features, name: str, groups: Groups | None = None) -> Rows:
     """The labelled rows of a split, in float32 at least.
+
+    Args:
+        split: its features.
+        name: train, val or test, for errors.
+        groups: of all images of the split; `None` without groups.
 
     Raises:
         UserError: no labels, or features that are not finite.
@@ -69,7 +78,8 @@ def labelled(split: Features, name: str) -> Rows:
             f"features of the {name} split are not finite (NaN or infinity): the encoder's weights "
             "or the images are broken; use an earlier checkpoint"
         )
-    return Rows(features, split.labels[known])
+    groups = None if groups is None else groups.at(split.index[known])
+    return Rows(features, split.labels[known], groups)
 
 
 def top_ks(classes: int) -> tuple[int, ...]:

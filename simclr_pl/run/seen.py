@@ -112,7 +112,12 @@ def sees_own_data(run: RunDirectory, dataset: Any, root: str) -> bool:
     own, default = read_config(run.config).get("data") or {}, ContrastiveDataModule()
     if dataset != (own.get("dataset") or default.given_dataset):
         return False
-    if not is_own(dataset) and dataset not in ("folder", "packed", "npz"):  # put there by us
+    if not is_own(dataset) and dataset not in (
+        "folder",
+        "manifest",
+        "packed",
+        "npz",
+    ):  # put there by us
         return True
     return expanded(root).resolve() == expanded(str(own.get("root") or default.root)).resolve()
 

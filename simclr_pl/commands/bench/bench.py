@@ -187,7 +187,7 @@ def bottleneck(found: dict[str, Any], data: ContrastiveDataModule, model: SimCLR
         what = f"the probe and the monitors: {part}. {rarer}"
     elif "callbacks" not in share:  # the rest holds them too
         what = f"what is around the step (probe, monitors, logging): {part}. {rarer}"
-    elif data.dataset == "folder" and data.num_workers:
+    elif data.dataset in ("folder", "manifest") and data.num_workers:
         what = (
             f"the cores: {part} goes to what shares them, the {data.num_workers} worker processes "
             f"that decode. {PACK}, or more cores"
@@ -212,7 +212,7 @@ def _faster_data(data: ContrastiveDataModule) -> str:
             "It is read from the disk: a faster one, or memory that holds the file, or pack again "
             "with a smaller --short_side"
         )
-    if data.dataset != "folder":
+    if data.dataset not in ("folder", "manifest"):
         return "Data that fits in memory shouldn't wait: look what else this machine does"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if data.num_workers < (cores or 1):

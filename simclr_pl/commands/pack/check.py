@@ -13,7 +13,7 @@ from simclr_pl.core.errors import UserError, check
 from simclr_pl.core.paths import expanded
 from simclr_pl.images.files.decode import BadImageError, EncodedImage
 from simclr_pl.images.files.listing import LeftOut
-from simclr_pl.images.readers.folder import read_folder
+from simclr_pl.images.readers.manifest import read_listed
 from simclr_pl.images.workers.processes import results_of
 
 CHUNK = 16
@@ -24,7 +24,7 @@ def check_images(folder: str, *, num_workers: int = 2, max_pixels: int = MAX_PIX
     """Decodes every image of a folder; a line for each that cannot be, and one for all of them.
 
     Args:
-        folder: of images, as data set `folder` has it.
+        folder: of images, as data set `folder` has it; or a manifest.
         num_workers: processes that decode; 0 decodes in this one.
         max_pixels: of an image.
 
@@ -33,7 +33,7 @@ def check_images(folder: str, *, num_workers: int = 2, max_pixels: int = MAX_PIX
     """
     check(num_workers >= 0, "num_workers", num_workers, "0 or more")
     left = LeftOut()
-    splits: Any = read_folder(expanded(folder), left=left).splits
+    splits: Any = read_listed(expanded(folder), left).splits
     paths = [path for split in splits.values() for path in split.paths]
     bad = [(path, f"it is {kind}") for path, kind in left.unread]
     total = len(paths) + len(bad)

@@ -24,7 +24,7 @@ from simclr_pl.core.errors import UserError, check
 from simclr_pl.core.paths import expanded
 from simclr_pl.core.views.parameters import MIN_SIDE
 from simclr_pl.images.files.decode import BadImageError, EncodedImage, without_pils_limit
-from simclr_pl.images.readers.folder import read_folder
+from simclr_pl.images.readers.manifest import read_listed
 from simclr_pl.images.readers.packed import PIXELS, save_index, save_pixels
 from simclr_pl.images.workers.images import ImageFiles
 from simclr_pl.images.workers.processes import results_of
@@ -55,7 +55,8 @@ def pack(
     `folder`. `pack FOLDER --check` writes nothing, and lists all files that cannot be read.
 
     Args:
-        folder: of images: a folder a class, or none, or such below train/, val/ and test/.
+        folder: of images: a folder a class, or none, or such below train/, val/ and test/; or a
+            manifest, a CSV or parquet file that lists them.
         out: directory to write, which must not exist.
         short_side: longest that an image's shorter side stays, in pixels.
         num_workers: processes that decode; 0 decodes in this one.
@@ -71,13 +72,15 @@ def pack(
     check(short_side >= MIN_SIDE, "short_side", short_side, f"at least {MIN_SIDE} pixels")
     check(num_workers >= 0, "num_workers", num_workers, "0 or more")
     source, target = expanded(folder), expanded(out)
-    if not source.is_dir():
-        raise UserError(f"there is no folder {source}: give the images' folder first")
+    if not source.exists():
+        raise UserError(
+            f"there is no folder {source}: give the images' folder, or a manifest, first"
+        )
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} exists: give another directory, or remove it first")
     if not target.absolute().parent.is_dir():
         raise UserError(f"there is no folder {target.parent} to write {target.name} into: make it")
-    raw = read_folder(source)
+    raw = read_listed(source)
     splits: Any = raw.splits
     decode = partial(_decoded, short_side=short_side, max_pixels=max_pixels)
     try:

@@ -29,12 +29,13 @@ class ContrastiveDataModule(L.LightningDataModule):
     """Pairs of augmented views for pretraining, clean images (and pairs) for evaluation.
 
     Args:
-        dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, packed, npz; hub:NAME or
-            hub:PATH (Hugging Face), torchvision:NAME (a classification set of it); or the class
-            path of a torch.utils.data.Dataset of uint8 images, or of a function that gives splits;
-            in Python an object too, as `Splits`.
+        dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, manifest, packed, npz;
+            hub:NAME or hub:PATH (Hugging Face), torchvision:NAME (a classification set of it); or
+            the class path of a torch.utils.data.Dataset of uint8 images, or of a function that
+            gives splits; in Python an object too, as `Splits`.
         root: folder of the data; for `folder` the images' own, for `packed` what `pack` has
-            written, for `npz` the file.
+            written, for `manifest` (CSV or parquet with columns path, label, split, group) and
+            `npz` the file.
         batch_size: images a step, global: over all devices together.
         image_size: side of a view in pixels (default: the data's own; 224 for photographs).
         scale: bounds of a crop's area, as a share of the image's.

@@ -49,6 +49,9 @@ class Statistics(NamedTuple):
 class Source(Protocol):
     """A split's images with labels.
 
+    A source whose images come in groups has two attributes more, `groups` (`int64 [N]`, `UNGROUPED`
+    where an image is a group of its own) and `group_names` (bytes, in the order of these numbers).
+
     Attributes:
         labels: `int64 [N]`, `UNLABELLED` where unknown.
         channels: C, of all images.

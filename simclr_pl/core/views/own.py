@@ -68,7 +68,8 @@ def views_of(makes: Any, batch: Batch) -> Views:
         _check_views(made, len(batch.index), makes)
     count = len(made)
     labels, index = batch.labels.repeat(count), batch.index.repeat(count)
-    return Views(torch.cat([*made]), labels, index, batch.epoch, per_image=count)
+    groups = None if batch.groups is None else batch.groups.repeat(count)
+    return Views(torch.cat([*made]), labels, index, batch.epoch, per_image=count, groups=groups)
 
 
 @torch.no_grad()

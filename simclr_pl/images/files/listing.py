@@ -121,21 +121,33 @@ def _folders(root: str, left: LeftOut) -> Iterator[list["os.DirEntry[str]"]]:
 
 
 def _images(entries: list["os.DirEntry[str]"], root: str, left: LeftOut) -> Iterator[File]:
-    known = suffixes()
     for entry in entries:
-        suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - of a million names
         if not is_a(entry.is_file):
             dead = entry.is_symlink()
             left.add("links to nothing" if dead else "no regular files", _below(entry.path, root))
-        elif suffix in known or (not suffix and is_image(Path(entry.path))):
+        elif is_taken(entry.path, left):
             yield File(os.fsencode(_below(entry.path, root)).replace(_SEPARATOR, b"\0"), entry.path)
-        elif remedy := unread(suffix):
-            left.add(f"of a format that is not read here, {remedy}", suffix)
-            left.unread.append((Path(entry.path), remedy))
-        elif suffix:
-            left.add("of kinds that are not read", suffix)
-        else:
-            left.add("without suffix that are no images", entry.name)
+
+
+def is_taken(path: str, left: LeftOut) -> bool:
+    """Whether a file is an image of a format that is read here, by its suffix.
+
+    Args:
+        path: the file.
+        left: counts it where it is none.
+    """
+    name = os.path.basename(path)  # noqa: PTH119 - of a million names
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - of a million names
+    if suffix in suffixes() or (not suffix and is_image(Path(path))):
+        return True
+    if remedy := unread(suffix):
+        left.add(f"of a format that is not read here, {remedy}", suffix)
+        left.unread.append((Path(path), remedy))
+    elif suffix:
+        left.add("of kinds that are not read", suffix)
+    else:
+        left.add("without suffix that are no images", name)
+    return False
 
 
 _SEPARATOR = os.fsencode(os.sep)

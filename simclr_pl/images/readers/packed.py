@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from simclr_pl.core.batch import Batch, Cut
+from simclr_pl.core.batch import UNGROUPED, Batch, Cut
 from simclr_pl.core.data.sources import Source, Statistics
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import accepted, name_of
@@ -74,6 +74,9 @@ class PackedImages:
         names: paths of the packed files below the folder of their split; `None` where the index
             has no names.
         file: the file that `pixels` are mapped from.
+        groups: `int64 [N]`, numbers of groups, `UNGROUPED` where an image is a group of its own;
+            `None` without groups.
+        group_names: names of the groups, in the order of their numbers.
     """
 
     channels = 3
@@ -87,9 +90,12 @@ class PackedImages:
         labels: Tensor,
         names: Sequence[bytes] | None = None,
         file: "MappedFile | None" = None,
+        groups: Tensor | None = None,
+        group_names: Sequence[bytes] = (),
     ) -> None:
         self.pixels, self.sizes, self.starts, self.labels = pixels, sizes, starts, labels
         self.names, self.file = names, file
+        self.groups, self.group_names = groups, group_names
         # A split and its parts share their pixels, and the copies of these on other devices.
         self._copies: WeakValueDictionary[torch.device, Tensor] = WeakValueDictionary()
 
@@ -124,7 +130,8 @@ class PackedImages:
                 column.to(device, non_blocking=True)
                 for column in (self.labels[index], index, sizes)
             )
-            yield Batch(images, labels, places_in_split, epoch, sizes)
+            groups = None if self.groups is None else self.groups[index].to(device)
+            yield Batch(images, labels, places_in_split, epoch, sizes, groups)
 
     def select(self, index: Tensor) -> "PackedImages":
         """The images at `index`, as a split of their own; nothing is copied."""
@@ -176,7 +183,9 @@ class PackedImages:
     def _twin(self, pixels: Tensor, index: Tensor, labels: Tensor) -> "PackedImages":
         names = None if self.names is None else [self.names[i] for i in index.tolist()]
         starts = self.starts[index]
-        twin = PackedImages(pixels, self.sizes[index], starts, labels, names, self.file)
+        groups = None if self.groups is None else self.groups[index]
+        how = self.file, groups, self.group_names
+        twin = PackedImages(pixels, self.sizes[index], starts, labels, names, *how)
         twin._copies = self._copies
         return twin
 
@@ -209,6 +218,11 @@ def save_index(
         "counts": np.array([len(splits.get(name, ())) for name in SPLITS]),
         "names": np.frombuffer(b"\0".join(names), np.uint8),
     }
+    groups: list[Any] = [getattr(split, "groups", None) for split in splits.values()]
+    if all(of is not None for of in groups):  # in all splits, or in none
+        known = getattr(splits["train"], "group_names", ())
+        arrays["groups"] = torch.cat(groups).numpy()
+        arrays["group_names"] = np.frombuffer(b"\0".join(known), np.uint8)
     with whole(folder / INDEX) as file:
         np.savez_compressed(file, **arrays)
 
@@ -222,6 +236,9 @@ def read_packed(root: Path) -> Raw:
     starts = ends - 3 * sizes.prod(1)
     pixels, file = _mapped(root / PIXELS, int(ends[-1])), MappedFile(root / PIXELS)
     names = index["names"].tobytes().split(b"\0") if "names" in index else None
+    groups = torch.from_numpy(index["groups"].astype(np.int64)) if "groups" in index else None
+    found = index["group_names"].tobytes() if groups is not None else b""
+    group_names = found.split(b"\0") if found else ()
     splits: dict[str, PackedImages] = {}
     counts = index["counts"].tolist()
     for name, count, stop in zip(SPLITS, counts, np.cumsum(counts).tolist(), strict=True):
@@ -232,6 +249,7 @@ def read_packed(root: Path) -> Raw:
             splits[name] = PackedImages(
                 pixels[begin:end], sizes[here], starts[here] - begin, labels[here],
                 None if names is None else names[here], file,
+                None if groups is None else groups[here], group_names,
             )  # fmt: skip
     return Raw(**splits, classes=tuple(map(str, index["classes"].tolist())))
 
@@ -259,10 +277,18 @@ def _read_index(root: Path) -> dict[str, Any]:
     return arrays
 
 
-def _fits(sizes: Any, labels: Any, counts: Any, classes: Any, names: Any = None, **_: Any) -> bool:
+def _fits(
+    sizes: Any, labels: Any, counts: Any, classes: Any, names: Any = None, groups: Any = None,
+    group_names: Any = None, **_: Any,
+) -> bool:  # fmt: skip
     """Whether kinds and shapes of the arrays fit each other."""
     if names is not None and (names.dtype != np.uint8 or (names == 0).sum() != len(labels) - 1):
         return False
+    if groups is not None:
+        of = 0 if group_names is None or not group_names.size else 1 + (group_names == 0).sum()
+        whole_numbers = groups.dtype.kind in "iu" and groups.shape == labels.shape
+        if not whole_numbers or groups.min() < UNGROUPED or groups.max() >= of:
+            return False
     numbers = all(array.dtype.kind in "iu" for array in (sizes, labels, counts))
     return bool(
         numbers and sizes.ndim == 2 and sizes.shape[1] == 2 and len(sizes) and (sizes > 0).all()

@@ -49,6 +49,7 @@ class Images(Protocol):
     """Images that a worker opens one by one; see `WorkerImages`."""
 
     labels: Tensor
+    groups: Tensor | None
     channels: int
     reading: Reading
 
@@ -124,7 +125,8 @@ class Crops:
         elif failed:
             kept = [row for row in range(len(index)) if row not in failed]
             index, crops = index[kept], crops[kept]
-        return Read(Batch(crops, self.images.labels[index], index, epoch), bad)
+        groups = None if self.images.groups is None else self.images.groups[index]
+        return Read(Batch(crops, self.images.labels[index], index, epoch, groups=groups), bad)
 
     def _cut(self, index: Tensor, epoch: int, crops: Tensor) -> dict[int, BadImageError]:
         """Fills the rows of images that can be read; returns the errors of the other rows."""

@@ -35,6 +35,10 @@ class WorkerImages(ABC):
 
     channels = 3
     side: int | None = None
+    groups: Tensor | None = None
+    """`int64 [N]`, `UNGROUPED` where an image is a group of its own; `None` without groups."""
+    group_names: Sequence[bytes] = ()
+    """Names of the groups, in the order of their numbers."""
     reading = Reading()
     """How images are read."""
     unreadable: Unreadable | None = None
@@ -150,6 +154,7 @@ class WorkerImages(ABC):
     def select(self, index: Tensor) -> Self:
         """The images at `index`, as a split of their own."""
         twin = self.relabel(self.labels[index])
+        twin.groups = None if self.groups is None else self.groups[index]
         twin.keep(index)
         return twin
 
@@ -167,17 +172,24 @@ class ImageFiles(WorkerImages):
         paths: the files.
         labels: `int64 [N]`, `UNLABELLED` where unknown.
         root: folder of the split, which holds all files; without it images have no names.
+        names: of the images, where they are not the paths below `root`.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: Tensor, root: Path | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: Tensor,
+        root: Path | None = None,
+        names: Sequence[bytes] | None = None,
+    ) -> None:
         super().__init__(labels)
-        self.paths, self.root = list(paths), root
+        self.paths, self.root, self.given = list(paths), root, names
 
     @property
     def names(self) -> Sequence[bytes] | None:
-        """Paths below `root`; `None` without one."""
-        if self.root is None:
-            return None
+        """As they were given, or paths below `root`; `None` without either."""
+        if self.given is not None or self.root is None:
+            return self.given
         start = len(self.root.parts)
         return [os.fsencode("/".join(path.parts[start:])) for path in self.paths]
 
@@ -195,4 +207,6 @@ class ImageFiles(WorkerImages):
 
     def keep(self, index: Tensor) -> None:
         """Keeps the paths at `index` alone."""
-        self.paths = [self.paths[i] for i in index.tolist()]
+        places = index.tolist()
+        self.paths = [self.paths[i] for i in places]
+        self.given = self.given and [self.given[i] for i in places]

@@ -29,6 +29,8 @@ class Unreadable:
 
     def __init__(self, root: str | Path, images: int, file: Path | None = None) -> None:
         self.root, self.images, self.file = root, images, file
+        self.listed: list[Path] = []
+        """The files of a data set that is no folder; empty for a folder, whose files it holds."""
         self._known: set[str] = set()
 
     def add(self, path: str | Path, why: str) -> None:
@@ -83,6 +85,8 @@ class Unreadable:
         except OSError as error:
             sys.stdout.write(f"{self.file} cannot be written ({error.strerror})\n")
             return set()
+        if self.listed:
+            return {str(path) for path in self.listed} & names | {name}
         root = str(self.root)
         is_folder = isinstance(self.root, Path)
         return {n for n in names if (n.startswith(root) if is_folder else root in n)} | {name}

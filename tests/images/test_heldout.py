@@ -14,8 +14,8 @@ from simclr_pl import UserError
 from simclr_pl.commands.pack.pack import pack
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.images.datasets import load
-from simclr_pl.images.heldout import OLDER, HeldOut
 from simclr_pl.images.hashes import hashes
+from simclr_pl.images.heldout import OLDER, HeldOut
 from simclr_pl.images.splits import holdout
 from simclr_pl.images.workers.images import ImageFiles
 

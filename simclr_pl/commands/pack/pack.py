@@ -74,7 +74,7 @@ def pack(
     source, target = expanded(folder), expanded(out)
     if not source.exists():
         raise UserError(
-            f"there is no folder {source}: give the images' folder, or a manifest, first"
+            f"there is no folder {source}: give the images' folder first (or a manifest)"
         )
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} exists: give another directory, or remove it first")

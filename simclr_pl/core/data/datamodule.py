@@ -252,7 +252,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         if source is None:
             raise UserError(
                 f"{self.dataset} at {self.root} has no {split} split: give the data set one "
-                "(for a folder: train/, val/ and test/), or score another split"
+                "(a folder's train/, val/ and test/, a manifest's split), or score another split"
             )
         rank, world = self._ranks()
         rows = loaders.scored_rows(source.labels, split, world, labelled_only=labelled_only)

@@ -128,7 +128,7 @@ def check_same_recipe(
     else:  # (Older versions wrote secrets into it.)
         known = {key: value for key, value in flat(defaults or {}).items() if key in after}
         was = flat(without_secrets(read_config(run.config))[0])
-        before = older | recipe_of_today(was, known)
+        before = older | recipe_of_today(was, known, after)
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE):
             raise UserError(

@@ -12,6 +12,9 @@ from simclr_pl.core.distributed import rank_and_world
 from simclr_pl.core.model.lars import Lars
 from simclr_pl.protocols.finetune import DECIDES
 
+GRAYSCALE = 0.2
+"""The default of `data.grayscale` until there was `data.range`; now it depends on the bands."""
+
 
 class OlderRuns(L.Callback):
     """Lets optimisers load what an older version has saved."""
@@ -69,13 +72,18 @@ def from_timm(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | N
     return {"state": velocities, "param_groups": groups}
 
 
-def recipe_of_today(old: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of a fine-tuning in today's words; any other one as it is.
+def recipe_of_today(
+    old: dict[str, Any], defaults: dict[str, Any], now: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """A recipe in today's words.
 
     Args:
         old: a run's recipe, by dotted names.
         defaults: of the options that it had no names for.
+        now: the recipe that it is compared with, if there is one.
     """
+    if (now or {}).get("data.grayscale", 0) is None and old.get("data.grayscale") == GRAYSCALE:
+        old = old if "data.range" in old else old | {"data.grayscale": None}
     if "label_fraction" not in old:
         return old
     names = {**DECIDES, "checkpoint.path": "model.checkpoint"}

@@ -41,12 +41,12 @@ class ContrastiveDataModule(L.LightningDataModule):
         scale: bounds of a crop's area, as a share of the image's.
         flip: probability of mirroring left and right.
         jitter: colour jitter, the paper's strength s (1 for ImageNet, 0.5 for CIFAR-10, 0: none).
-        grayscale: probability of dropping colour.
+        grayscale: probability of dropping colour (default: 0.2 of RGB, 0 of other bands).
         blur: probability of Gaussian blur (the paper has 0.5 for ImageNet, 0 for CIFAR-10).
         mean: of each channel, from 0 to 1 (default: counted; ImageNet's for photographs).
         std: of each channel, likewise.
-        views: simclr, or the class path of your own: of (images [B, C, H, W], index, epoch) it
-            makes two or more float tensors [B, C, S, S].
+        views: simclr, extended (turned, padded, solarised too), or the class path of your own: of
+            (images [B, C, H, W], index, epoch) it makes two or more float tensors [B, C, S, S].
         num_workers: processes that decode image files, a device; other sets need none.
         split_seed: of the validation holdout; keep it, so that runs are comparable.
         labels: given, or none: all images are unlabelled (where folders are cameras, no classes).
@@ -72,7 +72,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         scale: tuple[float, float] = (0.08, 1.0),
         flip: float = 0.5,
         jitter: float = 1.0,
-        grayscale: float = 0.2,
+        grayscale: float | None = None,
         blur: float = 0.5,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
@@ -134,11 +134,6 @@ class ContrastiveDataModule(L.LightningDataModule):
         where = self.root, self.split_seed, self.kept, self.reading, self.left_out
         splits = read_dataset(self.given_dataset, *where)
         channels = splits.train.channels
-        if channels not in (1, 3) and any(self._augmentation[k] for k in ("jitter", "grayscale")):
-            raise UserError(
-                f"{self.dataset} has images of {channels} channels, and colours are changed "
-                "only of 1 or 3: give --data.jitter 0 --data.grayscale 0"
-            )
         mean, std, self.empty_channels = splits.train.statistics()
         self.mean = sources.per_channel("mean", self._mean or mean, channels)
         self.std = sources.per_channel("std", self._std or std, channels)

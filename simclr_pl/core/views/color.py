@@ -1,10 +1,12 @@
 """Colour operations on a batch whose samples each have their own strength and order.
 
-All work on `float [C, B, H, W]` in [0, 1] with C = 3 (RGB) or 1: each channel is one plane of
-contiguous memory. They agree with `torchvision.transforms.v2.functional` sample by sample. Nothing
-here depends on a sample's place in the batch, to the bit.
+All work on `float [C, B, H, W]` in [0, 1]: each channel is one plane of contiguous memory. C = 3 is
+RGB and C = 1 gray: they agree with `torchvision.transforms.v2.functional` sample by sample. Any
+other number are bands, which have brightness and contrast each of its own, and no hue. Nothing here
+depends on a sample's place in the batch, to the bit.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -27,8 +29,8 @@ class Jitter(NamedTuple):
     Attributes:
         on: `bool [B]`, whether the sample is jittered at all.
         order: `int64 [B, 4]`, which operation comes first, second, ...
-        factor: `float [B, 4]`: brightness, contrast and saturation factors (1 changes nothing), and
-            hue shift in turns of the colour circle (0 changes nothing).
+        factor: `float [B, 4]`, or of bands `[B, 4, C]`: brightness, contrast and saturation factors
+            (1 changes nothing), and hue shift in turns of the colour circle (0 changes nothing).
     """
 
     on: Tensor
@@ -37,9 +39,9 @@ class Jitter(NamedTuple):
 
 
 def luma(planes: Tensor | Sequence[Tensor]) -> Tensor:
-    """Grayscale of RGB planes, a plane each; of one plane that plane itself, as a view."""
-    if len(planes) == 1:
-        return planes[0]
+    """Grayscale of RGB planes, a plane each; of one plane that plane itself; of bands the mean."""
+    if len(planes) != 3:
+        return planes[0] if len(planes) == 1 else functools.reduce(torch.add, planes) / len(planes)
     red, green, blue = planes
     gray: Tensor = red * LUMA[0]
     return gray.add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
@@ -47,10 +49,11 @@ def luma(planes: Tensor | Sequence[Tensor]) -> Tensor:
 
 def to_grayscale(planes: Tensor, on: Tensor) -> Tensor:
     """Replaces the channels of samples that are `on` (`bool [B]`) by their luma, in place."""
-    if len(planes) != 3:
+    if len(planes) == 1:
         return planes
     chosen = on.nonzero()[:, 0]
-    return planes.index_copy_(1, chosen, luma(planes.index_select(1, chosen)).expand(3, -1, -1, -1))
+    gray = luma(planes.index_select(1, chosen))
+    return planes.index_copy_(1, chosen, gray.expand(len(planes), -1, -1, -1))
 
 
 def place_of_hue(how: Jitter) -> Tensor:
@@ -84,14 +87,16 @@ def jitter(planes: Tensor, how: Jitter) -> Tensor:
 def shares(how: Jitter, channels: int) -> Tensor:
     """`float [3, 4, B]`: of the image, of its mean luma and of its luma, at each of four steps.
 
-    Where the operation is hue, or saturation of one channel, the image's is 1: nothing changes.
+    Of bands `[3, 4, C, B]`. Where the operation is hue, or saturation of anything but RGB, the
+    image's share is 1: nothing changes.
 
     Args:
         how: of B samples.
-        channels: C, 1 or 3.
+        channels: C.
     """
-    order = how.order.T
-    factor = how.factor.T.gather(0, order)
+    order, factor = how.order.T, how.factor.movedim(0, -1)
+    order = order if factor.dim() == 2 else order[:, None].expand(factor.shape)
+    factor = factor.gather(0, order)
     idle = order == HUE if channels == 3 else order >= SATURATION
     own = torch.where(idle, 1.0, factor)
     rest = 1 - own
@@ -101,8 +106,11 @@ def shares(how: Jitter, channels: int) -> Tensor:
 
 
 def _blend(planes: Tensor, own: Tensor, to_mean: Tensor, to_gray: Tensor) -> None:
-    """A weighted sum of image, mean luma and luma, clamped to [0, 1], in place."""
-    gray = luma(planes)
+    """A weighted sum of image, mean luma and luma, clamped to [0, 1], in place.
+
+    Each of several bands is blended with its own mean.
+    """
+    gray = luma(planes) if len(planes) in (1, 3) else planes
     # Two sums of one row each: a single sum over a whole image could be split over threads in
     # another way for a batch of one.
     mean = gray.mean(-1, keepdim=True).mean(-2, keepdim=True)

@@ -16,7 +16,7 @@ def recoloured(planes: Tensor, how: Jitter, gray: Tensor, mean: Tensor, std: Ten
     """Jitters, drops colour, and normalises.
 
     Args:
-        planes: `float [C, B, S, S]` in [0, 1], C = 1 or 3.
+        planes: `float [C, B, S, S]` in [0, 1], any C.
         how: of each sample.
         gray: `bool [B]`, drop colour.
         mean: of each channel, `[C, 1, 1]`.
@@ -31,9 +31,13 @@ def recoloured(planes: Tensor, how: Jitter, gray: Tensor, mean: Tensor, std: Ten
     own = torch.where(jittered, own, 1.0)
     to_mean, to_gray = (torch.where(jittered, share, 0.0) for share in (to_mean, to_gray))
     for step in range(4):
-        gray_now = luma(colours)
-        target = gray_now * to_gray[step] + gray_now.mean(-1, keepdim=True) * to_mean[step]
-        new = [(colour * own[step] + target).clamp(0, 1) for colour in colours]
+        if count in (1, 3):
+            gray_now = luma(colours)
+            target = gray_now * to_gray[step] + gray_now.mean(-1, keepdim=True) * to_mean[step]
+            new = [(colour * own[step] + target).clamp(0, 1) for colour in colours]
+        else:
+            bands = zip(colours, own[step], to_mean[step], strict=True)
+            new = [(c * a + c.mean(-1, keepdim=True) * b).clamp(0, 1) for c, a, b in bands]
         if count == 3:
             is_hue = jittered & (how.order[:, step, None] == HUE)
             new = _where(is_hue, _hue_shifted(colours, turns), new)

@@ -14,9 +14,14 @@ from simclr_pl.core.views.simclr import SimCLRViews
 
 OPTION = "data.views"
 
-PAPER = {"simclr": "simclr_pl.core.views.simclr:SimCLRViews"}
+VIEWS = {
+    "simclr": "simclr_pl.core.views.simclr:SimCLRViews",
+    "extended": "simclr_pl.images.views.extended:MoreViews",
+}
 
-OFFERED = ("image_size", "scale", "flip", "jitter", "grayscale", "blur", "mean", "std", "seed")
+OFFERED = (
+    "image_size", "scale", "flip", "jitter", "grayscale", "blur", "mean", "std", "seed", "compiled",
+)  # fmt: skip
 """Attributes of the paper's views that a class of the user's gets, as far as it names them."""
 
 
@@ -24,9 +29,9 @@ def build_views(given: Any, paper: SimCLRViews) -> Any:
     """What makes the views: the paper's, or what a recipe or Python gives.
 
     Args:
-        given: `None` or `simclr`; a class path, or a mapping of `class_path` and `init_args`; from
-            Python a class, or an object: (images uint8 [B, C, H, W], index int64 [B], epoch) to V
-            float tensors [B, C, S, S].
+        given: `None` or `simclr`; another name of `VIEWS`, a class path, or a mapping of
+            `class_path` and `init_args`; from Python a class, or an object: (images uint8 [B, C, H,
+            W], index int64 [B], epoch) to V float tensors [B, C, S, S].
         paper: the paper's views of these data.
 
     Raises:
@@ -34,7 +39,7 @@ def build_views(given: Any, paper: SimCLRViews) -> Any:
     """
     if given in (None, "simclr"):
         return paper
-    choice = lookup(given, PAPER, OPTION)
+    choice = lookup(given, VIEWS, OPTION)
     offered = {name: getattr(paper, name) for name in OFFERED}
     if inspect.isclass(choice.target):
         return construct(choice, OPTION, **offered)
@@ -83,8 +88,9 @@ def clean_of(makes: Any, paper: SimCLRViews, batch: Batch, views: Views | None) 
         batch: images on the device that the result is wanted on.
         views: of the same batch, where they are wanted too.
     """
-    # Worker-cut batches hold the clean crop last, already square and of the right size.
-    whole = batch.images if batch.images.dim() == 4 else batch.images[:, -1]
+    # Worker-cut batches hold the clean crop last, already square, in the top left corner.
+    side = paper.image_size
+    whole = batch.images if batch.images.dim() == 4 else batch.images[:, -1, :, :side, :side]
     sizes = {} if batch.sizes is None else {"sizes": batch.sizes}
     clean = getattr(makes, "clean", paper.clean)(whole, **sizes)
     return EvaluationBatch(clean, views, batch.labels, batch.index)

@@ -24,6 +24,8 @@ class ViewParameters(NamedTuple):
         gray: `bool [B]`, drop colour.
         blur: `bool [B]`, blur.
         sigma: `float [B]`, the blur's standard deviation in pixels.
+        own: `[B, K]`, uniform numbers that a subclass of the views has drawn for operations of its
+            own; K is 0 in the paper's views.
     """
 
     crop: Tensor
@@ -32,6 +34,7 @@ class ViewParameters(NamedTuple):
     gray: Tensor
     blur: Tensor
     sigma: Tensor
+    own: Tensor
 
     def select(self, part: Tensor) -> "ViewParameters":
         """Those of the samples `part`, `int64`."""

@@ -39,14 +39,14 @@ class SimCLRViews(nn.Module):
         scale: bounds of a crop's area, as a share of the image's.
         flip: probability of mirroring left and right.
         jitter: the paper's strength s, 0 to 2.5: factors within 0.8s of 1, hue within 0.2s; p 0.8.
-        grayscale: probability of dropping colour.
+        grayscale: probability of dropping colour (default: 0.2 of RGB, 0 of other bands).
         blur: probability of Gaussian blur, with a kernel of a tenth of the image.
         mean: of each channel, on a scale of 0 to 1.
         std: of each channel, likewise.
         seed: the run's seed.
-        compiled: compile what makes them, cuts (but of images of many sizes), colours (of 1 or 3
-            channels) and, on accelerators, blur: the same views to rounding, and the first batches
-            wait for the compiler.
+        compiled: compile what makes them, cuts (but of images of many sizes), colours and, on
+            accelerators, blur: the same views to rounding, and the first batches wait for the
+            compiler.
         count: V, views of each image.
 
     Raises:
@@ -60,7 +60,7 @@ class SimCLRViews(nn.Module):
         scale: tuple[float, float] = (0.08, 1.0),
         flip: float = 0.5,
         jitter: float = 1.0,
-        grayscale: float = 0.2,
+        grayscale: float | None = None,
         blur: float = 0.5,
         mean: tuple[float, ...] = (0.485, 0.456, 0.406),
         std: tuple[float, ...] = (0.229, 0.224, 0.225),
@@ -71,8 +71,10 @@ class SimCLRViews(nn.Module):
         super().__init__()
         keep_freed_memory()
         self.image_size, self.count, self.seed, self.scale = image_size, count, seed, scale
-        self.flip, self.jitter, self.grayscale, self.blur = flip, jitter, grayscale, blur
         self.mean, self.std, self.compiled = tuple(mean), tuple(std), compiled
+        if grayscale is None:
+            grayscale = 0.2 if len(self.mean) == 3 else 0.0
+        self.flip, self.jitter, self.grayscale, self.blur = flip, jitter, grayscale, blur
         check_settings(self)
         if compiled:
             check_compiler("data.compiled")
@@ -126,20 +128,26 @@ class SimCLRViews(nn.Module):
         # MPS has no float64, and not all of int64: there the few numbers are made on the CPU.
         if index.device.type == "mps":
             index, view = index.cpu(), view.cpu() if isinstance(view, Tensor) else view
-        u = uniform(self.seed, epoch, index, view, crop.DRAWS + 10)
-        flip, on, order, *factors, gray, blur, sigma = u[:, crop.DRAWS :].unbind(1)
+        bands, first = len(self.mean) if len(self.mean) not in (1, 3) else 0, crop.DRAWS + 10
+        u = uniform(self.seed, epoch, index, view, first + 4 * bands)
+        flip, on, order, *factors, gray, blur, sigma = u[:, crop.DRAWS : first].unbind(1)
+        factor = torch.stack(factors, 1)
         # Factors are uniform from max(0, 1 - 0.8 s) to 1 + 0.8 s; the hue's turn is centred on 0.
         strong, turn = 0.8 * self.jitter, 0.2 * self.jitter
         bounds = ((max(0.0, 1 - strong),) * 3 + (-turn,), (1 + strong,) * 3 + (turn,))
         low, high = constant(bounds, u.dtype, u.device)
+        if bands:  # each has its own
+            factor = u[:, first:].unflatten(1, (4, bands))
+            low, high = low[:, None], high[:, None]
         orders = constant(color.ORDERS, torch.int64, u.device)
         jitter = color.Jitter(
             on=on < (JITTER_CHANCE if self.jitter else 0.0),
             order=orders[(order * len(orders)).long()],
-            factor=low + torch.stack(factors, 1) * (high - low),
+            factor=low + factor * (high - low),
         )
         drawn = u[:, : crop.DRAWS], flip < self.flip, jitter, gray < self.grayscale
-        return ViewParameters(*drawn, blur < self.blur, SIGMA[0] + sigma * (SIGMA[1] - SIGMA[0]))
+        sigma = SIGMA[0] + sigma * (SIGMA[1] - SIGMA[0])
+        return ViewParameters(*drawn, blur < self.blur, sigma, own=u[:, :0])
 
     def boxes(self, how: ViewParameters, height: Tensor | int, width: Tensor | int) -> Tensor:
         """Crop boxes `int64 [B, 4]` (top, left, height, width) for images of the given sizes."""
@@ -160,29 +168,29 @@ class SimCLRViews(nn.Module):
         box = self.boxes(how, *size_of).to(device)
         how = how.to(device)
         if not images.is_cpu:
-            planes = self._cut(images, image, view, box, how.flip, mixed=sizes is not None)
+            planes = self._cut(images, image, view, box, how, mixed=sizes is not None)
             return self._recolour(planes, how)
         done = torch.empty(count, channels, size, size, dtype=torch.float32)
         start = 0
         place = color.place_of_hue(how.jitter)
         for places in place.tensor_split(-(-count // _at_a_time(PART, done[0]))):
             part = places.argsort(stable=True) + start
-            which = image[part], view[part], box[part], how.flip[part]
-            planes = self._cut(images, *which, mixed=sizes is not None)
-            there = done[start : start + len(part)]
-            made = self._recolour(planes, how.select(part))
+            drawn, there = how.select(part), done[start : start + len(part)]
+            which = image[part], view[part], box[part], drawn
+            made = self._recolour(self._cut(images, *which, mixed=sizes is not None), drawn)
             torch.index_select(made, 0, (part - start).argsort(), out=there)
             start += len(part)
         return done
 
     def _cut(
-        self, images: Tensor, which: Tensor, view: Tensor, box: Tensor, flip: Tensor, *, mixed: bool
-    ) -> Tensor:
+        self, images: Tensor, which: Tensor, view: Tensor, box: Tensor, how: ViewParameters,
+        *, mixed: bool,
+    ) -> Tensor:  # fmt: skip
         """Crops, mirrored where they are to be: `float [C, B, S, S]` in [0, 1]."""
         if images.dim() == 5:
             cut = which * images.shape[1] + view
-            return _mirrored(images.flatten(0, 1).index_select(0, cut), flip)
-        return self._resized(images, which, box, flip, mixed=mixed)
+            return _mirrored(images.flatten(0, 1).index_select(0, cut), how.flip)
+        return self._resized(images, which, box, how.flip, mixed=mixed)
 
     def _resized(
         self, images: Tensor, which: Tensor, box: Tensor, flip: Tensor | None, *, mixed: bool
@@ -205,7 +213,8 @@ class SimCLRViews(nn.Module):
     def _recolour(self, planes: Tensor, how: ViewParameters) -> Tensor:
         """Everything behind the crop: `float [C, B, S, S]` to `[B, C, S, S]`, its own memory."""
         mean, std = self._statistics(planes.device)
-        if len(planes) in (1, 3) and (self.compiled or not planes.is_cpu):
+        colours = len(planes) in (1, 3) or self.jitter or self.grayscale
+        if colours and (self.compiled or not planes.is_cpu):
             fuse = compiled(fused.recoloured) if self.compiled else fused.recoloured
             images: Tensor = fuse(planes, how.jitter, how.gray, mean, std)
         else:

@@ -26,7 +26,7 @@ from simclr_pl.images.files.pixels import check_whole, to_rgb, turn_of
 SCALES = (8, 4, 2, 1)
 """Pixels of a JPEG's row that may be decoded as one, from fewer frequencies."""
 
-Box = Sequence[int]
+Box = Sequence[float]
 """Top, left, height, width in pixels of the whole image."""
 
 
@@ -202,11 +202,11 @@ def without_pils_limit() -> Iterator[None]:
 def cut_box(
     image: Image.Image, box: Box, scale: int, size: int, overhang: tuple[int, int]
 ) -> Image.Image:
-    """A box of an image, resized to `size` x `size`.
+    """A box of an image, resized to `size` x `size`; mirrored where the box leaves the image.
 
     Args:
         image: decoded with one pixel for `scale` x `scale`.
-        box: in pixels of the whole image.
+        box: in pixels of the whole image, whole numbers or fractions.
         scale: pixels of a row of the whole image that are one pixel here.
         size: side of the result in pixels.
         overhang: pixels of the whole image that `image` has left of, and above, it.
@@ -216,6 +216,17 @@ def cut_box(
     # Whole pixels around the box are cut first, so that the filter sees nothing beyond the box but
     # the pixels that lie across its edges.
     x, y = math.floor(left), math.floor(top)
-    crop = image.crop((x, y, math.ceil(right), math.ceil(bottom)))
+    crop = _whole_pixels(image, x, y, math.ceil(right), math.ceil(bottom))
     inner = (left - x, top - y, right - x, bottom - y)
     return crop.resize((size, size), Image.Resampling.BILINEAR, box=inner)
+
+
+def _whole_pixels(image: Image.Image, left: int, top: int, right: int, bottom: int) -> Image.Image:
+    """The pixels of a box; beyond the image's edges they are mirrored, without the edge's own."""
+    inside = max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)
+    crop = image.crop(inside)
+    if inside == (left, top, right, bottom):
+        return crop
+    pixels = np.asarray(crop)
+    border = (inside[1] - top, bottom - inside[3]), (inside[0] - left, right - inside[2]), (0, 0)
+    return Image.fromarray(np.pad(pixels, border[: pixels.ndim], mode="reflect"))

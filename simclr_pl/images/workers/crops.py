@@ -68,6 +68,11 @@ def kinds(cut: Cut, views: int) -> list[int]:
     return {"views": [views], "clean": [1], "both": [views, 1]}[cut]
 
 
+def side_of(views: SimCLRViews, cut: Cut) -> int:
+    """Side of a worker's crops in pixels: S, or more where the device is to turn them."""
+    return views.image_size if cut == "clean" else getattr(views, "cut_size", views.image_size)
+
+
 class Read(NamedTuple):
     """A batch, and the images that could not be read for it.
 
@@ -99,7 +104,7 @@ class Crops:
 
     def __init__(self, images: Images, views: SimCLRViews, cut: Cut, *, training: bool) -> None:
         self.images, self.views, self.cut, self.training = images, views, cut, training
-        self.kinds = kinds(cut, views.count)
+        self.kinds, self.side = kinds(cut, views.count), side_of(views, cut)
         self._order: tuple[int, Tensor] | None = None
 
     def read(self, asked: tuple[int, np.ndarray[Any, np.dtype[np.int64]]]) -> Read:
@@ -111,9 +116,9 @@ class Crops:
         Raises:
             UserError: an image that cannot be read, where that is an error; or all of them.
         """
-        (epoch, places), size = asked, self.views.image_size
+        epoch, places = asked
         index = torch.tensor(places)
-        shape = (sum(self.kinds), self.images.channels, size, size)
+        shape = (sum(self.kinds), self.images.channels, self.side, self.side)
         crops = torch.empty(len(index), *shape, dtype=torch.uint8)
         failed = self._cut(index, epoch, crops)
         if failed and self.images.reading.on_bad_image == "error":
@@ -145,10 +150,20 @@ class Crops:
             groups = zip(*(kind.tolist() for kind in boxes.split(self.kinds, 1)), strict=True)
             for (row, file), of_file in zip(files.items(), groups, strict=True):
                 try:
-                    file.crops(of_file, self.views.image_size, crops[row])
+                    self._cut_one(file, of_file, crops[row])
                 except BadImageError as error:
                     failed[row] = error
         return failed
+
+    def _cut_one(self, file: Opened, groups: Sequence[Sequence[Box]], crops: Tensor) -> None:
+        """Fills an image's crops. A clean image smaller than they are lies in the top left."""
+        size = self.views.image_size
+        if self.side == size or self.cut == "views":
+            file.crops(groups, self.side, crops)
+            return
+        views, clean = groups
+        file.crops([views], self.side, crops[:-1])
+        file.crops([clean], size, crops[-1:].zero_()[..., :size, :size])
 
     def _replace(
         self, row: int, error: BadImageError, index: Tensor, epoch: int, crops: Tensor
@@ -172,7 +187,7 @@ class Crops:
         return (int(order[(first + step) % len(order)]) for step in range(len(order)))
 
     def _boxes(self, index: Tensor, epoch: int, files: Sequence[Opened]) -> Tensor:
-        """`int64 [B, K, 4]`: the views' boxes, then the clean image's, as far as `cut` has them."""
+        """`[B, K, 4]`: the views' boxes, then the clean image's, as far as `cut` has them."""
         height = torch.tensor([file.height for file in files])
         width = torch.tensor([file.width for file in files])
         boxes: list[Tensor] = []
@@ -180,7 +195,8 @@ class Crops:
             count = self.views.count
             view = torch.arange(count).repeat_interleave(len(index))
             how = self.views.draw(index.repeat(count), epoch, view)
-            boxes += self.views.boxes(how, height.repeat(count), width.repeat(count)).chunk(count)
+            box_of = getattr(self.views, "hulls", self.views.boxes)
+            boxes += box_of(how, height.repeat(count), width.repeat(count)).chunk(count)
         if self.cut != "views":
             boxes.append(centre_boxes(height, width, CLEAN_SHARE))
         return torch.stack(boxes, 1)

@@ -17,7 +17,7 @@ from simclr_pl.core.data.sources import MAX_PIXELS, Statistics
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.views.simclr import SimCLRViews
 from simclr_pl.images.files.decode import EncodedImage
-from simclr_pl.images.workers.crops import PHOTOGRAPHS, Crops, Opened, Read, Reading, kinds
+from simclr_pl.images.workers.crops import PHOTOGRAPHS, Crops, Opened, Read, Reading, kinds, side_of
 from simclr_pl.images.workers.processes import batches_of, check_room, end_workers, loader_of
 from simclr_pl.images.workers.unreadable import Unreadable
 
@@ -114,7 +114,7 @@ class WorkerImages(ABC):
         if (cut, training) not in self._loaders:
             if self.views is None:
                 raise ValueError("call prepared before asking for batches")
-            crop = self.channels * self.views.image_size**2
+            crop = self.channels * side_of(self.views, cut) ** 2
             largest = max(map(len, plan), default=0) * sum(kinds(cut, self.views.count)) * crop
             check_room(largest, self.workers, len(plan))
             crops = Crops(self.relabel(self.labels), self.views, cut, training=training)

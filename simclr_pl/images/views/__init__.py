@@ -1,0 +1,1 @@
+"""Operations on views beyond the paper's: `data.views extended`."""

@@ -12,6 +12,7 @@ from simclr_pl.core.lookup import Door, name_of
 from simclr_pl.core.model.checkpoint import KEY, read_checkpoint
 from simclr_pl.core.paths import expanded
 from simclr_pl.images.heldout import HeldOut
+from simclr_pl.images.views.extended import MoreViews
 from simclr_pl.run.config import own_encoder
 from simclr_pl.run.directory import RunDirectory, run_of
 from simclr_pl.run.seen import kept_by, say_missing, sees_own_data
@@ -132,6 +133,8 @@ class Pretrained(NamedTuple):
             data = data_of(self.configs, overrides | trained, kept)
         say_missing(data)
         data.left_out = None if self.run is None else self.run.left_out
+        if isinstance(data.views, MoreViews):
+            data.views.solarise = 0.0
         return data
 
 

@@ -178,13 +178,17 @@ def test_an_unknown_data_set_is_said() -> None:
         ContrastiveDataModule(dataset="digts").prepare_data()
 
 
-@pytest.mark.parametrize("channels", [2, 4])
-def test_colour_operations_on_other_than_gray_or_rgb_are_refused(
+@pytest.mark.parametrize("channels", [2, 4, 13])
+def test_bands_have_colours_changed_and_none_is_dropped_unless_that_is_asked_for(
     tmp_path: Path, channels: int
 ) -> None:
     file = str(write_npz(tmp_path / "a.npz", 8, 8, channels))
-    with pytest.raises(UserError, match=f"{channels} channels"):
-        ready(dataset="npz", root=file)
+    data = ready(dataset="npz", root=file, batch_size=16)
+    assert (data.views.jitter, data.views.grayscale) == (1.0, 0.0)
+    assert ready(dataset="npz", root=file, grayscale=0.3).views.grayscale == 0.3
+    data.trainer = trainer()
+    made = data.make_views(next(iter(data.train_dataloader())))
+    assert made.views.shape == (32, channels, 8, 8)
 
 
 def test_without_colour_operations_any_number_of_channels_goes(tmp_path: Path) -> None:

@@ -146,16 +146,17 @@ class MoreViews(SimCLRViews):
 
         With `padding` they are the clean images' boxes.
         """
-        count, device = len(how.flip), how.flip.device
-        size = torch.stack(
-            [torch.as_tensor(s, device=device).expand(count) for s in (height, width)], 1
-        )
+        sides = []
+        for side in (height, width):  # a number is filled in: copying it would be waited for
+            filled = torch.full_like(how.flip, 1, dtype=torch.int64)
+            sides.append(filled.mul_(side.to(filled) if isinstance(side, Tensor) else side))
+        size = torch.stack(sides, 1)
         if self.padding:
             share = CLEAN_SHARE if isinstance(height, Tensor) else 1.0
             box = centre_boxes(size[:, 0], size[:, 1], share)
         else:
             box = super().boxes(how, height, width)
-        return torch.cat([box, size.to(box)], 1)
+        return torch.cat([box, size], 1)
 
     def hulls(self, how: ViewParameters, height: Tensor, width: Tensor) -> Tensor:
         """What workers cut from image files, to be turned here: `[B, 4]`.

@@ -241,6 +241,21 @@ def test_images_of_many_sizes_are_made_as_if_each_were_alone(options: dict[str, 
             assert got[i].equal(want[0])
 
 
+@pytest.mark.parametrize("workers_cut", [False, True])
+@pytest.mark.parametrize("options", [ALL, WITHOUT_PADDING, {"padding": 2}])
+def test_views_ask_the_device_for_nothing(options: dict[str, Any], workers_cut: bool) -> None:
+    """Tensors on `meta` have no numbers: whoever asks for one, as for the largest box, fails."""
+    views = MoreViews(24, **options, mean=(0.5,) * 4, std=(0.5,) * 4)
+    side = views.cut_size
+    shape = (16, 2, 4, side, side) if workers_cut else (16, 4, 40, 44)
+    images = torch.empty(shape, dtype=torch.uint8, device="meta")
+    index = torch.empty(16, dtype=torch.int64, device="meta")
+    sizes = torch.empty(16, 2, dtype=torch.int64, device="meta")  # of packed images
+    for made in [views(images, index, 3)] + [views(images, index, 3, sizes)] * (not workers_cut):
+        for view in made:
+            assert (view.device.type, view.shape) == ("meta", (16, 4, 24, 24))
+
+
 # Bad values ------------------------------------------------------------------------------------
 
 BAD: list[tuple[str, dict[str, Any]]] = [

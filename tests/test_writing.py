@@ -9,7 +9,7 @@ import torch
 from filling import no_file_above
 
 from simclr_pl import UserError
-from simclr_pl.writing import beside, cannot_write, sweep, whole, write_text
+from simclr_pl.writing import as_folder, beside, cannot_write, sweep, whole, write_text
 
 
 def test_a_file_is_replaced_at_once_and_has_the_rights_of_others(tmp_path: Path) -> None:
@@ -92,3 +92,17 @@ def test_what_a_kill_has_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted(kept)
     sweep(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(set(kept) - {other})
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("hub:uoft-cs/cifar10", "hub-uoft-cs-cifar10"),
+        ("torchvision:Flowers102", "torchvision-Flowers102"),
+        ("mine.data.Cells", "mine.data.Cells"),
+        ("hub:../my photos/", "hub-..-my-photos"),
+        (":/", "data"),
+    ],
+)
+def test_a_data_sets_name_is_one_folder(name: str, folder: str) -> None:
+    assert as_folder(name) == folder

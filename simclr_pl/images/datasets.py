@@ -52,7 +52,7 @@ def prepare(given: Any, root: str | Path) -> None:
         return
     name, root, entry = name_of(given), Path(root), _entry(given, "given", Reading())
     if entry.prepare is not None:
-        entry.prepare()
+        entry.prepare(root)
     if entry.fetch is None:
         return
     patience = socket.getdefaulttimeout()

@@ -62,7 +62,7 @@ def hub_set(given: InLibrary, labels: Labels, reading: Reading) -> Entry:
     def read(_: Path) -> Raw:
         return _read(given, options, labels, reading)
 
-    return Entry(read, prepare=lambda: _found(given, options))
+    return Entry(read, prepare=lambda _: _found(given, options))
 
 
 def _read(given: InLibrary, options: Options, labels: Labels, reading: Reading) -> Raw:

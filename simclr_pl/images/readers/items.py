@@ -130,7 +130,9 @@ def _pixels(image: Any, channels: int, name: str) -> Tensor:
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.dim() != 3:
         kind = type(image).__name__
         found = f"{image.dtype} {[*image.shape]}" if isinstance(image, Tensor) else f"a {kind}"
-        raise BadImageError(f"{OPTION}: {name} is {found}, but {_WANTED}", f"{found}, no image")
+        of_hub = "; what datasets.save_to_disk writes is read as hub:FOLDER"
+        wanted = _WANTED + of_hub * isinstance(image, dict)
+        raise BadImageError(f"{OPTION}: {name} is {found}, but {wanted}", f"{found}, no image")
     return image
 
 

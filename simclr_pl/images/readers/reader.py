@@ -58,14 +58,15 @@ class Entry(NamedTuple):
             archive may lie, and the folder that everything goes into.
         there: whether a root has all files, whole as far as that can be known.
         files: which files to put where, for people without internet.
-        prepare: downloads what a library keeps in a place of its own, or `None`.
+        prepare: makes ready what is not fetched into the root, or `None`: a library's own cache,
+            archives that lie below the root.
     """
 
     read: Callable[[Path], Raw]
     fetch: Callable[[Path, Path], None] | None = None
     there: Callable[[Path], bool] = Path.exists
     files: str = ""
-    prepare: Callable[[], Any] | None = None
+    prepare: Callable[[Path], Any] | None = None
 
 
 class InLibrary(NamedTuple):
@@ -94,8 +95,8 @@ def in_library(given: Any) -> InLibrary | None:
     if not isinstance(given, str) and not (isinstance(given, Mapping) and "class_path" in given):
         return None
     name, args = spelt_out(given, OPTION)
-    library, colon, rest = str(name).partition(":")
-    return InLibrary(library, rest, args) if colon and library in LIBRARIES else None
+    library, _, rest = str(name).partition(":")
+    return InLibrary(library, rest, args) if rest and library in LIBRARIES else None
 
 
 def classes_of(

@@ -75,8 +75,9 @@ def classification_set(given: InLibrary, labels: Labels, reading: Reading) -> En
             does not take.
     """
     found = _Set(given, labels, reading)
-    fetch = found.fetch if "download" in found.known else None
-    return Entry(found.read, fetch, found.there, found.files)
+    if "download" in found.known:
+        return Entry(found.read, found.fetch, found.there, found.files)
+    return Entry(found.read, prepare=found.there)  # ImageNet unpacks its archives
 
 
 class _Set:

@@ -86,7 +86,7 @@ def draw_fraction(
         found = "labels of 1 class alone" if members else "no labels"
         raise UserError(
             f"the train split has {found}, and a classifier needs at least 2 classes: "
-            "put the images into one folder a class"
+            "put the images into one folder a class, or give a manifest's rows labels"
         )
     if groups is not None and fraction < 1:
         return _draw_groups(labels, fraction, seed, groups)
@@ -149,7 +149,8 @@ def no_labels(split: str) -> UserError:
     """The error of an evaluation whose split has no labels."""
     return UserError(
         f"the {split} split has no labels, which this evaluation needs: put its images into one "
-        "folder a class, score another split, or judge the run by its curves (report)"
+        "folder a class (or labels into its manifest), score another split, or judge the run by "
+        "its curves (report)"
     )
 
 

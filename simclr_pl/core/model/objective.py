@@ -68,8 +68,9 @@ class Objective(Protocol):
             features: `[VB, D]`, the encoder's output, first views before second ones.
             projections: `[VB, P]`, the projector's output in the same order, not normalised.
             batch: `views [VB, C, S, S]`, `labels` and `index` `int64 [VB]`, `epoch`, `per_image`
-                (V), and `counts`, the images of each rank where that is known. With micro-batches
-                there are no `views`. What other ranks hold, the objective gathers by itself
+                (V), `groups` (`int64 [VB]`, or `None` where the data have no groups), and `counts`,
+                the images of each rank where that is known. With micro-batches there are no
+                `views`. What other ranks hold, the objective gathers by itself
                 (`simclr_pl.core.distributed.gather_with_gradient`).
         """
         ...

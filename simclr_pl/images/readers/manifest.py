@@ -117,7 +117,7 @@ def _rows(root: Path, columns: dict[str, list[str]]) -> list[Row]:
         )
     nothing = [""] * len(written)
     label, split, group = (columns.get(name, nothing) for name in ("label", "split", "group"))
-    for word in set(split) - {"", *SPLITS}:
+    for word in sorted(set(split) - {"", *SPLITS}):
         meant = next((name for name, called in CALLED.items() if word.casefold() in called), "")
         near = meant or next(iter(difflib.get_close_matches(word.lower(), SPLITS, 1)), "")
         raise UserError(

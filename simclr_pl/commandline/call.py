@@ -172,7 +172,7 @@ def data_arguments(configs: list[Path]) -> dict[str, Any]:
         content = read_config(path)
         merged |= {"seed": content["seed_everything"]} if "seed_everything" in content else {}
         merged |= {k: v for k, v in (content.get("data") or {}).items() if v is not None}
-    for name in ("scale", "mean", "std"):
+    for name in ("scale", "mean", "std", "range"):
         if isinstance(merged.get(name), list):
             merged[name] = tuple(merged[name])
     return merged

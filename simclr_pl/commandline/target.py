@@ -119,6 +119,8 @@ class Pretrained(NamedTuple):
         if self.chosen.root is not None:
             overrides |= {"root": self.chosen.root}
         overrides |= {"image_size": self.about["image_size"]}
+        if self.about.get("range") is not None:
+            overrides |= {"range": tuple(self.about["range"])}
         kept = self.held_out
         data = data_of(self.configs, overrides, kept)
         channels = self.about["encoder"]["channels"]

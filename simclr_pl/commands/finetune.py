@@ -136,6 +136,7 @@ class FineTuningCLI(SimCLRCLI):
             "image_size": about["image_size"],
             "mean": tuple(about["mean"]),
             "std": tuple(about["std"]),
+            **({} if about.get("range") is None else {"range": tuple(about["range"])}),
         }
         parser_of(self, command).set_defaults(
             {

@@ -27,7 +27,8 @@ class Batch(NamedTuple):
     """A rank's slice of a global batch, as a loader yields it.
 
     Attributes:
-        images: `uint8 [B, C, H, W]`, whole images; or `uint8 [B, K, C, S, S]` where a worker
+        images: `[B, C, H, W]`, whole images, `uint8` or (of a `data.range`) `float32` in [0, 1]; or
+            `[B, K, C, S, S]` where a worker
             process has already cut K crops from each decoded file: its views (K = V, training),
             the clean centre (K = 1, features), or views and the clean centre (K = V + 1,
             evaluation).

@@ -8,15 +8,24 @@ at most one other file of its class; a run keeps its validation images.
 
 import difflib
 import socket
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.sources import MAX_PIXELS, Labels, OnBadImage, Splits, check_splits
+from simclr_pl.core.data.sources import (
+    MAX_PIXELS,
+    Labels,
+    OnBadImage,
+    Pages,
+    Range,
+    Splits,
+    check_splits,
+)
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import name_of
 from simclr_pl.images.groups import Groups, hidden_with
@@ -31,8 +40,10 @@ from simclr_pl.images.readers.npz import read_npz
 from simclr_pl.images.readers.own import is_own, read_own
 from simclr_pl.images.readers.packed import read_packed
 from simclr_pl.images.readers.reader import LIBRARIES, Entry, Raw, first_line, in_library, say_once
+from simclr_pl.images.readers.stored import read_stored
 from simclr_pl.images.readers.torchvision_classes import classification_set
 from simclr_pl.images.readers.torchvision_sets import torchvision_set
+from simclr_pl.images.scale import in_range
 from simclr_pl.images.splits import holdout
 from simclr_pl.images.workers.crops import Reading
 from simclr_pl.images.workers.images import WorkerImages
@@ -77,6 +88,8 @@ def load(
     labels: Labels = "given",
     on_bad_image: OnBadImage = "error",
     max_pixels: int = MAX_PIXELS,
+    range: Range | Literal["auto"] | None = None,  # noqa: A002 - the option's name
+    pages: Pages | None = None,
     left_out: Path | None = None,
 ) -> Splits:
     """Reads a data set whose files are there (see `prepare`).
@@ -91,6 +104,8 @@ def load(
         labels: whether the data set's labels are used, or none.
         on_bad_image: whether an image that cannot be read is an error, or is stepped over.
         max_pixels: larger images count as images that cannot be read.
+        range: the numbers that are 0 and 1, or auto: found in a sample; `None` for 8-bit images.
+        pages: what the pages of a file are, where it has several.
         left_out: the run's file that names images which are stepped over; `None` without a run.
 
     Raises:
@@ -98,8 +113,9 @@ def load(
             a validation split that is not the run's.
     """
     name, reading = name_of(given), Reading(on_bad_image, max_pixels)
-    raw = _read(given, Path(root), labels, reading)
-    raw = raw._replace(classes=tuple(map(printable, raw.classes)))
+    raw = _read(given, Path(root), labels, reading, numbers=range is not None)
+    sources = in_range(raw.splits, range, pages, name)
+    raw = raw._replace(**sources, classes=tuple(map(printable, raw.classes)))
     check_splits(raw, name)
     where = Path(root) if name in DATASETS else name
     unreadable = Unreadable(where, sum(map(len, raw.splits.values())), left_out)
@@ -126,12 +142,13 @@ def load(
     return Splits(train, val, raw.test, raw.classes, held)
 
 
-def _read(given: Any, root: Path, labels: Labels, reading: Reading) -> Raw:
+def _read(given: Any, root: Path, labels: Labels, reading: Reading, *, numbers: bool) -> Raw:
     if is_own(given):
         raw = read_own(given, root, reading)
-    elif labels == "none" and given in ("folder", "manifest"):
+    elif given in ("folder", "manifest"):
         # Classes of val and test that train lacks are no error where nothing is labelled.
-        raw = {"folder": read_folder, "manifest": read_manifest}[given](root, labelled=False)
+        read = {"folder": read_folder, "manifest": read_manifest}[given]
+        raw = read(root, labelled=labels == "given", numbers=numbers)
     else:
         raw = _entry(given, labels, reading).read(root)
     if labels == "given":
@@ -196,4 +213,5 @@ DATASETS: dict[str, Entry] = {
     "manifest": Entry(read_manifest),
     "packed": Entry(read_packed),
     "npz": Entry(read_npz),
+    **{kind: Entry(partial(read_stored, kind=kind)) for kind in ("npy", "hdf5", "zarr")},
 }

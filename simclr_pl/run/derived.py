@@ -62,7 +62,7 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
         "data": f"{data.dataset}: {len(train)} images ({labelled} labelled for the probe), "
         f"{len(data.splits.val)} for validation, {data.num_classes} classes, {where}",
         "images": f"{data.channels} x {data.image_size} x {data.image_size}, "
-        f"mean {list(data.mean or ())}, std {list(data.std or ())}" + _empty(data),
+        f"mean {list(data.mean or ())}, std {list(data.std or ())}{_range(data)}" + _empty(data),
         "views": views,
         "encoder": f"{model.spec.name}, stem {model.stem_built}, {parameters / 1e6:.2f} M "
         "parameters with the projector" + (", compiled" if model.hparams["compiled"] else ""),
@@ -75,6 +75,11 @@ def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> d
         "seed": model.seed,
     }
     return {name: value for name, value in rows.items() if value is not None}
+
+
+def _range(data: ContrastiveDataModule) -> str:
+    """The words about the numbers that are 0 and 1."""
+    return "" if data.range is None else f" of the range {list(data.range)}"
 
 
 def _empty(data: ContrastiveDataModule) -> str:

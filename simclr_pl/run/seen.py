@@ -10,7 +10,7 @@ import numpy as np
 
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.model.checkpoint import read_checkpoint
+from simclr_pl.core.model.checkpoint import KEY, read_checkpoint
 from simclr_pl.core.paths import expanded
 from simclr_pl.images.fingerprint import Contents, changes, check_same_kind, shortened
 from simclr_pl.images.heldout import OLDER, HeldOut
@@ -22,6 +22,9 @@ from simclr_pl.writing import make_folder, whole
 
 FORMAT = 1
 """Version of the file that `save_seen` writes; another number is refused."""
+
+OF_THE_USER = ("folder", "manifest", "packed", "npz", "npy", "hdf5", "zarr")
+"""Data sets of the table that are another set at each root."""
 
 MARK = "held_out"
 """Key of a checkpoint: the digest of its run's validation images."""
@@ -101,6 +104,18 @@ def kept_by(run: RunDirectory, checkpoint: Path) -> HeldOut | None:
     return None if MARK in read_checkpoint(checkpoint) else OLDER
 
 
+def keep_range(data: ContrastiveDataModule, checkpoint: Path) -> None:
+    """Gives data whose range is found in a sample the range that a model was trained on.
+
+    Args:
+        data: not set up yet.
+        checkpoint: the model.
+    """
+    found = read_checkpoint(checkpoint)[KEY].get("range")
+    if found is not None and data.reading["range"] == "auto":
+        data.reading["range"] = tuple(found)
+
+
 def sees_own_data(run: RunDirectory, dataset: Any, root: str) -> bool:
     """Whether a data set is the one that a run's config.yaml names.
 
@@ -112,12 +127,7 @@ def sees_own_data(run: RunDirectory, dataset: Any, root: str) -> bool:
     own, default = read_config(run.config).get("data") or {}, ContrastiveDataModule()
     if dataset != (own.get("dataset") or default.given_dataset):
         return False
-    if not is_own(dataset) and dataset not in (
-        "folder",
-        "manifest",
-        "packed",
-        "npz",
-    ):  # put there by us
+    if not is_own(dataset) and dataset not in OF_THE_USER:
         return True
     return expanded(root).resolve() == expanded(str(own.get("root") or default.root)).resolve()
 

@@ -29,10 +29,9 @@ class ContrastiveDataModule(L.LightningDataModule):
     """Pairs of augmented views for pretraining, clean images (and pairs) for evaluation.
 
     Args:
-        dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, manifest, packed, npz;
-            hub:NAME or hub:PATH (Hugging Face), torchvision:NAME (a classification set of it); or
-            the class path of a torch.utils.data.Dataset of uint8 images, or of a function that
-            gives splits; in Python an object too, as `Splits`.
+        dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, manifest, packed, npz,
+            npy, hdf5, zarr; hub:NAME or hub:PATH (Hugging Face), torchvision:NAME; or the path of a
+            class (a Dataset of images) or of a function of splits; in Python an object, as `Splits`.
         root: folder of the data; for `folder` the images' own, for `packed` what `pack` has
             written, for `manifest` (CSV or parquet with columns path, label, split, group) and
             `npz` the file.
@@ -53,14 +52,15 @@ class ContrastiveDataModule(L.LightningDataModule):
         on_bad_image: error, or skip: an image file that cannot be read ends the run, or is left out
             and named in RUN/left_out.csv (more than 1 % of them end the run all the same).
         max_pixels: of an image file; larger ones are bad.
+        range: numbers that are black and white, as [0, 4095], or auto: where they aren't 8-bit RGB.
+        pages: of a TIFF or DICOM file with several: channels of one image, or images.
         predict_split: what `predict` encodes: train, val or test.
         compiled: compile what makes the views: the same to rounding, and faster; `fit` needs a C++
             compiler, which the first steps wait for.
         seed: of order and views (default: what `seed_everything` was given, or 0).
 
     Raises:
-        UserError: a value out of its range; from `prepare_data` and `setup`, whatever is wrong
-            with the data.
+        UserError: a value out of its range; from `prepare_data` and `setup`, data that are unfit.
     """
 
     def __init__(
@@ -81,6 +81,8 @@ class ContrastiveDataModule(L.LightningDataModule):
         labels: sources.Labels = "given",
         on_bad_image: sources.OnBadImage = "error",
         max_pixels: int = sources.MAX_PIXELS,
+        range: sources.Range | Literal["auto"] | None = None,  # noqa: A002
+        pages: sources.Pages | None = None,
         predict_split: Split = "val",
         compiled: bool = False,
         seed: int | None = None,
@@ -96,6 +98,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         self.predict_split: Split = predict_split
         self.reading: dict[str, Any] = {
             "labels": labels, "on_bad_image": on_bad_image, "max_pixels": max_pixels,
+            "range": range, "pages": pages,
         }  # fmt: skip
         self.left_out: Path | None = None
         """The file that names the images that cannot be read, if a run has a place for it."""
@@ -121,6 +124,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         self.channels: int | None = None
         self.mean: tuple[float, ...] | None = None
         self.std: tuple[float, ...] | None = None
+        self.range: sources.Range | None = None
         self.empty_channels: tuple[int, ...] = ()
 
     def prepare_data(self) -> None:
@@ -135,6 +139,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         splits = read_dataset(self.given_dataset, *where)
         channels = splits.train.channels
         mean, std, self.empty_channels = splits.train.statistics()
+        self.range = getattr(splits.train, "range", None)
         self.mean = sources.per_channel("mean", self._mean or mean, channels)
         self.std = sources.per_channel("std", self._std or std, channels)
         self.image_size = self._image_size or splits.train.side or 224
@@ -240,11 +245,9 @@ class ContrastiveDataModule(L.LightningDataModule):
             labelled_only: leave out unlabelled images, if there are labelled ones for all ranks.
 
         Raises:
-            UserError: no such split in the data set, or fewer than 2 images a rank in it, or in a
-                batch of views.
+            UserError: no such split, or fewer than 2 images a rank in it, or in a batch of views.
         """
-        source = getattr(self.splits, split)
-        if source is None:
+        if (source := getattr(self.splits, split)) is None:
             raise UserError(
                 f"{self.dataset} at {self.root} has no {split} split: give the data set one "
                 "(a folder's train/, val/ and test/, a manifest's split), or score another split"
@@ -262,8 +265,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         What is asked of it disturbs no loader of this one; `teardown` ends its workers alone.
         """
         twin = copy.copy(self)
-        twin.trainer = None
-        twin.splits = self._prepared(self.splits)
+        twin.trainer, twin.splits = None, self._prepared(self.splits)
         return twin
 
     def make_views(self, batch: Batch) -> Views:
@@ -290,6 +292,5 @@ class ContrastiveDataModule(L.LightningDataModule):
         return source.on(device, RESIDENT_SHARE * free)
 
     def _ranks(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+        trainer = self.trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)

@@ -39,13 +39,13 @@ def read_dataset(
         root: folder of the data.
         split_seed: of the holdout.
         kept: the holdout of the run that reads it, if it has begun (`HeldOut`).
-        reading: the options `labels`, `on_bad_image` and `max_pixels`.
+        reading: the options `labels`, `on_bad_image`, `max_pixels`, `range` and `pages`.
         left_out: file that names the images that cannot be read, if there is a place for it.
 
     Raises:
         UserError: whatever is wrong with the data.
     """
-    as_they_are = list(reading.values()) == ["given", "error", MAX_PIXELS]
+    as_they_are = list(reading.values()) == ["given", "error", MAX_PIXELS, None, None]
     if isinstance(given, Splits) and as_they_are:
         check_splits(given, name_of(given))
         return given

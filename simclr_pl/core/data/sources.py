@@ -21,6 +21,12 @@ Labels = Literal["given", "none"]
 OnBadImage = Literal["error", "skip"]
 """Whether an image that cannot be read ends a run, or is stepped over."""
 
+Range = tuple[float, float]
+"""The numbers of an image that are 0 and 1 for the network."""
+
+Pages = Literal["channels", "images"]
+"""What the pages of a file are."""
+
 MAX_PIXELS = 89_478_485
 """Images with more are refused unless that is changed: there PIL begins to warn (268 MB of RGB)."""
 
@@ -131,9 +137,10 @@ class ArrayImages:
     """
 
     names: Sequence[bytes] | None = None
+    dtypes: tuple[torch.dtype, ...] = (torch.uint8,)
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
-        if images.dim() != 4 or images.dtype != torch.uint8 or len(images) != len(labels):
+        if images.dim() != 4 or images.dtype not in self.dtypes or len(images) != len(labels):
             raise UserError(
                 f"images must be uint8 [N, C, H, W] with N labels, not {images.dtype} "
                 f"{[*images.shape]} with {len(labels)}"
@@ -199,19 +206,20 @@ class ArrayImages:
         """Nothing to end."""
 
 
-def counted(planes: Iterable[Tensor]) -> Statistics:
+def counted(planes: Iterable[Tensor], top: int = 255) -> Statistics:
     """Mean and standard deviation of each channel, on a scale of 0 to 1.
 
     A channel without contrast is divided by what the channel with most contrast is divided by (1
     where none has any): in a view, changed colours and contrasts give it pixels of that size.
 
     Args:
-        planes: `uint8`, of any shape, pixels of a channel each.
+        planes: whole numbers from 0 to `top`, of any shape, pixels of a channel each.
+        top: the number that is 1.
     """
-    levels = torch.arange(256, dtype=torch.float64) / 255
+    levels = torch.arange(top + 1, dtype=torch.float64) / top
     mean, std = [], []
     for channel in planes:
-        counts = torch.bincount(channel.flatten(), minlength=256).double()
+        counts = torch.bincount(channel.flatten(), minlength=top + 1).double()
         share = counts / counts.sum()
         centre = (share * levels).sum()
         mean.append(round(float(centre), 4))

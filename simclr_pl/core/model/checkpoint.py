@@ -105,9 +105,9 @@ def description(spec: EncoderSpec, geometry: Geometry, seed: int) -> dict[str, A
         geometry: of the images that it was last trained on.
         seed: of the training.
     """
-    channels, size, mean, std = geometry
+    channels, size, mean, std, bounds = geometry
     spec = spec._replace(channels=channels, image_size=size)
-    images = {"image_size": size, "mean": mean, "std": std}
+    images = {"image_size": size, "mean": mean, "std": std, "range": bounds}
     return {"format": FORMAT, "seed": seed, "encoder": spec._asdict(), **images}
 
 
@@ -169,7 +169,8 @@ def load_encoder(path: str | Path, *, encoder: Door | None = None) -> nn.Module:
 
     Nothing in the file is executed (`weights_only`). The encoder expects images as it was trained
     on: floats in [0, 1], normalised by the attributes `mean` and `std` that it carries (tuples, one
-    number a channel), with the side `image_size`.
+    number a channel), with the side `image_size`. Where its attribute `range` is (low, high), these
+    numbers of an image are 0 and 1, and numbers beyond are clipped; `None`: 8 bits.
 
     Args:
         path: `RUN/checkpoints/last.ckpt`, or an exported file.
@@ -187,8 +188,8 @@ def load_encoder(path: str | Path, *, encoder: Door | None = None) -> nn.Module:
     about = checkpoint[KEY]
     module = build_encoder(EncoderSpec(**about["encoder"]), handed_over(encoder)).module
     fit_weights(module, below("encoder.", checkpoint), str(path))
-    for name in ("mean", "std", "image_size"):
-        setattr(module, name, about[name])
+    for name in ("mean", "std", "image_size", "range"):
+        setattr(module, name, about.get(name))
     return module.eval()
 
 

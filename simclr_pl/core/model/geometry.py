@@ -13,20 +13,22 @@ class Geometry(NamedTuple):
         image_size: image side S in pixels.
         mean: of each channel, on a scale of 0 to 1.
         std: of each channel, likewise.
+        range: the numbers that are 0 and 1; `None` for 8 bits, which are 0 to 255.
     """
 
     channels: int
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    range: tuple[float, float] | None = None
 
 
 def geometry_of(data: Any) -> Geometry | None:
     """What a data module says of its images; `None` where it doesn't, or there is none."""
-    channels, size, mean, std = (getattr(data, name, None) for name in Geometry._fields)
+    channels, size, mean, std, bounds = (getattr(data, name, None) for name in Geometry._fields)
     if channels is None or size is None or mean is None or std is None:
         return None
-    return Geometry(channels, size, tuple(mean), tuple(std))
+    return Geometry(channels, size, tuple(mean), tuple(std), bounds)
 
 
 def geometry_in(about: dict[str, Any]) -> Geometry:
@@ -35,7 +37,7 @@ def geometry_in(about: dict[str, Any]) -> Geometry:
     Args:
         about: from `describe`.
     """
-    statistics = tuple(about["mean"]), tuple(about["std"])
+    statistics = tuple(about["mean"]), tuple(about["std"]), about.get("range")
     return Geometry(about["encoder"]["channels"], about["image_size"], *statistics)
 
 

@@ -129,7 +129,7 @@ def resampled(
     sample's place in the batch.
 
     Args:
-        images: `uint8 [N, C, H, W]`.
+        images: `uint8 [N, C, H, W]`, or `float32` in [0, 1].
         which: `int64 [B]`, the images that are wanted.
         rows: `int64 [K, B, S]`, from `taps`.
         row_weights: `float32 [K, B, S]`, from `taps`.
@@ -154,7 +154,12 @@ def resampled(
         short.gather(3, column[:, None].expand(square)).mul_(weight[:, None])
         for column, weight in zip(columns, column_weights, strict=True)
     )
-    return crops.div_(255)
+    return crops if images.is_floating_point() else crops.div_(255)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Pixels on a scale of 0 to 1, in memory of their own: `uint8` 0 to 255, or `float32`."""
+    return images.clone() if images.is_floating_point() else images.float().div_(255)
 
 
 def _sum(parts: Iterator[Tensor]) -> Tensor:

@@ -86,8 +86,8 @@ class SimCLRViews(nn.Module):
         """Makes the views.
 
         Args:
-            images: `uint8 [B, C, H, W]`; or `uint8 [B, V, C, S, S]` where a worker has already
-                cut the views' boxes.
+            images: `uint8 [B, C, H, W]`, or `float32` in [0, 1]; or `[B, V, C, S, S]` where a
+                worker has already cut the views' boxes.
             index: `int64 [B]`, each image's place in its split.
             epoch: the epoch, from 0.
             sizes: `int64 [B, 2]`, height and width of each image in pixels, where they don't fill
@@ -113,7 +113,7 @@ class SimCLRViews(nn.Module):
         height, width = images.shape[-2:]
         mean, std = self._statistics(images.device)
         if sizes is None and height == width == self.image_size:
-            return images.float().div_(255).sub_(mean).div_(std)
+            return crop.to_unit(images).sub_(mean).div_(std)
         which = torch.arange(len(images), device=images.device)
         if sizes is None:
             box = crop.centre_boxes(height, width)
@@ -257,7 +257,8 @@ def _at_a_time(cache: int, image: Tensor) -> int:
 def _mirrored(images: Tensor, flip: Tensor) -> Tensor:
     """`uint8 [B, C, S, S]` to planes `float [C, B, S, S]` in [0, 1], those of `flip` mirrored."""
     planes = images.new_empty(images.transpose(0, 1).shape, dtype=torch.float32)
-    planes.copy_(images.transpose(0, 1)).div_(255)
+    planes.copy_(images.transpose(0, 1))
+    planes = planes if images.is_floating_point() else planes.div_(255)
     if not planes.is_cpu:  # it would wait to be told how many there are
         return torch.where(flip[:, None, None], planes.flip(-1), planes)
     chosen = flip.nonzero()[:, 0]

@@ -21,7 +21,7 @@ from simclr_pl.core.data.sources import MAX_PIXELS
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.views.parameters import MIN_SIDE
 from simclr_pl.images.files.formats import decoders, kind_of
-from simclr_pl.images.files.pixels import check_whole, to_rgb, turn_of
+from simclr_pl.images.files.pixels import check_whole, has_sixteen_bits, to_rgb, turn_of
 
 SCALES = (8, 4, 2, 1)
 """Pixels of a JPEG's row that may be decoded as one, from fewer frequencies."""
@@ -76,7 +76,7 @@ class EncodedImage:
         self.mode = image.mode
         self.width, self.height = image.size[:: -1 if self._turn.swaps else 1]
         self._is_jpeg = isinstance(image, JpegImageFile)
-        self._header: Image.Image | None = image
+        self._header: ImageFile | None = image
 
     def scale(self, boxes: Sequence[Box], size: int) -> int:
         """How many pixels of a row may be decoded as one, so that no box has too few pixels.
@@ -96,6 +96,25 @@ class EncodedImage:
         Raises:
             BadImageError: the image cannot be decoded.
         """
+        image = self.decoded(scale)
+        with self._named():
+            return self.upright(to_rgb(image))
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether the file has 16 bits a band; known until it is decoded."""
+        return self._header is not None and has_sixteen_bits(self._header)
+
+    def upright(self, image: Image.Image) -> Image.Image:
+        """A stored image as EXIF's orientation wants it."""
+        return image if self._turn.how is None else image.transpose(self._turn.how)
+
+    def decoded(self, scale: int = 1) -> ImageFile:
+        """The stored image in the file's own mode, with one pixel for `scale` x `scale`.
+
+        Raises:
+            BadImageError: the image cannot be decoded.
+        """
         with self._named():
             image, self._header = self._header or self._opened(), None
             stored = (self.width, self.height)[:: -1 if self._turn.swaps else 1]
@@ -104,8 +123,7 @@ class EncodedImage:
             image.load()
             if image.size != tuple(-(-side // scale) for side in stored):
                 raise ValueError(f"its header says {self.width} x {self.height} pixels")
-            whole = to_rgb(image)
-            return whole if self._turn.how is None else whole.transpose(self._turn.how)
+            return image
 
     def crops(self, groups: Sequence[Sequence[Box]], size: int, out: Tensor) -> None:
         """Cuts boxes and resizes them, bilinear with antialiasing.
@@ -160,6 +178,25 @@ class EncodedImage:
             raise BadImageError(
                 f"{self.path} cannot be decoded ({why}): remove it, or save it again", why
             ) from error
+
+
+class DecodedImage:
+    """Pixels in memory, from which crops are cut as from a file; see `EncodedImage`.
+
+    Args:
+        pixels: `uint8` or `float32` `[C, H, W]`.
+    """
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+        self.height, self.width = pixels.shape[1:]
+
+    def crops(self, groups: Sequence[Sequence[Box]], size: int, out: Tensor) -> None:
+        """Cuts boxes and resizes them: `[K, C, S, S]` for the K boxes of all groups."""
+        planes = [Image.fromarray(plane) for plane in self.pixels.numpy()]
+        for place, box in zip(out.numpy(), (box for boxes in groups for box in boxes), strict=True):
+            for channel, plane in zip(place, planes, strict=True):
+                channel[:] = np.asarray(cut_box(plane, box, 1, size, (0, 0)))
 
 
 def check_size(name: str | Path, width: int, height: int, max_pixels: int) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from simclr_pl.core.errors import UserError
 from simclr_pl.images.files.formats import is_image, suffixes, unread
+from simclr_pl.images.files.numeric import SUFFIXES, is_dicom, kind_of_numbers
 
 OF_SYSTEMS = frozenset(
     {
@@ -27,9 +28,14 @@ NAMED = 3
 
 
 class LeftOut:
-    """Files and folders that were left out, counted by reason."""
+    """Files and folders that were left out, counted by reason.
 
-    def __init__(self) -> None:
+    Args:
+        numbers: whether files of numbers (NumPy, HDF5, DICOM) are images, too.
+    """
+
+    def __init__(self, *, numbers: bool = False) -> None:
+        self.numbers, self.known = numbers, suffixes() | (SUFFIXES if numbers else frozenset())
         self.counts: Counter[str] = Counter()
         self.unread: list[tuple[Path, str]] = []
         """Image files of formats that are not read here, with the format and the remedy."""
@@ -138,11 +144,13 @@ def is_taken(path: str, left: LeftOut) -> bool:
     """
     name = os.path.basename(path)  # noqa: PTH119 - of a million names
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - of a million names
-    if suffix in suffixes() or (not suffix and is_image(Path(path))):
+    if suffix in left.known or (not suffix and _begins_like_one(Path(path), left)):
         return True
     if remedy := unread(suffix):
         left.add(f"of a format that is not read here, {remedy}", suffix)
         left.unread.append((Path(path), remedy))
+    elif kind := kind_of_numbers(suffix):
+        left.add(f"of numbers ({kind}), which are read with --data.range", suffix)
     elif suffix:
         left.add("of kinds that are not read", suffix)
     else:
@@ -151,6 +159,10 @@ def is_taken(path: str, left: LeftOut) -> bool:
 
 
 _SEPARATOR = os.fsencode(os.sep)
+
+
+def _begins_like_one(path: Path, left: LeftOut) -> bool:
+    return is_image(path) or (left.numbers and is_dicom(path))
 
 
 def is_a(kind: Callable[[], bool]) -> bool:

@@ -166,17 +166,22 @@ def sixteen_bit_range(image: ImageFile) -> Range | None:
 
     PIL keeps the upper 8 bits of colours only, so that their range is known to 256 numbers.
     """
-    rawmode = _rawmode(image)
-    gray = _is_sixteen(image) and _bits(image) == 16
-    if not gray and not re.search(r";16[A-Z]*$", rawmode):
+    if not has_sixteen_bits(image):
         return None
-    if gray:
+    if _is_sixteen(image):
         numbers = np.asarray(image)
         return Range(int(numbers.min()), int(numbers.max()))
     upper = np.asarray(image)
     if image.mode in ("RGBA", "LA", "RGBa", "La"):
         upper = upper[..., :-1]
     return Range(256 * int(upper.min()), 256 * int(upper.max()) + 255)
+
+
+def has_sixteen_bits(image: ImageFile) -> bool:
+    """Whether a file that isn't decoded yet has 16 bits a band."""
+    if _is_sixteen(image):
+        return _bits(image) == 16
+    return re.search(r";16[A-Z]*$", _rawmode(image)) is not None
 
 
 def _rawmode(image: ImageFile) -> str:

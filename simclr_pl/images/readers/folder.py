@@ -7,7 +7,6 @@ import torch
 
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.files.formats import suffixes
 from simclr_pl.images.files.listing import LeftOut, entries_of, images_below, is_a, is_hidden
 from simclr_pl.images.files.sample import look_at
 from simclr_pl.images.readers.reader import Raw, say_once
@@ -21,7 +20,9 @@ CALLED = {
 """Each split's folder, and other names that people give it, in small letters."""
 
 
-def read_folder(root: Path, *, labelled: bool = True, left: LeftOut | None = None) -> Raw:
+def read_folder(
+    root: Path, *, labelled: bool = True, numbers: bool = False, left: LeftOut | None = None
+) -> Raw:
     """Reads images below `root`: class folders, or unlabelled; also below train/, val/ and test/.
 
     A line says how many images there are, how many files were left out, and why.
@@ -29,6 +30,7 @@ def read_folder(root: Path, *, labelled: bool = True, left: LeftOut | None = Non
     Args:
         root: the folder.
         labelled: whether folders are classes; else nothing is labelled, at any depth.
+        numbers: whether files of numbers (NumPy, HDF5, DICOM) are images, too.
         left: counts the files that are left out, with the reason.
 
     Raises:
@@ -37,7 +39,7 @@ def read_folder(root: Path, *, labelled: bool = True, left: LeftOut | None = Non
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: give the images' folder as --data.root")
-    left = LeftOut() if left is None else left
+    left = LeftOut(numbers=numbers) if left is None else left
     _check_names(root)
     has_splits = (root / "train").is_dir()
     train, classes = _read_split(root / "train" if has_splits else root, None, left, labelled)
@@ -47,7 +49,8 @@ def read_folder(root: Path, *, labelled: bool = True, left: LeftOut | None = Non
             if (root / name).is_dir():
                 splits[name], _ = _read_split(root / name, classes, left, labelled)
         _count_beside(root, left)
-    moving = look_at(root, [split.paths for split in splits.values()])
+    # Numbers are read as they are: nothing of them is reduced.
+    moving = "" if numbers else look_at(root, [split.paths for split in splits.values()])
     counts = {name: len(split) for name, split in splits.items()}
     parts = ", ".join(f"{name} {count}" for name, count in counts.items())
     say_once(
@@ -63,7 +66,7 @@ def _read_split(
     files = images_below(root, left)
     if not files:
         raise UserError(
-            f"{root} holds no images ({', '.join(sorted(suffixes()))}): give the folder that "
+            f"{root} holds no images ({', '.join(sorted(left.known))}): give the folder that "
             f"holds them, or one folder a class{f' (left out: {left})' if left.counts else ''}"
         )
     # Files beside the class folders come first, and are unlabelled.
@@ -116,12 +119,11 @@ def _check_names(root: Path) -> None:
 
 def _count_beside(root: Path, left: LeftOut) -> None:
     """Counts files and folders beside train/ that are no splits."""
-    known = suffixes()
     for entry in entries_of(str(root)):
         if is_hidden(entry.name):
             left.add("hidden or of a system", entry.name)
         elif is_a(entry.is_dir):
             if entry.name not in CALLED:
                 left.add("folders beside train/", entry.name)
-        elif Path(entry.name).suffix.lower() in known:
+        elif Path(entry.name).suffix.lower() in left.known:
             left.add("images beside train/", entry.name)

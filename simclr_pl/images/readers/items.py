@@ -2,7 +2,6 @@
 
 import sys
 import traceback
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import MAX_PIXELS, ArrayImages, Source, Statistics, counted
 from simclr_pl.core.errors import UserError, in_one_line
 from simclr_pl.core.views.parameters import MIN_SIDE
-from simclr_pl.images.files.decode import BadImageError, Box, check_size, cut_box
+from simclr_pl.images.files.decode import BadImageError, DecodedImage, check_size
 from simclr_pl.images.files.pixels import to_rgb
 from simclr_pl.images.readers.reader import OPTION, say_once
 from simclr_pl.images.workers.crops import PHOTOGRAPHS, Opened, Reading
@@ -101,21 +100,6 @@ class DatasetImages(WorkerImages):
         image = item[0] if several else item
         label = item[1] if several and len(item) > 1 else None
         return _pixels(image, self.channels, name), label
-
-
-class DecodedImage:
-    """Pixels in memory, from which crops are cut as from a file; see `EncodedImage`."""
-
-    def __init__(self, pixels: Tensor) -> None:
-        self.pixels = pixels
-        self.height, self.width = pixels.shape[1:]
-
-    def crops(self, groups: Sequence[Sequence[Box]], size: int, out: Tensor) -> None:
-        """Cuts boxes and resizes them: `uint8 [K, C, S, S]` for the K boxes of all groups."""
-        planes = [Image.fromarray(plane) for plane in self.pixels.numpy()]
-        for place, box in zip(out.numpy(), (box for boxes in groups for box in boxes), strict=True):
-            for channel, plane in zip(place, planes, strict=True):
-                channel[:] = np.asarray(cut_box(plane, box, 1, size, (0, 0)))
 
 
 def _pixels(image: Any, channels: int, name: str) -> Tensor:

@@ -46,7 +46,9 @@ class Row(NamedTuple):
         return os.fsencode(first if slash else ""), key
 
 
-def read_manifest(root: Path, *, labelled: bool = True, left: LeftOut | None = None) -> Raw:
+def read_manifest(
+    root: Path, *, labelled: bool = True, numbers: bool = False, left: LeftOut | None = None
+) -> Raw:
     """Reads the files that a table lists, with columns `path`, and perhaps `label, split, group`.
 
     Paths are relative to the manifest's folder, or absolute. The order of the rows says nothing:
@@ -56,6 +58,7 @@ def read_manifest(root: Path, *, labelled: bool = True, left: LeftOut | None = N
     Args:
         root: the table, see `read_table`.
         labelled: whether labels are read; else nothing is labelled.
+        numbers: whether files of numbers (NumPy, HDF5, DICOM) are images, too.
         left: counts the files that are left out, with the reason.
 
     Raises:
@@ -63,7 +66,7 @@ def read_manifest(root: Path, *, labelled: bool = True, left: LeftOut | None = N
             folders; another split than train, val and test; no image of train; a class that train
             doesn't have; a group in two splits.
     """
-    left = LeftOut() if left is None else left
+    left = LeftOut(numbers=numbers) if left is None else left
     columns = read_table(root)
     rows = _rows(root, columns)
     _check_files(root, rows)
@@ -76,19 +79,19 @@ def read_manifest(root: Path, *, labelled: bool = True, left: LeftOut | None = N
         )
     members = {name: of for name, of in members.items() if of}
     classes = _classes(root, members) if labelled else ()
-    numbers, group_names = number_groups([[row.group for row in of] for of in members.values()])
+    ids, group_names = number_groups([[row.group for row in of] for of in members.values()])
     grouped = "group" in columns
     if grouped:
         _check_groups(root, members)
     place = {name: number for number, name in enumerate(classes)}
     splits = {}
-    for (name, of), groups in zip(members.items(), numbers, strict=True):
+    for (name, of), groups in zip(members.items(), ids, strict=True):
         labels = torch.tensor([place.get(row.label, UNLABELLED) for row in of])
         names = [os.fsencode(row.name) for row in of]
         splits[name] = ImageFiles([Path(row.path) for row in of], labels, names=names)
         if grouped:
             splits[name].groups, splits[name].group_names = groups, group_names
-    moving = look_at(root, [split.paths for split in splits.values()])
+    moving = "" if numbers else look_at(root, [split.paths for split in splits.values()])
     parts = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
     say_once(
         f"{root}: {len(rows)} images{f' ({parts})' if len(splits) > 1 else ''}"

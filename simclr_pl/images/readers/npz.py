@@ -2,6 +2,7 @@
 
 import zipfile
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.sources import ArrayImages
+from simclr_pl.core.data.sources import ArrayImages, Source
 from simclr_pl.core.errors import UserError
+from simclr_pl.images.numbers.read import as_tensor, is_channels_first
+from simclr_pl.images.numbers.sources import MemoryNumbers
 from simclr_pl.images.readers.reader import SPLITS, Raw, classes_of, first_line
 
 
@@ -40,42 +43,89 @@ def load_arrays(path: Path, remedy: str) -> dict[str, Any]:
 def read_npz(root: Path) -> Raw:
     """Reads arrays as MedMNIST names them: `train_images`, `train_labels`; likewise val and test.
 
-    Images are uint8 `[N, H, W]` or `[N, H, W, C]`, labels `[N]` or `[N, 1]`; labels may be missing.
-    The classes are the numbers that occur as labels in any split.
+    Images are `[N, H, W]` or `[N, H, W, C]`, uint8 or (with a range) of other numbers; labels `[N]`
+    or `[N, 1]`, which may be missing. The classes are the numbers that occur as labels in any
+    split.
 
     Raises:
         UserError: no such file; arrays that are missing or of another shape or kind.
     """
     if not root.is_file():
         raise UserError(f"there is no file {root}: give the .npz file as --data.root")
-    arrays = load_arrays(root, "save it again with numpy.savez")
+    return of_arrays(load_arrays(root, "save it again with numpy.savez"), root, _in_memory)
+
+
+def of_arrays(
+    arrays: Mapping[str, Any], root: Path, source: Callable[[str, Any, Tensor], Source]
+) -> Raw:
+    """Splits of arrays by MedMNIST's names.
+
+    Args:
+        arrays: by name: NumPy's, or what has their `shape`, `dtype` and items.
+        root: where they are, for errors.
+        source: makes a split of the images' name, images and labels.
+
+    Raises:
+        UserError: arrays that are missing or of another shape or kind.
+    """
     if "train_images" not in arrays:
         raise UserError(
             f"{root} has no array 'train_images', only {', '.join(arrays) or 'nothing'}"
         )
     splits = [name for name in SPLITS if f"{name}_images" in arrays]
-    images = [_pixels_of(arrays, name, root) for name in splits]
+    for name in splits:
+        _check_shape(tuple(arrays[f"{name}_images"].shape), f"{root}: {name}_images")
     labels = [_labels_of(arrays, name, root) for name in splits]
     places, classes = classes_of(labels, str(root))
-    sources = map(ArrayImages, images, places)
-    return Raw(**dict(zip(splits, sources, strict=True)), classes=classes)
+    made = {
+        name: source(f"{name}_images", arrays[f"{name}_images"], of)
+        for name, of in zip(splits, places, strict=True)
+    }
+    return Raw(**made, classes=classes)
 
 
-def _pixels_of(arrays: dict[str, Any], split: str, root: Path) -> Tensor:
-    """`[N, C, H, W]`."""
-    pixels = arrays[f"{split}_images"]
-    if pixels.ndim not in (3, 4):
+def _check_shape(shape: tuple[int, ...], what: str) -> None:
+    if len(shape) not in (3, 4):
+        raise UserError(f"{what} is {[*shape]}, but must be [N, H, W] or [N, H, W, C]")
+    if len(shape) == 4 and is_channels_first(shape):
         raise UserError(
-            f"{root}: {split}_images is {[*pixels.shape]}, but must be [N, H, W] or [N, H, W, C]"
+            f"{what} is {[*shape]}, which looks like [N, C, H, W]: save it as [N, H, W, C], as "
+            "by numpy.moveaxis(images, 1, -1)"
         )
-    images = torch.from_numpy(pixels)
-    return images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
 
 
-def _labels_of(arrays: dict[str, Any], split: str, root: Path) -> np.ndarray[Any, Any]:
+def _in_memory(name: str, array: Any, labels: Tensor) -> Source:
+    """The images of an array as `[N, C, H, W]`."""
+    array = np.asarray(array)
+    return in_memory(
+        array[:, None] if array.ndim == 3 else array.transpose(0, 3, 1, 2), labels, name
+    )
+
+
+def in_memory(images: np.ndarray[Any, Any], labels: Tensor, name: str) -> ArrayImages:
+    """Images in one tensor: 8 bits, or numbers.
+
+    Args:
+        images: `[N, C, H, W]`.
+        labels: `int64 [N]`.
+        name: of the images, for errors.
+
+    Raises:
+        UserError: numbers that are not finite or cannot be kept.
+    """
+    try:
+        pixels = as_tensor(images)
+    except ValueError as error:
+        raise UserError(f"{name} cannot be used: {error}") from error
+    kind = ArrayImages if pixels.dtype == torch.uint8 else MemoryNumbers
+    return kind(pixels, labels)
+
+
+def _labels_of(arrays: Mapping[str, Any], split: str, root: Path) -> np.ndarray[Any, Any]:
     """`[N]`, whole numbers of the file's own type."""
-    count = len(arrays[f"{split}_images"])
-    labels: np.ndarray[Any, Any] = arrays.get(f"{split}_labels", np.full(count, UNLABELLED))
+    count = int(arrays[f"{split}_images"].shape[0])
+    given = arrays.get(f"{split}_labels")
+    labels = np.full(count, UNLABELLED) if given is None else np.asarray(given[...])
     if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
         raise UserError(
             f"{root}: {split}_labels is {labels.dtype} {[*labels.shape]}, but must be whole "

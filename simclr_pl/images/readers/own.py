@@ -17,6 +17,7 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import ArrayImages, Source, Splits
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import Choice, accepted, construct, lookup, name_of
+from simclr_pl.images.numbers.sources import MemoryNumbers, check_finite
 from simclr_pl.images.readers.items import DatasetImages, of_items, whole_labels
 from simclr_pl.images.readers.reader import OPTION, SPLITS, Raw, classes_of, in_library
 from simclr_pl.images.workers.crops import Reading
@@ -109,10 +110,13 @@ def _source(given: Any, what: str, reading: Reading) -> Source:
 
 def _arrays(images: Any, labels: Any, what: str) -> ArrayImages:
     pixels = torch.as_tensor(images)
-    if pixels.dtype != torch.uint8 or pixels.dim() != 4:
+    if pixels.dtype not in MemoryNumbers.dtypes or pixels.dim() != 4:
         raise UserError(
             f"{OPTION}: images of {what} are {pixels.dtype} {[*pixels.shape]}, but must be uint8 "
-            "[N, C, H, W] with pixels from 0 to 255"
+            "[N, C, H, W] with pixels from 0 to 255 (or uint16 or float32 with --data.range)"
         )
     known = torch.full((len(pixels),), UNLABELLED) if labels is None else whole_labels(labels, what)
-    return ArrayImages(pixels.contiguous(), known)
+    if pixels.dtype == torch.uint8:
+        return ArrayImages(pixels.contiguous(), known)
+    check_finite(pixels, f"{OPTION}: {what}")
+    return MemoryNumbers(pixels.contiguous(), known)

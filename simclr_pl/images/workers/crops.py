@@ -42,7 +42,7 @@ class Opened(Protocol):
     width: int
 
     def crops(self, groups: Sequence[Sequence[Box]], size: int, out: Tensor) -> None:
-        """Cuts boxes, group by group, to `uint8 [K, C, S, S]`."""
+        """Cuts boxes, group by group, to `[K, C, S, S]` of the images' `pixel_dtype`."""
 
 
 class Images(Protocol):
@@ -51,6 +51,7 @@ class Images(Protocol):
     labels: Tensor
     groups: Tensor | None
     channels: int
+    pixel_dtype: torch.dtype
     reading: Reading
 
     def __len__(self) -> int:
@@ -119,7 +120,7 @@ class Crops:
         epoch, places = asked
         index = torch.tensor(places)
         shape = (sum(self.kinds), self.images.channels, self.side, self.side)
-        crops = torch.empty(len(index), *shape, dtype=torch.uint8)
+        crops = torch.empty(len(index), *shape, dtype=self.images.pixel_dtype)
         failed = self._cut(index, epoch, crops)
         if failed and self.images.reading.on_bad_image == "error":
             raise UserError(str(failed[min(failed)]))

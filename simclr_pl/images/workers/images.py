@@ -39,6 +39,8 @@ class WorkerImages(ABC):
     """`int64 [N]`, `UNGROUPED` where an image is a group of its own; `None` without groups."""
     group_names: Sequence[bytes] = ()
     """Names of the groups, in the order of their numbers."""
+    pixel_dtype = torch.uint8
+    """Of crops."""
     reading = Reading()
     """How images are read."""
     unreadable: Unreadable | None = None
@@ -106,7 +108,7 @@ class WorkerImages(ABC):
     def batches(
         self, plan: Sequence[Tensor], epoch: int, cut: Cut, *, training: bool = False
     ) -> Iterator[Batch]:
-        """Yields crops `uint8 [B, K, C, S, S]`; see `Batch.images`.
+        """Yields crops `[B, K, C, S, S]`; see `Batch.images`.
 
         Where images that cannot be read are stepped over, other images take their rows in training;
         in evaluation a batch has fewer rows, and perhaps none.
@@ -114,7 +116,7 @@ class WorkerImages(ABC):
         if (cut, training) not in self._loaders:
             if self.views is None:
                 raise ValueError("call prepared before asking for batches")
-            crop = self.channels * side_of(self.views, cut) ** 2
+            crop = self.channels * side_of(self.views, cut) ** 2 * self.pixel_dtype.itemsize
             largest = max(map(len, plan), default=0) * sum(kinds(cut, self.views.count)) * crop
             check_room(largest, self.workers, len(plan))
             crops = Crops(self.relabel(self.labels), self.views, cut, training=training)

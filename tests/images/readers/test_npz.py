@@ -123,8 +123,14 @@ BAD_ARRAYS: dict[str, tuple[Arrays, str]] = {
         "npz's test split is empty",
     ),
     "empty train": ({"train_images": pixels(0, 8, 8)}, "train split is empty"),
-    "float images": ({"train_images": np.zeros((4, 8, 8))}, "must be uint8"),
-    "sixteen bits": ({"train_images": np.zeros((4, 8, 8), np.uint16)}, "must be uint8"),
+    "float images": (
+        {"train_images": np.zeros((4, 8, 8))},
+        "1 x float32 a pixel.*give --data.range",
+    ),
+    "sixteen bits": (
+        {"train_images": np.zeros((4, 8, 8), np.uint16)},
+        "1 x uint16.*give --data.range",
+    ),
     "images without height": ({"train_images": pixels(4, 64)}, "train_images"),
     "images of five dimensions": ({"train_images": pixels(4, 8, 8, 8, 1)}, "train_images"),
     "too few labels": ({**medmnist(), "train_labels": np.zeros(29)}, "train_labels"),

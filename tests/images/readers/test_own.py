@@ -139,7 +139,7 @@ def test_declared_labels_are_taken_where_there_is_one_for_each_item() -> None:
         (Items([]), "train split is empty"),
         (lambda: {"training": 3}, "has 'training': give a mapping of train"),
         (lambda: 3, "is a int, but must be a torch.utils.data.Dataset"),
-        (lambda: (pictures(4, 8, 8)[None].float(), [0]), "but must be uint8"),
+        (lambda: (pictures(4, 8, 8)[None].double(), [0]), "but must be uint8"),
         (lambda wide: 3, "needs the argument wide"),
         ("nowhere_at_all.Cells", "there is no module 'nowhere_at_all'"),
     ],

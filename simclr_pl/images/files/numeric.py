@@ -1,0 +1,44 @@
+"""Kinds of files that hold numbers, beside those that Pillow opens."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Kind(NamedTuple):
+    """A kind of file.
+
+    Attributes:
+        suffixes: of such files, in small letters.
+        package: that reads them.
+        extra: of this project, which installs the package.
+    """
+
+    suffixes: tuple[str, ...]
+    package: str
+    extra: str
+
+
+FORMATS = {
+    "TIFF": Kind((".tif", ".tiff"), "tifffile", "tiff"),
+    "NumPy": Kind((".npy", ".npz"), "numpy", ""),
+    "HDF5": Kind((".h5", ".hdf5", ".he5"), "h5py", "hdf5"),
+    "DICOM": Kind((".dcm", ".dicom"), "pydicom", "dicom"),
+}
+"""Kinds by name. DICOM files without a suffix are known by their first bytes."""
+
+SUFFIXES = frozenset(suffix for kind in FORMATS.values() for suffix in kind.suffixes)
+"""Suffixes of all kinds, in small letters."""
+
+
+def kind_of_numbers(suffix: str) -> str:
+    """The kind of a suffix, in words; empty for one that is none."""
+    return next((name for name, kind in FORMATS.items() if suffix in kind.suffixes), "")
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM files do."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False

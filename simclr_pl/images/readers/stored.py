@@ -1,0 +1,155 @@
+"""Arrays on disk as a data set: .npy files, HDF5, zarr, named as MedMNIST names them.
+
+They are mapped or read item by item, never as a whole: they may be larger than memory. Those that
+fit are read once.
+"""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simclr_pl.core.data.sources import MAX_PIXELS, Source, Statistics
+from simclr_pl.core.errors import UserError, in_one_line
+from simclr_pl.images.files.decode import BadImageError, DecodedImage, check_size
+from simclr_pl.images.numbers.read import as_tensor
+from simclr_pl.images.numbers.sources import Numbers, counted_in
+from simclr_pl.images.readers.items import MEMORY_BYTES
+from simclr_pl.images.readers.npz import in_memory, of_arrays
+from simclr_pl.images.readers.reader import Raw
+from simclr_pl.images.workers.images import WorkerImages
+
+
+def read_stored(root: Path, kind: str) -> Raw:
+    """Reads arrays `train_images` `[N, H, W]` or `[N, H, W, C]`, `train_labels`; val and test too.
+
+    Args:
+        root: of `npy` the folder of the files (or one file, which is train's images); of `hdf5`
+            and `zarr` what the library opens.
+        kind: npy, hdf5 or zarr.
+
+    Raises:
+        UserError: nothing there; arrays that are missing or of another shape or kind.
+    """
+    if not root.exists():
+        raise UserError(f"there is no {root}: give the file (of zarr the folder) as --data.root")
+    return of_arrays(_opened(root, kind), root, partial(_source, root, kind))
+
+
+def _source(root: Path, kind: str, name: str, array: Any, labels: Tensor) -> Source:
+    size = int(np.prod(array.shape)) * array.dtype.itemsize
+    if size <= MEMORY_BYTES:
+        whole = np.asarray(array[...])
+        images = whole[:, None] if whole.ndim == 3 else whole.transpose(0, 3, 1, 2)
+        return in_memory(images, labels, f"{root}: {name}")
+    return StoredNumbers(root, kind, name, labels)
+
+
+def _opened(root: Path, kind: str) -> Mapping[str, Any]:
+    """Arrays by name.
+
+    Raises:
+        UserError: they cannot be opened.
+    """
+    try:
+        if kind == "npy":
+            files = {"train_images": root} if root.is_file() else _npy_files(root)
+            return {n: np.load(f, mmap_mode="r", allow_pickle=False) for n, f in files.items()}
+        package = {"hdf5": "h5py", "zarr": "zarr"}[kind]
+        try:
+            library = import_module(package)
+        except ImportError as error:
+            raise UserError(
+                f"{root} needs the package {package}: pip install 'simclr_pl[{kind}]'"
+            ) from error
+        file = library.File(root, "r") if kind == "hdf5" else library.open_group(root, mode="r")
+        return {name: file[name] for name in file if hasattr(file[name], "shape")}
+    except UserError:
+        raise
+    except Exception as error:  # libraries raise anything for broken files
+        raise UserError(f"{root} cannot be read as {kind} ({in_one_line(error)})") from error
+
+
+def _npy_files(root: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(root.glob("*.npy"))}
+
+
+class StoredNumbers(Numbers, WorkerImages):
+    """Images of an array on disk, read item by item by workers.
+
+    Args:
+        root: of the file or folder.
+        kind: npy, hdf5 or zarr.
+        key: the array's name.
+        labels: `int64 [N]`, `UNLABELLED` where unknown.
+    """
+
+    pixel_dtype = torch.float32
+
+    def __init__(self, root: Path, kind: str, key: str, labels: Tensor) -> None:
+        super().__init__(labels)
+        self.root, self.kind, self.key = root, kind, key
+        self.places = torch.arange(len(labels))
+        self._open: tuple[int, Any] | None = None
+        array = self._array()
+        self.channels = 1 if len(array.shape) == 3 else int(array.shape[-1])
+        self.side = min(map(int, array.shape[1:3]))
+        self._dtype = as_tensor(np.zeros(1, array.dtype)).dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the array, as it is read."""
+        return self._dtype
+
+    def name(self, place: int) -> str:
+        """The image's name in errors."""
+        return f"{self.root}: {self.key}[{int(self.places[place])}]"
+
+    def numbers(self, place: int) -> Tensor:
+        """An image's numbers: `[C, H, W]`.
+
+        Raises:
+            BadImageError: it cannot be read, or has numbers that are not finite.
+        """
+        try:
+            item = np.asarray(self._array()[int(self.places[place])])
+            return as_tensor(item[None] if item.ndim == 2 else item.transpose(2, 0, 1))
+        except UserError:
+            raise
+        except Exception as error:  # libraries raise anything for broken files
+            why = in_one_line(error) if not isinstance(error, ValueError) else str(error)
+            raise BadImageError(f"{self.name(place)} cannot be read ({why})", why) from error
+
+    def content(self, place: int) -> bytes:
+        """The image's numbers, as bytes."""
+        return self.numbers(place).numpy().tobytes()
+
+    def open(self, place: int, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+        """Reads an image and puts it on a scale from 0 to 1."""
+        read = self.numbers(place)
+        check_size(self.name(place), read.shape[2], read.shape[1], max_pixels)
+        return DecodedImage(self.scaled(read))
+
+    def keep(self, index: Tensor) -> None:
+        """Keeps the places at `index` alone."""
+        self.places = self.places[index]
+
+    def statistics(self) -> Statistics:
+        """Counted in a sample."""
+        return counted_in(self)
+
+    def _array(self) -> Any:
+        """The array, opened in this process: handles of HDF5 don't survive a fork."""
+        if self._open is None or self._open[0] != os.getpid():
+            self._open = os.getpid(), _opened(self.root, self.kind)[self.key]
+        return self._open[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the handle, for workers that are spawned."""
+        return {**self.__dict__, "_open": None}

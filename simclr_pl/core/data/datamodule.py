@@ -31,7 +31,7 @@ class ContrastiveDataModule(L.LightningDataModule):
     Args:
         dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, manifest, packed, npz,
             npy, hdf5, zarr; hub:NAME or hub:PATH (Hugging Face), torchvision:NAME; or the path of a
-            class (a Dataset of images) or of a function of splits; in Python an object, as `Splits`.
+            Dataset of images or of a function of splits; in Python an object, as `Splits`.
         root: folder of the data; for `folder` the images' own, for `packed` what `pack` has
             written, for `manifest` (CSV or parquet with columns path, label, split, group) and
             `npz` the file.

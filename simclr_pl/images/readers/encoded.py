@@ -124,7 +124,8 @@ class HubImages(EncodedItems):
     """Images of one split of the library `datasets`, unlabelled at first.
 
     An image's name is the path that the column keeps, where each image has one of its own: below
-    the split's folder where that is part of the path, else below `folder`.
+    the split's folder where that is part of the path, else below `folder`. A path of another folder
+    is no name, since it is another one on each machine.
 
     Args:
         dataset: a `datasets.Dataset`.
@@ -175,7 +176,10 @@ class GrayImage:
 
 
 def _paths(dataset: Any, column: str, *folders: Path) -> list[bytes] | None:
-    """The path of each image, below the first folder that holds all."""
+    """The path of each image, below the first folder that holds all.
+
+    A path of another place, as in the library's cache, is another one on each machine: no name.
+    """
     flat = dataset.flatten()
     table = flat.select_columns([f"{column}.path"]).with_format("arrow")[:]
     paths = table.column(0).to_pylist()
@@ -185,4 +189,5 @@ def _paths(dataset: Any, column: str, *folders: Path) -> list[bytes] | None:
         start = f"{folder.as_posix()}/"
         if all(path.startswith(start) for path in paths):
             return [path.removeprefix(start).encode() for path in paths]
-    return [path.encode() for path in paths]
+    elsewhere = any(Path(path).is_absolute() or "://" in path for path in paths)
+    return None if elsewhere else [path.encode() for path in paths]

@@ -169,6 +169,15 @@ def test_images_of_a_folder_keep_their_paths_as_names(tmp_path: Path) -> None:
     assert splits.train.names == folder.train.names
     assert splits.val.names == folder.val.names
     assert splits.val.labels.equal(folder.val.labels)
+    files = [{"bytes": None, "path": str(path)} for path in (tmp_path / "data").rglob("*.png")]
+    kind = datasets.Features({"image": datasets.Image()})
+    elsewhere = datasets.Dataset.from_dict({"image": files}, features=kind)
+    source = HubImages(elsewhere, "image", "train", Reading(), tmp_path / "cache")
+    assert source.names is None  # another folder's
+    (tmp_path / "data" / "train" / "ant" / "004.png").unlink()
+    views = SimCLRViews(8)
+    with pytest.raises(UserError, match=r"train item \d+ cannot be read \(FileNotFoundError: "):
+        list(source.prepared(views, views, 0).batches([torch.arange(12)], 0, "clean"))
 
 
 # Bad images ---------------------------------------------------------------------------------------

@@ -42,7 +42,8 @@ def draw_views(data: ContrastiveDataModule, images: int, epochs: int) -> Figure:
             axes[row][column].set_axis_off()
     figure.suptitle(
         f"{data.dataset}, train split, seed {data.seed}\n"
-        f"an image a row, {made.per_image} views of it an epoch",
+        f"an image a row, {made.per_image} views of it an epoch"
+        + (f"; the mean of {data.channels} bands" if data.channels not in (1, 3) else ""),
         fontsize=10,
     )
     return figure

@@ -1,4 +1,4 @@
-"""States of optimisers that older versions saved are brought into today's form."""
+"""States of optimisers and recipes that older versions saved are brought into today's form."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from commands import QUIET
+import yaml
+from commands import QUICK, QUIET, fit, run
 from optimizers import Table, network, slope
 from timm.optim.lars import Lars as TimmsLars
 from torch import nn
@@ -92,3 +93,17 @@ def test_a_checkpoint_with_timms_momentum_is_resumed(
     state = trainer.optimizers[0].state
     assert len(state) == len(velocities)
     assert all(own.keys() == {"velocity"} for own in state.values())
+
+
+def test_a_run_of_before_whose_grayscale_was_the_default_is_resumed(tmp_path: Path) -> None:
+    """It was 0.2 whatever the bands; today's default is said as null, and 0.2 of RGB."""
+    fit(tmp_path)
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert config["data"]["grayscale"] is None
+    config["data"].pop("range", None)
+    for before, code in ((0.3, 2), (0.2, 0)):
+        config["data"]["grayscale"] = before
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        done = run("fit", *QUICK, "--run_dir", tmp_path, "--resume")
+        assert done.code == code, done
+        assert ("data.grayscale was 0.3" in done.err) == bool(code)

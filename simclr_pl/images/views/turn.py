@@ -88,13 +88,14 @@ def turned(
     down = [(_mirrored(row, limits[0]) * width, weight) for row, weight in rows]
     across = [(_mirrored(column, limits[1]), weight) for column, weight in columns]
     pixels, first = images.reshape(-1), (which * channels * height * width)[:, None, None]
+    colours = [pixels[channel * height * width :] for channel in range(channels)]
     shape = channels, len(box), size, size
     done = torch.zeros(shape, dtype=torch.float32, device=images.device)
     for row, row_weight in down:
         for column, column_weight in across:
             index, weight = first + row + column, row_weight * column_weight
-            for channel in range(channels):
-                done[channel] += pixels.take(index + channel * height * width).float().mul_(weight)
+            for plane, colour in zip(done, colours, strict=True):
+                plane.add_(colour.take(index).float().mul_(weight))
     return done if images.is_floating_point() else done.div_(255)
 
 

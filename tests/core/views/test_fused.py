@@ -90,6 +90,7 @@ def test_compiled_views_are_the_same_views() -> None:
         (40, 1, 28, {}),
         (12, 3, 16, {"scale": (0.9, 1.0)}),  # smaller
         (8, 2, 16, {"jitter": 0.0, "grayscale": 0.0}),  # no colours to change
+        (20, 5, 16, {"grayscale": 0.3}),
     ):
         images, index = pictures(count, channels, size, size + 4), torch.arange(count)
         views = SimCLRViews(size, **plain(channels, **options))

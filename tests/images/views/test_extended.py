@@ -241,6 +241,24 @@ def test_images_of_many_sizes_are_made_as_if_each_were_alone(options: dict[str, 
             assert got[i].equal(want[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_bits_do_not_depend_on_the_runs_precision(dtype: torch.dtype) -> None:
+    images, index = pictures(12, 3, 24, 20), torch.arange(12)
+    for options in (ALL, WITHOUT_PADDING):
+        views = MoreViews(16, **options)
+        want = views(images, index, 1)
+        torch.set_default_dtype(dtype)
+        try:
+            got = views(images, index, 1)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = (*got, *views(images, index, 1))
+        for one, other in zip(got, want * 2, strict=True):
+            assert one.dtype == torch.float32
+            assert one.equal(other)
+
+
 @pytest.mark.parametrize("workers_cut", [False, True])
 @pytest.mark.parametrize("options", [ALL, WITHOUT_PADDING, {"padding": 2}])
 def test_views_ask_the_device_for_nothing(options: dict[str, Any], workers_cut: bool) -> None:

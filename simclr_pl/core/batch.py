@@ -28,10 +28,10 @@ class Batch(NamedTuple):
 
     Attributes:
         images: `[B, C, H, W]`, whole images, `uint8` or (of a `data.range`) `float32` in [0, 1]; or
-            `[B, K, C, S, S]` where a worker
-            process has already cut K crops from each decoded file: its views (K = V, training),
-            the clean centre (K = 1, features), or views and the clean centre (K = V + 1,
-            evaluation).
+            `[B, K, C, S, S]` where a worker process has already cut K crops from each decoded file:
+            its views (K = V, training), the clean centre (K = 1, features), or views and the clean
+            centre (K = V + 1, evaluation). Crops that the device turns are larger than S x S; the
+            clean centre then lies in the top left corner.
         labels: `int64 [B]`, `UNLABELLED` where unknown.
         index: `int64 [B]`, the place of each image in its split: what its randomness hangs on.
         epoch: the epoch these images were drawn in.

@@ -112,8 +112,8 @@ def load(
         UserError: an unknown name; files that are missing, empty or broken; labels out of range;
             a validation split that is not the run's.
     """
-    name, reading = name_of(given), Reading(on_bad_image, max_pixels)
-    raw = _read(given, Path(root), labels, reading, numbers=range is not None)
+    name, reading = name_of(given), Reading(on_bad_image, max_pixels, range is not None)
+    raw = _read(given, Path(root), labels, reading)
     sources = in_range(raw.splits, range, pages, name)
     raw = raw._replace(**sources, classes=tuple(map(printable, raw.classes)))
     check_splits(raw, name)
@@ -142,13 +142,13 @@ def load(
     return Splits(train, val, raw.test, raw.classes, held)
 
 
-def _read(given: Any, root: Path, labels: Labels, reading: Reading, *, numbers: bool) -> Raw:
+def _read(given: Any, root: Path, labels: Labels, reading: Reading) -> Raw:
     if is_own(given):
         raw = read_own(given, root, reading)
     elif given in ("folder", "manifest"):
         # Classes of val and test that train lacks are no error where nothing is labelled.
         read = {"folder": read_folder, "manifest": read_manifest}[given]
-        raw = read(root, labelled=labels == "given", numbers=numbers)
+        raw = read(root, labelled=labels == "given", numbers=reading.numbers)
     else:
         raw = _entry(given, labels, reading).read(root)
     if labels == "given":

@@ -16,6 +16,7 @@ from simclr_pl.core.errors import UserError, in_one_line
 from simclr_pl.core.views.parameters import MIN_SIDE
 from simclr_pl.images.files.decode import BadImageError, DecodedImage, check_size
 from simclr_pl.images.files.pixels import to_rgb
+from simclr_pl.images.numbers.sources import MemoryNumbers, Numbers, counted_in
 from simclr_pl.images.readers.reader import OPTION, say_once
 from simclr_pl.images.workers.crops import PHOTOGRAPHS, Opened, Reading
 from simclr_pl.images.workers.images import WorkerImages
@@ -68,12 +69,20 @@ class DatasetImages(WorkerImages):
             BadImageError: reading fails, or the item is no image, has other channels than the first
                 item, or is too small or too large.
         """
+        return DecodedImage(self.checked(place, max_pixels))
+
+    def checked(self, place: int, max_pixels: int) -> Tensor:
+        """An item's pixels, `[C, H, W]`.
+
+        Raises:
+            BadImageError: as `open`.
+        """
         (pixels, _), name = self.item(place), self.name(place)
         if len(pixels) != self.channels:
             why = f"{len(pixels)} channels, but the first item has {self.channels}"
             raise BadImageError(f"{OPTION}: {name} has {why}: give all images as many", why)
         check_size(name, pixels.shape[2], pixels.shape[1], max_pixels)
-        return DecodedImage(pixels)
+        return pixels
 
     def keep(self, index: Tensor) -> None:
         """Keeps the places at `index` alone."""
@@ -99,11 +108,44 @@ class DatasetImages(WorkerImages):
             raise BadImageError(f"{OPTION}: {name} is empty, but {_WANTED}")
         image = item[0] if several else item
         label = item[1] if several and len(item) > 1 else None
-        return _pixels(image, self.channels, name), label
+        return _pixels(image, self.channels, name, numbers=self.reading.numbers), label
 
 
-def _pixels(image: Any, channels: int, name: str) -> Tensor:
-    """`uint8 [C, H, W]`; a gray Pillow image is RGB unless `channels` is 1, or 0 for unknown."""
+class NumberItems(Numbers, DatasetImages):
+    """Items whose images are numbers of any depth: `uint8`, `uint16` or `float32` `[C, H, W]`."""
+
+    pixel_dtype = torch.float32
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first item."""
+        return self.numbers(0).dtype
+
+    def numbers(self, place: int) -> Tensor:
+        """An image's numbers: `[C, H, W]`."""
+        return self.item(place)[0]
+
+    def open(self, place: int, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+        """Reads an item and puts it on a scale from 0 to 1."""
+        return DecodedImage(self.scaled(self.checked(place, max_pixels)))
+
+    def statistics(self) -> Statistics:
+        """Counted in a sample."""
+        return counted_in(self)
+
+
+def _pixels(image: Any, channels: int, name: str, *, numbers: bool) -> Tensor:
+    """`uint8 [C, H, W]`; a gray Pillow image is RGB unless `channels` is 1, or 0 for unknown.
+
+    Numbers may be `uint16` or `float32`, too.
+    """
+    if numbers and isinstance(image, Image.Image) and image.mode.startswith("I;16"):
+        return torch.from_numpy(np.array(image, np.uint16)[None])
+    if numbers and isinstance(image, Tensor) and image.dtype in MemoryNumbers.dtypes:
+        if bool(torch.isfinite(image.float()).all()) and image.dim() == 3:
+            return image
+        why = f"{image.dtype} {[*image.shape]}, or has NaN or infinite numbers"
+        raise BadImageError(f"{OPTION}: {name} is {why}: give finite numbers [C, H, W]", why)
     if isinstance(image, Image.Image):
         try:
             gray = image.mode in ("1", "L") and channels in (0, 1)
@@ -138,16 +180,19 @@ def of_items(items: DatasetImages, labels: Tensor | None = None) -> Source:
         if kept is None and labels is not None:
             break
         pixels, label = _readable(items, place)
-        if kept is not None and pixels is not None and pixels.shape == kept.shape[1:]:
+        alike = kept is not None and pixels is not None and pixels.shape == kept.shape[1:]
+        if kept is not None and pixels is not None and alike and pixels.dtype == kept.dtype:
             kept[place] = pixels
         elif kept is not None:
-            why = "an image cannot be read" if pixels is None else "images differ in size"
+            why = "an image cannot be read" if pixels is None else "images differ in size or depth"
             say_once(f"{items.what}: {why}, workers read them in each epoch")
             kept = None
         if labels is None:
             found.append(label_of(label, items.name(place)))
     labels = torch.tensor(found) if labels is None else labels
-    return items.relabel(labels) if kept is None else ArrayImages(kept, labels)
+    if kept is None:
+        return items.relabel(labels)
+    return (ArrayImages if kept.dtype == torch.uint8 else MemoryNumbers)(kept, labels)
 
 
 def _room_for(items: DatasetImages) -> Tensor | None:
@@ -155,10 +200,10 @@ def _room_for(items: DatasetImages) -> Tensor | None:
     first, _ = _readable(items, 0)
     if first is None or min(first.shape[1:]) < MIN_SIDE:
         return None
-    if first.numel() * len(items) > MEMORY_BYTES:
+    if first.nbytes * len(items) > MEMORY_BYTES:
         return None
     say_once(f"{items.what}: {len(items)} images are read once and kept in memory")
-    return torch.empty(len(items), *first.shape, dtype=torch.uint8)
+    return torch.empty(len(items), *first.shape, dtype=first.dtype)
 
 
 def _readable(items: DatasetImages, place: int) -> tuple[Tensor | None, Any]:

@@ -18,7 +18,7 @@ from simclr_pl.core.data.sources import ArrayImages, Source, Splits
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import Choice, accepted, construct, lookup, name_of
 from simclr_pl.images.numbers.sources import MemoryNumbers, check_finite
-from simclr_pl.images.readers.items import DatasetImages, of_items, whole_labels
+from simclr_pl.images.readers.items import DatasetImages, NumberItems, of_items, whole_labels
 from simclr_pl.images.readers.reader import OPTION, SPLITS, Raw, classes_of, in_library
 from simclr_pl.images.workers.crops import Reading
 from simclr_pl.images.workers.images import WorkerImages
@@ -105,7 +105,8 @@ def _source(given: Any, what: str, reading: Reading) -> Source:
         )
     if not len(given):
         raise UserError(f"{OPTION}: {what} is empty")
-    return of_items(DatasetImages(given, what, reading))
+    kind = NumberItems if reading.numbers else DatasetImages
+    return of_items(kind(given, what, reading))
 
 
 def _arrays(images: Any, labels: Any, what: str) -> ArrayImages:

@@ -29,10 +29,12 @@ class Reading(NamedTuple):
     Attributes:
         on_bad_image: whether an image that cannot be read is an error, or is stepped over.
         max_pixels: larger images count as images that cannot be read.
+        numbers: whether images are numbers of any depth, since a range is given.
     """
 
     on_bad_image: OnBadImage = "error"
     max_pixels: int = MAX_PIXELS
+    numbers: bool = False
 
 
 class Opened(Protocol):

@@ -15,6 +15,7 @@ from simclr_pl.core.data.sources import ArrayImages
 from simclr_pl.images.datasets import load
 from simclr_pl.images.numbers.sources import MemoryNumbers, NumberFiles
 from simclr_pl.images.readers import stored
+from simclr_pl.images.readers.items import NumberItems
 from simclr_pl.images.readers.stored import StoredNumbers
 
 Array = np.ndarray[Any, Any]
@@ -266,3 +267,39 @@ def test_a_manifest_of_numbers_keeps_names_and_groups(tmp_path: Path) -> None:
     groups = [train.group_names[n].decode() for n in train.groups.tolist()]
     of = {name: line.split(",")[1] for name, line in zip(names, lines[1:], strict=True)}
     assert groups == [of[name.decode()] for name in train.names or ()]
+
+
+class Items(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """Images of numbers, of one size or of several."""
+
+    def __init__(self, images: list[torch.Tensor]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, place: int) -> tuple[torch.Tensor, int]:
+        return self.images[place], place % 3
+
+
+def of(items: Items, **options: Any) -> ContrastiveDataModule:
+    data = ContrastiveDataModule(
+        items, batch_size=8, range=(0, 65535), num_workers=0, seed=3, image_size=16, **options
+    )
+    data.setup()
+    return data
+
+
+def test_items_of_a_dataset_may_be_numbers(tmp_path: Path) -> None:
+    images = pixels(40, 16, 16, 3).astype(np.uint16) * 257
+    stored_ones = module("npz", npz(tmp_path / "a.npz", images), range=(0, 65535))
+    same = [torch.from_numpy(image) for image in images.transpose(0, 3, 1, 2).copy()]
+    kept = of(Items(same))
+    assert isinstance(kept.splits.train, MemoryNumbers)
+    assert torch.equal(first_views(kept), first_views(stored_ones))
+    read = of(Items([*same[:-1], same[-1][:, :12]]))
+    assert isinstance(read.splits.train, NumberItems)
+    assert (first_views(read) - first_views(kept)).abs().max() < 0.02  # other statistics
+    bad = torch.full((3, 16, 16), float("nan"))
+    with pytest.raises(UserError, match=r"item 3 .* or has NaN or infinite numbers: give finite"):
+        of(Items([*(image.float() for image in same[:3]), bad]))

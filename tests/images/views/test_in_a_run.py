@@ -9,7 +9,7 @@ import torch
 import yaml
 from commands import NARROW, QUICK, QUIET, REPOSITORY, fit, refused, run, start
 from distances import far
-from noise import pictures
+from noise import pictures, write_images
 from run_files import checkpoint, rows, same_weights
 from stopping import kill_when
 
@@ -17,6 +17,7 @@ from simclr_pl import ContrastiveDataModule, SimCLR
 from simclr_pl.commandline.target import DataChoice, find_pretrained
 from simclr_pl.core.data.sources import ArrayImages, Splits
 from simclr_pl.images.views.extended import MoreViews
+from simclr_pl.pictures.views import draw_views
 
 ALL: dict[str, Any] = {
     "vertical_flip": 0.5, "quarter_turns": True, "rotation": 15, "padding": 1, "solarise": 0.2,
@@ -114,6 +115,16 @@ def test_a_bad_value_is_a_sentence(tmp_path: Path, option: str, value: str, sent
     assert sentence in refused(tmp_path, *views)
 
 
+@pytest.mark.timeout(300)
+def test_turned_files_train_to_the_same_bits_with_any_number_of_workers(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", 24, 20, 26)
+    files = ("--data.dataset", "folder", "--data.root", images, "--data.batch_size", "8")
+    views = ("--data.views", "extended", "--data.views.rotation", "40")
+    for workers in (0, 2):
+        fit(tmp_path / str(workers), *files, *views, "--data.num_workers", workers)
+    assert same_weights(*(checkpoint(tmp_path / str(workers)) for workers in (0, 2)))
+
+
 def thirteen_bands(**options: Any) -> ContrastiveDataModule:
     train, val = (ArrayImages(pictures(n, 13, 12, 12), torch.arange(n) % 2) for n in (48, 16))
     return ContrastiveDataModule(
@@ -129,3 +140,16 @@ def test_thirteen_bands_train_from_python() -> None:
     assert trainer.global_step == 4
     assert bool(trainer.callback_metrics["train/loss"].isfinite())
     assert data.views.grayscale == 0
+    title = draw_views(data, 2, 1).get_suptitle()
+    assert "the mean of 13 bands" in title
+
+
+@pytest.mark.parametrize("given", ["extended", MoreViews, {"class_path": "extended"}])
+def test_by_name_or_class_without_arguments_they_are_the_papers(given: Any) -> None:
+    made = []
+    for views in (given, None):
+        data = thirteen_bands(views=views)
+        data.setup()
+        batch = next(iter(data.splits.train.batches([torch.arange(9)], 2, "views")))
+        made.append(data.make_views(batch).views)
+    assert made[0].equal(made[1])

@@ -1,14 +1,16 @@
 """`hub:NAME` with and without internet, and runs on data of `hub:PATH`."""
 
 import shutil
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from arrays import sentence
-from commands import QUICK, environment, finish, fit, start
+from commands import QUICK, called, environment, finish, fit, start
 from datamodules import ready
 from hub_files import ROOT, labelled, named, png, read, saved, table
+from hub_server import COMMIT, FILE, NAME, a_hub
 from noise import pixels, write_npz
 from run_files import checkpoint, rows
 from stopping import begin, check_same_run, differences, kill_when
@@ -67,6 +69,39 @@ def test_what_was_downloaded_before_is_read_without_internet(
     assert len(read(named("hub:nobody/nothing", revision="c0ffee")).train) == 40
     with pytest.raises(UserError, match="cannot be reached"):
         read(named("hub:nobody/nothing", revision="v2"))
+
+
+SCRIPT = """
+import sys
+from simclr_pl.core.errors import UserError
+from simclr_pl.images.datasets import load, prepare
+from simclr_pl.images.fingerprint import fingerprint
+try:
+    for name in sys.argv[1:]:
+        prepare(name, "data")
+        print(fingerprint(load(name, "data")))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_data_set_is_downloaded_once_and_then_read_without_the_hub(tmp_path: Path) -> None:
+    labelled().to_parquet(tmp_path / "train.parquet")
+    here = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    names, said = [f"hub:{NAME}"] * 2, list[list[str]]()
+    with a_hub((tmp_path / "train.parquet").read_bytes()) as (address, asked):
+        env = environment(HF_ENDPOINT=address, **here)
+        done = called(sys.executable, "-c", SCRIPT, *names, "hub:some/one", env=env)
+        said.append(done.stdout.splitlines())
+        assert done.stderr == ""
+        fetched = [line for line in asked if line.startswith("GET") and line.endswith(FILE)]
+        assert len(fetched) == 1
+        assert "Hugging Face hub has no data set some/one that everybody may read" in done.stdout
+    done = called(sys.executable, "-c", SCRIPT, *names, env=env)
+    said.append(done.stdout.splitlines())
+    assert f"hub:{NAME}: commit {COMMIT[:12]}, which was downloaded before" in said[1]
+    prints = [line for lines in said for line in lines if len(line) == 64]
+    assert (len(prints), len(set(prints))) == (4, 1)
 
 
 # Runs ---------------------------------------------------------------------------------------------

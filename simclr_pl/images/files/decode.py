@@ -21,7 +21,14 @@ from simclr_pl.core.data.sources import MAX_PIXELS
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.views.parameters import MIN_SIDE
 from simclr_pl.images.files.formats import decoders, kind_of
-from simclr_pl.images.files.pixels import check_whole, has_sixteen_bits, to_rgb, turn_of
+from simclr_pl.images.files.pixels import (
+    Range,
+    check_whole,
+    has_sixteen_bits,
+    sixteen_bit_range,
+    to_rgb,
+    turn_of,
+)
 
 SCALES = (8, 4, 2, 1)
 """Pixels of a JPEG's row that may be decoded as one, from fewer frequencies."""
@@ -55,6 +62,7 @@ class EncodedImage:
 
     Attributes:
         mode: Pillow's name for the bands and bits that the file's header says.
+        is_deep: whether the file has 16 bits a band.
 
     Raises:
         BadImageError: the file is no readable image, the image is too small or too large, or bands
@@ -70,6 +78,7 @@ class EncodedImage:
             image = self._opened()
             check_whole(image)
             check_size(path, *image.size, max_pixels)
+            self.is_deep = has_sixteen_bits(image)
             if image.format == "PNG" and b"eXIf" in self._bytes:
                 image.load()  # the orientation may lie behind the pixels
             self._turn = turn_of(image)
@@ -100,10 +109,10 @@ class EncodedImage:
         with self._named():
             return self.upright(to_rgb(image))
 
-    @property
-    def is_deep(self) -> bool:
-        """Whether the file has 16 bits a band; known until it is decoded."""
-        return self._header is not None and has_sixteen_bits(self._header)
+    def sixteen_bits(self) -> Range | None:
+        """The range that a file of 16 bits uses, decoded for it; `None` for other files."""
+        with self._named():
+            return sixteen_bit_range(self._opened()) if self.is_deep else None
 
     def upright(self, image: Image.Image) -> Image.Image:
         """A stored image as EXIF's orientation wants it."""

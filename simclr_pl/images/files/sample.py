@@ -46,7 +46,7 @@ def look_at(folder: Path, splits: Iterable[Sequence[Path]]) -> str:
                 found, moves = _look(paths[place])
                 files, moving = files + 1, moving + moves
                 ranges += [] if found is None else [found]
-    _check_ranges(folder, ranges)
+    check_ranges(folder, ranges, "give --data.range auto, which reads all of their bits")
     said = f"; {moving} of {files} files looked at are animations, of which the first frame is used"
     return said if moving else ""
 
@@ -63,10 +63,18 @@ def _look(path: Path) -> tuple[Range | None, bool]:
             return (sixteen_bit_range(image) if small else None), moves
 
 
-def _check_ranges(folder: Path, ranges: list[Range]) -> None:
-    """Refuses files of 16 bits whose numbers stay in a corner of what 16 bits can say.
+def check_ranges(what: str | Path, ranges: list[Range], remedy: str) -> None:
+    """Refuses images of 16 bits whose numbers stay in a corner of what 16 bits can say.
 
     Only the upper 8 bits are used: the numbers of a camera of 12 bits would be 16 shades.
+
+    Args:
+        what: has the images, for the error.
+        ranges: of a sample.
+        remedy: what the error advises first.
+
+    Raises:
+        UserError: all images of the sample together use a quarter of the range, or less.
     """
     if not ranges:
         return
@@ -74,7 +82,7 @@ def _check_ranges(folder: Path, ranges: list[Range]) -> None:
     if high - low < LEAST_RANGE:
         shades = (high >> 8) - (low >> 8) + 1
         raise UserError(
-            f"{folder} has images of 16 bits that use the range {low} to {high} of {_SIXTEEN} "
-            f"({len(ranges)} files were looked at), which would be {shades} of 256 shades: stretch "
-            "them to the whole range, or save them with 8 bits"
+            f"{what} has images of 16 bits that use the range {low} to {high} of {_SIXTEEN} "
+            f"({len(ranges)} files were looked at), which would be {shades} of 256 shades: "
+            f"{remedy}, or stretch them to the whole range"
         )

@@ -13,6 +13,8 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import MAX_PIXELS
 from simclr_pl.core.errors import in_one_line
 from simclr_pl.images.files.decode import BadImageError, Box, EncodedImage
+from simclr_pl.images.files.pixels import Range
+from simclr_pl.images.files.sample import check_ranges
 from simclr_pl.images.readers.items import DatasetImages
 from simclr_pl.images.readers.reader import OPTION
 from simclr_pl.images.workers.crops import Opened, Reading
@@ -68,14 +70,21 @@ class EncodedItems(DatasetImages):
         return torch.from_numpy(rgb.transpose(2, 0, 1)[: self.channels].copy()), label
 
     def look(self) -> int:
-        """The channels of all images: 1 where up to `LOOKED_AT` of them are gray, else 3."""
+        """The channels of all images: 1 where up to `LOOKED_AT` of them are gray, else 3.
+
+        Raises:
+            UserError: images of 16 bits that use few of them.
+        """
         places = torch.linspace(0, len(self) - 1, min(LOOKED_AT, len(self))).long().tolist()
-        modes = set()
+        modes, ranges = set(), list[Range]()
         for place in places:
             try:
-                modes.add(EncodedImage("", MAX_PIXELS, self.content(place)).mode)
+                image = EncodedImage("", MAX_PIXELS, self.content(place))
+                ranges += [found] if (found := image.sixteen_bits()) else []
             except BadImageError:  # its turn to be named comes
                 continue
+            modes.add(image.mode)
+        check_ranges(self.what, ranges, "save them with 8 bits")
         return 1 if modes and modes <= set(GRAY) else 3
 
     def _encoded(self, place: int, max_pixels: int) -> tuple[EncodedImage, Any]:

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import datasets
 import h5py
 import numpy as np
 import pytest
 import tifffile
 import torch
 import zarr
+from PIL import Image
 
 from simclr_pl import ContrastiveDataModule, UserError
 from simclr_pl.core.data.sources import ArrayImages
@@ -303,3 +305,22 @@ def test_items_of_a_dataset_may_be_numbers(tmp_path: Path) -> None:
     bad = torch.full((3, 16, 16), float("nan"))
     with pytest.raises(UserError, match=r"item 3 .* or has NaN or infinite numbers: give finite"):
         of(Items([*(image.float() for image in same[:3]), bad]))
+
+
+def test_sixteen_bits_of_a_hub_that_would_be_16_shades_are_refused(tmp_path: Path) -> None:
+    """A camera of 12 bits; of a folder, the sentence names the option that reads all of them."""
+    images = [Image.fromarray(pixels(16, 16, seed=n).astype(np.uint16) * 16) for n in range(12)]
+    column = datasets.Dataset.from_dict(
+        {"image": images}, datasets.Features(image=datasets.Image())
+    )
+    column.save_to_disk(tmp_path / "hub")
+    said = "images of 16 bits that use the range .* which would be 16 of 256 shades"
+    with pytest.raises(UserError, match=rf"{said}: save them with 8 bits"):
+        load(f"hub:{tmp_path / 'hub'}", tmp_path)
+    (tmp_path / "folder").mkdir()
+    for place, image in enumerate(images):
+        image.save(tmp_path / "folder" / f"{place}.png")
+    with pytest.raises(UserError, match=rf"{said}: give --data.range auto, which reads all"):
+        load("folder", tmp_path / "folder")
+    train = load("folder", tmp_path / "folder", range="auto").train
+    np.testing.assert_array_equal(train.numbers(0)[0].numpy(), np.asarray(images[0]))

@@ -121,6 +121,7 @@ def test_odd_images_are_cut_by_workers_as_those_of_a_folder_are(
         assert batch.index.equal(want.index)
 
 
+@pytest.mark.processes
 def test_two_ranks_and_any_workers_see_the_same_images(tmp_path: Path) -> None:
     images = [png(image) for image in pixels(15, 20, 20, 3)] + [png(pixels(21, 20, 3))]
     source = read(saved(tmp_path / "data", table(images))).train

@@ -55,6 +55,7 @@ def write_eurosat(root: Path, names: str = "abcd") -> list[Path]:
     return sorted(files)
 
 
+@pytest.mark.processes
 def test_a_set_of_files_is_read_as_a_folder_is(tmp_path: Path) -> None:
     files = write_eurosat(tmp_path)
     splits = read("EuroSAT", tmp_path)

@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from arrays import Arrays, array, counts, sentence
 from noise import pixels
 from torchvision import datasets as tv
+from torchvision.datasets.utils import check_integrity
 
 from simclr_pl import UserError
 from simclr_pl.core.batch import UNLABELLED
@@ -121,8 +123,17 @@ def test_stl10_is_read_with_its_unlabelled_images_in_train(
     monkeypatch.setattr(tv.STL10, "train_list", [table[name] for name in train_files])
     monkeypatch.setattr(tv.STL10, "test_list", [table["test_X.bin"], table["test_y.bin"]])
 
+    hashed: Counter[str] = Counter()
+
+    def check(path: str, md5: str) -> bool:
+        hashed[Path(path).name] += 1
+        return check_integrity(path, md5)
+
+    monkeypatch.setattr("torchvision.datasets.stl10.check_integrity", check)
     prepare("stl10", tmp_path)
     splits = load("stl10", tmp_path)
+    # Gigabytes: once to know whether they must be downloaded, and once to read them.
+    assert set(hashed.values()) == {2}, hashed
     train, test = array(splits.train), array(splits.test)
     want = np.concatenate([arrays["train"], arrays["unlabeled"]])
     assert torch.equal(train.images, torch.from_numpy(want))

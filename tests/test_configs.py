@@ -1,19 +1,27 @@
 """Every recipe that is shipped is parsed, built and, where it costs little, trained."""
 
 import re
+import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 import yaml
 from commands import REPOSITORY, run
+from PIL import Image
 from run_files import checkpoint, rows
 
 from simclr_pl import ContrastiveDataModule, SimCLR
 from simclr_pl.commandline.options import Parser
 from simclr_pl.commands.fit import PretrainingCLI
+from simclr_pl.core.batch import Batch
+from simclr_pl.core.data import datamodule
+from simclr_pl.core.data.sources import ArrayImages, Splits
+from simclr_pl.core.model import optim
 from simclr_pl.core.model.encoder import EncoderSpec, build_encoder
 from simclr_pl.images.datasets import DATASETS
+from simclr_pl.images.readers.folder import read_folder
 from simclr_pl.monitors.linear import LinearEvaluation
 
 CONFIGS = REPOSITORY / "configs"
@@ -26,16 +34,43 @@ HERE = (
 )
 """What any machine has."""
 
-IMAGES = {
-    "digits": (1, 8),
-    "fashion_mnist": (1, 28),
-    "cifar10": (3, 32),
-    "cifar100": (3, 32),
-    "stl10": (3, 96),
-    "folder": (3, 224),
-    "npz": (3, 32),
+
+class Plan(NamedTuple):
+    """A recipe's arithmetic, worked out by hand.
+
+    Attributes:
+        channels: of its images.
+        side: of its views, in pixels.
+        parameters: of the encoder.
+        images: that it trains on (of data of the user's own: ten thousand).
+        steps: an epoch.
+        peak: the learning rate behind warm-up.
+        warmup: steps of it.
+    """
+
+    channels: int
+    side: int
+    parameters: int
+    images: int
+    steps: int
+    peak: float
+    warmup: int
+
+
+PLANS = {
+    "cifar.yaml": Plan(3, 32, 11_168_832, 50_000, 97, 0.6, 970),
+    "cifar100.yaml": Plan(3, 32, 11_168_832, 50_000, 195, 0.3, 1950),
+    "digits.yaml": Plan(1, 8, 1_237_504, 1_458, 5, 0.2, 50),
+    "fashion_mnist.yaml": Plan(1, 28, 1_237_504, 60_000, 234, 0.2, 234),
+    "imagenet.yaml": Plan(3, 224, 23_508_032, 1_281_167, 312, 4.8, 3120),
+    "imagenet100.yaml": Plan(3, 224, 11_176_512, 127_000, 992, 0.15, 9920),
+    "medical.yaml": Plan(1, 224, 11_170_240, 10_000, 39, 0.3, 390),
+    "multispectral.yaml": Plan(13, 64, 11_174_592, 27_000, 52, 0.6, 520),
+    "photographs.yaml": Plan(3, 224, 23_508_032, 10_000, 39, 1.2, 390),
+    "stl10.yaml": Plan(3, 64, 11_168_832, 105_000, 205, 2e-3, 410),
+    "tiny_imagenet.yaml": Plan(3, 64, 11_168_832, 100_000, 195, 2e-3, 390),
+    "vit.yaml": Plan(3, 224, 21_665_664, 1_281_167, 1251, 8e-4, 50_040),
 }
-"""Channels and side of each data set's images."""
 
 
 class Built(PretrainingCLI):
@@ -64,8 +99,8 @@ def build(
     )
 
 
-def test_there_are_recipes() -> None:
-    assert "digits.yaml" in RECIPES
+def test_each_recipe_has_a_plan() -> None:
+    assert sorted(PLANS) == RECIPES
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -86,15 +121,108 @@ def test_a_recipes_encoder_fits_its_images(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     hparams = build(monkeypatch, tmp_path, "--config", CONFIGS / name).model.hparams
-    data = yaml.safe_load((CONFIGS / name).read_text())["data"]
-    channels, side = IMAGES[data["dataset"]]
-    side = data.get("image_size") or side
+    channels, side, parameters, *_ = PLANS[name]
     spec = EncoderSpec(
         hparams["encoder"], channels, side, hparams["stem"], hparams["encoder_args"] or {}
     )
     encoder = build_encoder(spec)
+    assert sum(p.numel() for p in encoder.module.parameters()) == parameters
     images = torch.zeros(1, channels, side, side)
     assert encoder.module.eval()(images).shape == (1, encoder.width)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipes_schedule_is_the_one_that_its_comments_work_out(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    built = build(monkeypatch, tmp_path, "--config", CONFIGS / name)
+    plan, settings = PLANS[name], built.model.optimization
+    steps = plan.images // built.datamodule.batch_size
+    assert steps == plan.steps
+    peak = optim.peak_learning_rate(settings, built.datamodule.batch_size)
+    assert peak == pytest.approx(plan.peak)
+    built.trainer.fit_loop.max_batches = steps  # as counted where the data are
+    assert optim.warmup_steps(settings, built.trainer) == plan.warmup
+    optimizer = optim.build_optimizer(torch.nn.Linear(2, 2), settings, peak)
+    total = steps * built.trainer.max_epochs
+    factor = optim.WarmupCosine(optimizer, plan.warmup, total).lr_lambdas[0]
+    assert factor(plan.warmup - 1) == factor(plan.warmup) == 1
+    assert factor(total) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipes_views_are_made_of_images_like_its_own(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain = ("--config", CONFIGS / name, "--data.compiled", "false")
+    data = build(monkeypatch, tmp_path, *plain).datamodule
+    channels, side, *_ = PLANS[name]
+    images = torch.randint(256, (4, channels, side, side), dtype=torch.uint8)
+    split = ArrayImages(images, torch.tensor([0, 1, 0, 1]))
+    monkeypatch.setattr(
+        datamodule, "read_dataset", lambda *_: Splits(split, split, None, ("a", "b"), None)
+    )
+    data.setup()
+    index = torch.arange(4)
+    views = data.make_views(Batch(images, split.labels, index, 0)).views
+    assert views.shape == (8, channels, side, side)
+    assert views.isfinite().all()
+    assert not torch.equal(views[:4], views[4:])
+    recipe = yaml.safe_load((CONFIGS / name).read_text())["data"]
+    for key in ("flip", "jitter", "grayscale", "blur"):
+        assert getattr(data.makes_views, key) == recipe[key]
+    more = recipe.get("views", {}).get("init_args", {})
+    assert {key: getattr(data.makes_views, key) for key in more} == more
+
+
+def lines_of(name: str) -> str:
+    """The shell lines of a recipe's note on its data."""
+    note = (CONFIGS / name).read_text().split("\n# Data ")[1].split("\n# Hardware ")[0]
+    return "\n".join(line[4:] for line in note.splitlines() if re.match(r"#   (?=\S|  \S)", line))
+
+
+def image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(path)
+
+
+def found_in(root: Path) -> tuple[int, int, tuple[str, ...]]:
+    """Images of train and val, and classes."""
+    raw = read_folder(root)
+    assert raw.val is not None
+    assert raw.test is None
+    return len(raw.train), len(raw.val), raw.classes
+
+
+def test_tiny_imagenets_lines_make_folders_of_its_val(tmp_path: Path) -> None:
+    root = tmp_path / "data" / "tiny-imagenet-200"
+    for name in ("n1", "n2"):
+        image(root / "train" / name / "images" / f"{name}_0.JPEG")
+        (root / "train" / name / f"{name}_boxes.txt").write_text("")
+    for number in range(3):
+        image(root / "val" / "images" / f"val_{number}.JPEG")
+    rows = (
+        "val_0.JPEG\tn2\t0\t0\t7\t7",
+        "val_1.JPEG\tn1\t0\t0\t7\t7",
+        "val_2.JPEG\tn2\t0\t0\t7\t7",
+    )
+    (root / "val" / "val_annotations.txt").write_text("".join(f"{row}\n" for row in rows))
+    image(root / "test" / "images" / "test_0.JPEG")
+    subprocess.run(["bash", "-ec", lines_of("tiny_imagenet.yaml")], cwd=tmp_path, check=True)
+    assert found_in(root) == (2, 3, ("n1", "n2"))
+    assert sorted(path.name for path in (root / "val" / "n2").iterdir()) == [
+        "val_0.JPEG",
+        "val_2.JPEG",
+    ]
+
+
+def test_imagenet_100s_lines_link_to_the_listed_classes(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("n1", "n2", "n3"):
+            image(tmp_path / "data" / "imagenet" / split / name / f"{name}_{split}.JPEG")
+    (tmp_path / "imagenet100.txt").write_text("n1\nn3\n")
+    subprocess.run(["bash", "-ec", lines_of("imagenet100.yaml")], cwd=tmp_path, check=True)
+    assert found_in(tmp_path / "data" / "imagenet100") == (2, 2, ("n1", "n3"))
 
 
 @pytest.mark.parametrize("name", RECIPES)

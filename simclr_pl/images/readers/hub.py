@@ -73,7 +73,8 @@ def _read(given: InLibrary, options: Options, labels: Labels, reading: Reading) 
         part: HubImages(of, image, f"{given} {part}", reading, folder)
         for part, of in splits.items()
     }
-    channels = options.channels or items["train"].look()
+    looked = items["train"].look()
+    channels = options.channels or looked
     known, classes = dict[str, Tensor](), tuple[str, ...]()
     if labels == "given":
         known, classes = labels_of(splits, given, options)

@@ -31,6 +31,9 @@ COMMANDS = {
         "compare", "is pretraining worth it? raw pixels, untrained and pretrained encoder, one "
         "protocol",
     ),
+    "stats": (
+        "stats", "sizes, kinds, numbers, copies and bad ones of a data set's images, for a recipe",
+    ),
     "pack": ("pack.pack", "write a folder of images once, to train without decoding"),
     "sweep": (
         "sweep.sweep", "try values of a sweep's YAML, run after run, and compare them in a table",
@@ -51,7 +54,7 @@ HEADINGS = {
     "train": ("fit", "finetune"),
     "score": ("validate", "test", "linear", "knn", "compare"),
     "use": ("predict",),
-    "look": ("views", "report", "dashboard"),
+    "look": ("stats", "views", "report", "dashboard"),
     "run": ("pack", "bench", "sweep"),
 }
 """Groups of commands in `--help`; each command stands under one heading."""

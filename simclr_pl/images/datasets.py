@@ -113,7 +113,7 @@ def load(
             a validation split that is not the run's.
     """
     name, reading = name_of(given), Reading(on_bad_image, max_pixels, range is not None)
-    raw = _read(given, Path(root), labels, reading)
+    raw = read_raw(given, Path(root), labels, reading)
     sources = in_range(raw.splits, range, pages, name)
     raw = raw._replace(**sources, classes=tuple(map(printable, raw.classes)))
     check_splits(raw, name)
@@ -142,7 +142,15 @@ def load(
     return Splits(train, val, raw.test, raw.classes, held)
 
 
-def _read(given: Any, root: Path, labels: Labels, reading: Reading) -> Raw:
+def read_raw(given: Any, root: Path, labels: Labels, reading: Reading) -> Raw:
+    """Reads a data set's splits as they are: nothing is held out, and numbers have no range.
+
+    Args:
+        given: see `load`.
+        root: likewise.
+        labels: likewise.
+        reading: how images are read.
+    """
     if is_own(given):
         raw = read_own(given, root, reading)
     elif given in ("folder", "manifest"):

@@ -82,7 +82,7 @@ def _check_eight_bits(splits: Mapping[str, Source], pages: Pages | None, name: s
             kind = f"{source.channels} x {str(source.dtype).removeprefix('torch.')}"
             raise UserError(
                 f"{name} has images of numbers ({kind} a pixel), and nothing says which are black "
-                "and white: give --data.range LOW,HIGH as in [0,4095], or --data.range auto "
+                "and white: give --data.range [LOW,HIGH], as in [0,4095], or auto "
                 "(percentiles of a sample, which the checkpoint keeps)"
             )
     if pages is not None:

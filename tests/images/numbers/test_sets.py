@@ -199,7 +199,7 @@ def test_what_lies_beyond_the_range_is_clipped(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    r"nothing says which are black and white: give --data.range LOW,HIGH": {},
+    r"nothing says which are black and white: give --data.range \[LOW,HIGH\]": {},
     r"data.range is \[5, 5\], but must be two numbers": {"range": (5, 5)},
     r"data.range is \[9, 1\], but must be two numbers": {"range": (9, 1)},
 }

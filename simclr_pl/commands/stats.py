@@ -133,7 +133,7 @@ def _read(module: ContrastiveDataModule) -> tuple[Raw, Range | None]:
     given, how = module.given_dataset, module.reading
     prepare(given, module.root)
     reading = Reading("skip", how["max_pixels"], numbers=True)
-    raw = read_raw(given, Path(module.root), how["labels"], reading)
+    raw = read_raw(given, module.root, how["labels"], reading)
     found = how["range"] or _range_of(raw.train, how["pages"])
     raw = raw._replace(**in_range(raw.splits, found, how["pages"], module.dataset))
     return raw, None if found is None else getattr(raw.train, "range", None)

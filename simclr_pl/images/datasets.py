@@ -39,7 +39,16 @@ from simclr_pl.images.readers.manifest import read_manifest
 from simclr_pl.images.readers.npz import read_npz
 from simclr_pl.images.readers.own import is_own, read_own
 from simclr_pl.images.readers.packed import read_packed
-from simclr_pl.images.readers.reader import LIBRARIES, Entry, Raw, first_line, in_library, say_once
+from simclr_pl.images.readers.reader import (
+    LIBRARIES,
+    SHARDS,
+    Entry,
+    Raw,
+    first_line,
+    in_library,
+    say_once,
+)
+from simclr_pl.images.readers.shards import shard_set
 from simclr_pl.images.readers.stored import read_stored
 from simclr_pl.images.readers.torchvision_classes import classification_set
 from simclr_pl.images.readers.torchvision_sets import torchvision_set
@@ -61,9 +70,10 @@ def prepare(given: Any, root: str | Path) -> None:
     """
     if is_own(given):
         return
-    name, root, entry = name_of(given), Path(root), _entry(given, "given", Reading())
+    name, entry = name_of(given), _entry(given, "given", Reading())
     if entry.prepare is not None:
-        entry.prepare(root)
+        entry.prepare(_place(given, root))
+    root = Path(root)
     if entry.fetch is None:
         return
     patience = socket.getdefaulttimeout()
@@ -113,11 +123,11 @@ def load(
             a validation split that is not the run's.
     """
     name, reading = name_of(given), Reading(on_bad_image, max_pixels, range is not None)
-    raw = read_raw(given, Path(root), labels, reading)
+    raw = read_raw(given, root, labels, reading)
     sources = in_range(raw.splits, range, pages, name)
     raw = raw._replace(**sources, classes=tuple(map(printable, raw.classes)))
     check_splits(raw, name)
-    where = Path(root) if name in DATASETS else name
+    where = root if name == SHARDS else Path(root) if name in DATASETS else name
     unreadable = Unreadable(where, sum(map(len, raw.splits.values())), left_out)
     for source in raw.splits.values():
         if isinstance(source, WorkerImages):
@@ -142,7 +152,7 @@ def load(
     return Splits(train, val, raw.test, raw.classes, held)
 
 
-def read_raw(given: Any, root: Path, labels: Labels, reading: Reading) -> Raw:
+def read_raw(given: Any, root: str | Path, labels: Labels, reading: Reading) -> Raw:
     """Reads a data set's splits as they are: nothing is held out, and numbers have no range.
 
     Args:
@@ -151,6 +161,7 @@ def read_raw(given: Any, root: Path, labels: Labels, reading: Reading) -> Raw:
         labels: likewise.
         reading: how images are read.
     """
+    root = _place(given, root)
     if is_own(given):
         raw = read_own(given, root, reading)
     elif given in ("folder", "manifest"):
@@ -168,11 +179,18 @@ def read_raw(given: Any, root: Path, labels: Labels, reading: Reading) -> Raw:
     return Raw(**none, classes=())
 
 
+def _place(given: Any, root: str | Path) -> Any:
+    """The root as a path; of shards as it was given, since it may be an address or a pattern."""
+    return str(root) if name_of(given) == SHARDS else Path(root)
+
+
 def _entry(given: Any, labels: Labels, reading: Reading) -> Entry:
     named = in_library(given)
     if named is not None:
         entry_of = {"hub": hub_set, "torchvision": classification_set}[named.library]
         return entry_of(named, labels, reading)
+    if name_of(given) == SHARDS:
+        return shard_set(given, labels, reading)
     name = str(given)
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, 1)
@@ -221,5 +239,6 @@ DATASETS: dict[str, Entry] = {
     "manifest": Entry(read_manifest),
     "packed": Entry(read_packed),
     "npz": Entry(read_npz),
+    SHARDS: shard_set(SHARDS, "given", Reading()),
     **{kind: Entry(partial(read_stored, kind=kind)) for kind in ("npy", "hdf5", "zarr")},
 }

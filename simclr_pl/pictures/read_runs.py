@@ -83,7 +83,7 @@ class Run:
 
 def data_name(dataset: str, root: str) -> str:
     """The name of the data, for `folder` with the folder's name."""
-    if dataset not in ("folder", "manifest", "packed", "npz"):
+    if dataset not in ("folder", "manifest", "packed", "npz", "shards"):
         return dataset
     return f"{dataset} {printable(Path(root).name)}"
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.errors import UserError
+from simclr_pl.core.lookup import name_of
 from simclr_pl.core.model.checkpoint import KEY, read_checkpoint
 from simclr_pl.core.paths import expanded
 from simclr_pl.images.fingerprint import Contents, changes, check_same_kind, shortened
@@ -23,7 +24,7 @@ from simclr_pl.writing import make_folder, whole
 FORMAT = 1
 """Version of the file that `save_seen` writes; another number is refused."""
 
-OF_THE_USER = ("folder", "manifest", "packed", "npz", "npy", "hdf5", "zarr")
+OF_THE_USER = ("folder", "manifest", "packed", "npz", "npy", "hdf5", "zarr", "shards")
 """Data sets of the table that are another set at each root."""
 
 MARK = "held_out"
@@ -127,8 +128,10 @@ def sees_own_data(run: RunDirectory, dataset: Any, root: str) -> bool:
     own, default = read_config(run.config).get("data") or {}, ContrastiveDataModule()
     if dataset != (own.get("dataset") or default.given_dataset):
         return False
-    if not is_own(dataset) and dataset not in OF_THE_USER:
+    if not is_own(dataset) and name_of(dataset) not in OF_THE_USER:
         return True
+    if name_of(dataset) == "shards":
+        return root == own.get("root")
     return expanded(root).resolve() == expanded(str(own.get("root") or default.root)).resolve()
 
 

@@ -30,11 +30,11 @@ class ContrastiveDataModule(L.LightningDataModule):
 
     Args:
         dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, manifest, packed, npz,
-            npy, hdf5, zarr; hub:NAME or hub:PATH (Hugging Face), torchvision:NAME; or the path of a
-            Dataset of images or of a function of splits; in Python an object, as `Splits`.
+            npy, hdf5, zarr, shards; hub:NAME or hub:PATH (Hugging Face), torchvision:NAME; or the
+            path of a Dataset of images or of a function of splits; in Python an object, `Splits`.
         root: folder of the data; for `folder` the images' own, for `packed` what `pack` has
             written, for `manifest` (CSV or parquet with columns path, label, split, group) and
-            `npz` the file.
+            `npz` the file, for `shards` a folder, pattern, list or address of .tar files.
         batch_size: images a step, global: over all devices together.
         image_size: side of a view in pixels (default: the data's own; 224 for photographs).
         scale: bounds of a crop's area, as a share of the image's.
@@ -93,7 +93,9 @@ class ContrastiveDataModule(L.LightningDataModule):
         check(max_pixels >= 1, "data.max_pixels", max_pixels, "at least 1")
         check(num_workers >= 0, "data.num_workers", num_workers, "0 or more")
         self.given_dataset, self.dataset = dataset, name_of(dataset)
-        self.root, self.batch_size = str(expanded(root)), batch_size
+        # (Shards may lie at an address.)
+        self.root = root if self.dataset == "shards" else str(expanded(root))
+        self.batch_size = batch_size
         self.num_workers, self.split_seed, self.seed = num_workers, split_seed, run_seed(seed)
         self.predict_split: Split = predict_split
         self.reading: dict[str, Any] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import MAX_PIXELS
-from simclr_pl.core.errors import in_one_line
+from simclr_pl.core.errors import UserError, in_one_line
 from simclr_pl.images.files.decode import BadImageError, Box, EncodedImage
 from simclr_pl.images.files.pixels import Range
 from simclr_pl.images.files.sample import check_ranges
@@ -106,6 +106,8 @@ class EncodedItems(DatasetImages):
             content, path, label = self.stored_at(int(self.places[place]))
             if content is None and path:
                 content = Path(path).read_bytes()
+        except UserError:  # about the whole set: a server that does not answer
+            raise
         except Exception as error:  # somebody else's code raises anything
             why = in_one_line(error)
             raise BadImageError(f"{OPTION}: {name} cannot be read ({why})", why) from error

@@ -19,7 +19,7 @@ from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import Choice, accepted, construct, lookup, name_of
 from simclr_pl.images.numbers.sources import MemoryNumbers, check_finite
 from simclr_pl.images.readers.items import DatasetImages, NumberItems, of_items, whole_labels
-from simclr_pl.images.readers.reader import OPTION, SPLITS, Raw, classes_of, in_library
+from simclr_pl.images.readers.reader import OPTION, SHARDS, SPLITS, Raw, classes_of, in_library
 from simclr_pl.images.workers.crops import Reading
 from simclr_pl.images.workers.images import WorkerImages
 
@@ -27,7 +27,7 @@ from simclr_pl.images.workers.images import WorkerImages
 def is_own(given: Any) -> bool:
     """Whether `data.dataset` is an object or a class path: names of the table have no dot."""
     is_path = not isinstance(given, str) or "." in given or ":" in given
-    return is_path and in_library(given) is None
+    return is_path and in_library(given) is None and name_of(given) != SHARDS
 
 
 def read_own(given: Any, root: Path, reading: Reading) -> Raw:

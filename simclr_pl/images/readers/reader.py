@@ -24,6 +24,9 @@ OPTION = "data.dataset"
 LIBRARIES = ("hub", "torchvision")
 """Libraries whose data sets have names here: `hub:uoft-cs/cifar10`, `torchvision:Flowers102`."""
 
+SHARDS = "shards"
+"""The name of WebDataset's tar files, the one data set of the table that takes arguments."""
+
 _said: set[str] = set()
 
 

@@ -65,6 +65,9 @@ class Images(Protocol):
     def open(self, place: int, max_pixels: int = MAX_PIXELS) -> Opened:
         """Reads an image; raises `BadImageError` for one that cannot be read."""
 
+    def ahead(self, places: Tensor) -> None:
+        """Hears which images are opened next."""
+
 
 def kinds(cut: Cut, views: int) -> list[int]:
     """Crops of an image that share a decode: its V views, and the clean image alone."""
@@ -123,6 +126,7 @@ class Crops:
         index = torch.tensor(places)
         shape = (sum(self.kinds), self.images.channels, self.side, self.side)
         crops = torch.empty(len(index), *shape, dtype=self.images.pixel_dtype)
+        self.images.ahead(index)
         failed = self._cut(index, epoch, crops)
         if failed and self.images.reading.on_bad_image == "error":
             raise UserError(str(failed[min(failed)]))

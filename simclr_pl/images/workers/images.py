@@ -77,6 +77,9 @@ class WorkerImages(ABC):
             BadImageError: the image cannot be read.
         """
 
+    def ahead(self, places: Tensor) -> None:  # noqa: B027 - most sources have nothing to fetch
+        """Hears which images are opened next, so that they can be fetched together."""
+
     @abstractmethod
     def keep(self, index: Tensor) -> None:
         """Keeps the images at `index` alone."""

@@ -1,0 +1,1 @@
+"""Tar files whose members are read by their place: index, addresses, cache."""

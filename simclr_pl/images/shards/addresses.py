@@ -1,0 +1,120 @@
+"""Where shards are: folders, patterns, lists and addresses, and the split of each shard."""
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from simclr_pl.core.errors import UserError
+from simclr_pl.images.shards.transport import attempt, is_remote, path_in, system_of
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
+
+
+def shards_at(root: str, called: dict[str, set[str]]) -> dict[str, list[str]]:
+    """The addresses of all shards, sorted, by split.
+
+    A shard's split is named by its folder (`val/0001.tar`), or else by a word of its own name
+    (`imagenet-val-0001.tar`); all others are train's. Shards of one split alone are train's.
+
+    Args:
+        root: a folder, a .tar file, a pattern (`train-{000..127}.tar`, `part-*.tar`), or a text
+            file with an address a line; on a disk, or at an address such as `https://host/folder/`.
+        called: the names that each split goes by, in small letters.
+
+    Raises:
+        UserError: no shard there, the same shard twice, or a compressed one.
+    """
+    found = [each for pattern in _spelt_out(root) for each in _matching(pattern)]
+    packed = next((each for each in found if each.endswith(_COMPRESSED)), None)
+    if packed is not None:
+        raise UserError(
+            f"{packed} is compressed, so that no image can be read by its place: unpack the shard "
+            "(images are compressed already), and give the .tar"
+        )
+    if not found:
+        raise UserError(f"{root} has no .tar file: give shards, or their folder, as --data.root")
+    twice = next((each for each in sorted(set(found)) if found.count(each) > 1), None)
+    if len(set(found)) < len(found):
+        raise UserError(f"{root} names {twice} twice: leave one out")
+    words = {word: split for split, names in called.items() for word in names}
+    splits: dict[str, list[str]] = {}
+    for address in found:
+        splits.setdefault(_split_of(address, root, words), []).append(address)
+    return splits if len(splits) > 1 else {"train": found}
+
+
+def _split_of(address: str, root: str, words: dict[str, str]) -> str:
+    path = PurePosixPath(address)
+    folder = path.parent.name.casefold()
+    if folder in words and path.parent.as_posix() != PurePosixPath(root).as_posix():
+        return words[folder]
+    parts = re.split(r"[-_.]", path.stem.casefold())
+    return next((words[part] for part in parts if part in words), "train")
+
+
+def _spelt_out(root: str) -> list[str]:
+    """Patterns without braces; the lines of a text file."""
+    if not root.endswith(".txt"):
+        return _expanded(root)
+    if is_remote(root):
+        text = attempt(root, "read", lambda: system_of(root).cat_file(path_in(root)))
+    else:
+        try:
+            text = Path(root).expanduser().read_bytes()
+        except OSError as error:
+            raise UserError(f"{root} cannot be read ({error.strerror})") from error
+    lines = [line.strip() for line in text.decode(errors="surrogateescape").splitlines()]
+    folder = root[: root.rfind("/") + 1]
+    listed = [line for line in lines if line and not line.startswith("#")]
+    below = [x if is_remote(x) or x.startswith(("/", "~")) else folder + x for x in listed]
+    return [each for line in below for each in _expanded(line)]
+
+
+def _expanded(pattern: str) -> list[str]:
+    """Braces as a shell expands them: `{a,b}`, and `{000..127}` with its zeros."""
+    braces = _BRACES.search(pattern)
+    if braces is None:
+        return [pattern]
+    first, dots, last = braces[1].partition("..")
+    if dots and first.isdigit() and last.isdigit():
+        words = [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
+    else:
+        words = braces[1].split(",")
+    start, end = pattern[: braces.start()], pattern[braces.end() :]
+    return [each for word in words for each in _expanded(f"{start}{word}{end}")]
+
+
+def _matching(pattern: str) -> list[str]:
+    """The shards that a pattern without braces, a folder or a file stands for."""
+    if is_remote(pattern):
+        return _remote(pattern)
+    path = Path(pattern).expanduser().absolute()
+    if path.is_dir():
+        return sorted(str(each) for each in path.rglob("*.tar"))
+    if path.exists():
+        return [str(path)]
+    relative = path.relative_to(path.anchor)
+    found = sorted(map(str, Path(path.anchor).glob(str(relative)))) if "*" in pattern else []
+    if not found:
+        raise UserError(f"there is no shard {path}: give shards, or their folder, as --data.root")
+    return found
+
+
+def _remote(pattern: str) -> list[str]:
+    if "*" not in pattern and re.search(r"\.t(ar|gz)(\.\w+)?(\?.*)?$", pattern):
+        return [pattern]
+    system: Any = system_of(pattern)
+    path = path_in(pattern)
+
+    def listed() -> list[str]:
+        return list(system.glob(path) if "*" in pattern else system.find(path))
+
+    paths = attempt(pattern, "list", listed)
+    return sorted(system.unstrip_protocol(each) for each in paths if each.endswith(".tar"))
+
+
+def beside(address: str) -> Path:
+    """The file of a shard's index, next to a shard on a disk."""
+    return Path(f"{os.fspath(address)}.index")

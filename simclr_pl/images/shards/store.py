@@ -1,0 +1,181 @@
+"""Ranges of many shards: files stay open, blocks of far shards lie in a bounded cache on disk."""
+
+import hashlib
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from simclr_pl.core.errors import UserError
+from simclr_pl.images.shards.transport import Shard, fetch, is_remote
+from simclr_pl.writing import beside, cannot_write
+
+BLOCK = 2**22
+"""Bytes that are fetched at once into the cache."""
+
+MOST_OPEN = 64
+"""Files of shards that a process keeps open."""
+
+THREADS = 16
+"""Requests that a process makes at the same time."""
+
+
+class Range(NamedTuple):
+    """Bytes of a shard: the number of the shard, the first byte, and how many."""
+
+    shard: int
+    start: int
+    size: int
+
+
+class Store:
+    """Reads ranges of shards, in any process.
+
+    Far shards are cached as long as there is room for them, the first ones first, and each of these
+    is fetched once. Images of the others are fetched one by one, each time: in a random order a
+    cache that drops the oldest would hold the next image no more often.
+
+    Args:
+        shards: the tar files.
+        cache: folder of the cache.
+        room: bytes that all shards in the cache may have together.
+    """
+
+    def __init__(self, shards: Sequence[Shard], cache: Path, room: int) -> None:
+        self.shards, self.cache = list(shards), cache / "blocks"
+        self.kept = [""] * len(self.shards)
+        """Names of the shards' folders in the cache; empty for shards that are not kept there."""
+        self.used = 0
+        for number, shard in enumerate(self.shards):
+            if is_remote(shard.address) and self.used + shard.size <= room:
+                self.used += shard.size
+                mark = repr(shard).encode(errors="surrogateescape")
+                self.kept[number] = hashlib.sha256(mark).hexdigest()[:32]
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._ahead: dict[Range, bytes] = {}
+
+    def make_room(self, room: int) -> None:
+        """Removes what other data sets have left in the cache, the oldest first, down to `room`."""
+        own, others, total = set(self.kept), [], self.used
+        for folder in self.cache.iterdir() if self.cache.is_dir() else ():
+            if folder.name not in own:
+                with suppress(OSError):
+                    size = sum(block.stat().st_size for block in folder.iterdir())
+                    others.append((folder.stat().st_mtime, size, folder))
+                    total += size
+        for _, size, folder in sorted(others):
+            if total > room:
+                shutil.rmtree(folder, ignore_errors=True)
+                total -= size
+
+    def read(self, wanted: Range) -> bytes:
+        """The bytes of a range.
+
+        Raises:
+            UserError: they cannot be read, or the shard has changed.
+        """
+        self._here()
+        shard = self.shards[wanted.shard]
+        if wanted in self._ahead:
+            return self._ahead.pop(wanted)
+        if not is_remote(shard.address):
+            return self._local(wanted)
+        if not self.kept[wanted.shard]:
+            return fetch(shard, wanted.start, wanted.size)
+        held = b"".join(self._block(wanted.shard, block) for block in _blocks(wanted))
+        skipped = wanted.start % BLOCK
+        return held[skipped : skipped + wanted.size]
+
+    def ahead(self, wanted: Iterable[Range]) -> None:
+        """Fetches what is going to be read next, many ranges at a time.
+
+        Raises:
+            UserError: as `read`.
+        """
+        self._here()
+        self._ahead.clear()
+        far = [each for each in wanted if is_remote(self.shards[each.shard].address)]
+        blocks = {(each.shard, b) for each in far if self.kept[each.shard] for b in _blocks(each)}
+        missing = [each for each in sorted(blocks) if not self._path(*each).exists()]
+        single = list({each for each in far if not self.kept[each.shard]})
+        if not missing and not single:
+            return
+        with ThreadPoolExecutor(THREADS) as pool:
+            done = [pool.submit(self._block, *each) for each in missing]
+            got = pool.map(
+                lambda each: fetch(self.shards[each.shard], each.start, each.size), single
+            )
+            self._ahead.update(zip(single, got, strict=True))
+            for each in done:
+                each.result()
+
+    def _here(self) -> None:
+        """Opens files of its own in a process that was forked."""
+        if self._process != os.getpid():
+            self._begin()
+
+    def _path(self, number: int, block: int) -> Path:
+        return self.cache / self.kept[number] / str(block)
+
+    def _block(self, number: int, block: int) -> bytes:
+        """A block of a shard, from the cache, or else fetched and kept."""
+        path, shard = self._path(number, block), self.shards[number]
+        size = min(BLOCK, shard.size - block * BLOCK)
+        with suppress(OSError):
+            held = path.read_bytes()
+            if len(held) == size:
+                return held
+        held = fetch(shard, block * BLOCK, size)
+        unfinished = beside(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_bytes(held)
+            unfinished.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            if not isinstance(error, FileNotFoundError):  # another run has made room
+                raise cannot_write(path, error, "--data.dataset.cache") from error
+        return held
+
+    def _local(self, wanted: Range) -> bytes:
+        shard = self.shards[wanted.shard]
+        try:
+            file = self._files.pop(wanted.shard, None)
+            if file is None:
+                file = os.open(shard.address, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._files[wanted.shard] = file
+            if len(self._files) > MOST_OPEN:
+                os.close(self._files.popitem(last=False)[1])
+            about = os.fstat(file)
+            if (about.st_size, str(about.st_mtime_ns)) != (shard.size, shard.stamp):
+                raise UserError(
+                    f"{shard.address} has changed since its index was read: start the run again "
+                    "(--resume says what has changed)"
+                )
+            return os.pread(file, wanted.size, wanted.start)
+        except OSError as error:
+            raise UserError(f"{shard.address} cannot be read ({error.strerror})") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without files and bytes, for workers that are spawned."""
+        return {**self.__dict__, "_files": OrderedDict(), "_ahead": {}, "_process": -1}
+
+
+def _blocks(wanted: Range) -> range:
+    return range(wanted.start // BLOCK, -(-(wanted.start + wanted.size) // BLOCK))
+
+
+def in_threads(call: Any, items: Sequence[Any]) -> list[Any]:
+    """What a call returns of each item, in their order, many at a time."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(partial(call), items))

@@ -1,0 +1,172 @@
+"""Shards at addresses: indexes by ranges, a bounded cache, retries, and sentences."""
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from arrays import same_batches, sentence
+from hub_files import named
+from shard_files import Server, odd_images, samples, serving, write_shards, write_tar
+
+from simclr_pl.core.batch import Batch
+from simclr_pl.core.errors import UserError
+from simclr_pl.core.views.simclr import SimCLRViews
+from simclr_pl.images.datasets import load, prepare
+from simclr_pl.images.shards import index, store, transport
+
+
+@pytest.fixture(autouse=True)
+def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(transport, "PAUSE_S", 0.01)
+    monkeypatch.setattr(transport, "TRIES", 4)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with serving(write_shards(tmp_path / "set", odd_images())) as server:
+        yield server
+
+
+def read(root: Any, **args: Any) -> Any:
+    given = named("shards", **args)
+    prepare(given, root)
+    return load(given, root).train
+
+
+def batches(source: Any, workers: int = 0, part: slice = slice(None)) -> list[Batch]:
+    views = SimCLRViews(8, seed=2)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    mine = source.prepared(views, views, workers)
+    try:
+        return list(mine.batches([b[part] for b in order.split(8)], 3, "both", training=True))
+    finally:
+        mine.close()
+
+
+@pytest.mark.parametrize("cache_gb", [0, 0.00005, 1])
+@pytest.mark.parametrize("fail", [0, 4])
+def test_far_shards_give_the_batches_of_near_ones(
+    tmp_path: Path, server: Server, cache_gb: float, fail: int
+) -> None:
+    want = batches(read(tmp_path / "set"))
+    server.fail = fail
+    source = pickle.loads(pickle.dumps(read(server.address, cache_gb=cache_gb)))
+    for workers in (0, 2):
+        assert same_batches(batches(source, workers), want)
+    for rank in range(2):
+        got = batches(source, 0, slice(rank, None, 2))
+        for half, whole in zip(got, want, strict=True):
+            assert half.images.equal(whole.images[rank::2])
+
+
+def held(tmp_path: Path) -> int:
+    found = (tmp_path / "cache" / "simclr_pl" / "shards" / "blocks").rglob("*")
+    return sum(path.stat().st_size for path in found if path.is_file())
+
+
+def test_the_cache_is_bounded_and_what_is_in_it_is_fetched_once(
+    tmp_path: Path, server: Server
+) -> None:
+    size = (tmp_path / "set" / "0000.tar").stat().st_size
+    source = read(server.address, cache_gb=1.5 * size / 1e9)
+    server.asked.clear()
+    first, asked = batches(source), list(server.asked)
+    assert held(tmp_path) == size
+    assert [name for name, *_ in asked].count("0000.tar") <= 1
+    assert len([name for name, *_ in asked if name != "0000.tar"]) == 24
+    server.asked.clear()
+    assert same_batches(batches(source), first)
+    assert len(server.asked) == 24
+    # Another set takes the room; a run on the first one fetches anew what it misses.
+    write_tar(tmp_path / "set" / "other" / "9.tar", samples(odd_images(8)))
+    batches_of_other = read(f"{server.address}/other/9.tar", cache_gb=1.5 * size / 1e9)
+    batches_of_other.content(0)
+    assert held(tmp_path) <= 1.5 * size
+    assert same_batches(batches(source), first)
+
+
+def test_an_index_is_made_by_few_requests_and_kept(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read(server.address, cache_gb=0)
+    assert [name for name, first, _ in server.asked if first == 0] == [
+        "0000.tar", "0001.tar", "0002.tar",
+    ] or len(server.asked) >= 3  # fmt: skip
+    monkeypatch.setattr(index, "fetch", None)
+    read(server.address, cache_gb=0)
+    big = write_tar(tmp_path / "big" / "0.tar", [(f"{i}.png", bytes(100_000)) for i in range(20)])
+    monkeypatch.undo()
+    monkeypatch.setattr(index, "WINDOW", 4096)
+    with serving(big.parent) as other:
+        shard = transport.look(f"{other.address}/0.tar")
+        made = index.index_of(shard, None, tmp_path / "elsewhere")
+        assert len(made.offsets) == 20
+        assert sum(count for *_, count in other.asked) < 22 * 4096 < big.stat().st_size / 10
+
+
+def test_a_batch_is_fetched_together(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = read(server.address, cache_gb=0)
+    at_once: list[int] = []
+
+    class Pool(store.ThreadPoolExecutor):
+        def map(self, call: Any, *items: Any) -> Any:
+            at_once.append(len(items[0]))
+            return super().map(call, *items)
+
+    monkeypatch.setattr(store, "ThreadPoolExecutor", Pool)
+    batches(source)
+    assert at_once == [8] * 5
+
+
+def test_a_server_that_stays_ill_is_a_sentence_and_no_bad_image(server: Server) -> None:
+    given = named("shards", cache_gb=0)
+    prepare(given, server.address)
+    source = load(given, server.address, on_bad_image="skip").train
+    server.status = 500
+    with pytest.raises(UserError, match="4 tries failed, the last one with") as caught:
+        batches(source)
+    assert f"{server.address}/000" in sentence(caught)
+    assert "cannot be read" in sentence(caught)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(403, "give credentials"), (404, "nothing at this address")]
+)
+def test_a_refusal_is_said_at_once(server: Server, status: int, said: str) -> None:
+    server.status = status
+    with pytest.raises(UserError, match=said) as caught:
+        read(f"{server.address}/0000.tar")
+    assert f"{server.address}/0000.tar cannot be read" in sentence(caught)
+
+
+def test_a_server_without_ranges_is_a_sentence(server: Server) -> None:
+    source = read(server.address, cache_gb=0)
+    server.ranges = False
+    with pytest.raises(UserError, match="whole files alone"):
+        batches(source)
+
+
+def test_a_far_shard_that_changes_is_indexed_anew(tmp_path: Path, server: Server) -> None:
+    address = f"{server.address}/{{0000,0001}}.tar"
+    assert len(read(address)) == 32
+    write_tar(tmp_path / "set" / "0001.tar", samples(odd_images(3), 16))
+    assert len(read(address)) == 19
+    (tmp_path / "set" / "list.txt").write_text("0000.tar\n")
+    assert len(read(f"{server.address}/list.txt")) == 16
+
+
+def test_broken_far_shards_are_sentences(tmp_path: Path, server: Server) -> None:
+    whole = (tmp_path / "set" / "0000.tar").read_bytes()
+    for content, said in (
+        (b"", "is empty"),
+        (whole[:3000], "cut off"),
+        (b"\x1f\x8b", "compressed"),
+    ):
+        (tmp_path / "set" / "0001.tar").write_bytes(content)
+        with pytest.raises(UserError, match=said) as caught:
+            read(f"{server.address}/0001.tar")
+        assert f"{server.address}/0001.tar" in sentence(caught)

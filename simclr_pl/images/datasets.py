@@ -161,15 +161,15 @@ def read_raw(given: Any, root: str | Path, labels: Labels, reading: Reading) -> 
         labels: likewise.
         reading: how images are read.
     """
-    root = _place(given, root)
+    place = _place(given, root)
     if is_own(given):
-        raw = read_own(given, root, reading)
+        raw = read_own(given, place, reading)
     elif given in ("folder", "manifest"):
         # Classes of val and test that train lacks are no error where nothing is labelled.
         read = {"folder": read_folder, "manifest": read_manifest}[given]
-        raw = read(root, labelled=labels == "given", numbers=reading.numbers)
+        raw = read(place, labelled=labels == "given", numbers=reading.numbers)
     else:
-        raw = _entry(given, labels, reading).read(root)
+        raw = _entry(given, labels, reading).read(place)
     if labels == "given":
         return raw
     none = {

@@ -113,9 +113,11 @@ _DONE = {"read": "read", "list": "listed"}
 
 def _for_good(error: Exception) -> str:
     """Why no other try would help; empty where one may."""
-    status = getattr(error, "status", None)
     if isinstance(error, RefusedError):
         return str(error)
+    # (fsspec calls every failure to learn a file's size a FileNotFoundError.)
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    status = getattr(error, "status", None)
     if status in (401, 403) or isinstance(error, PermissionError) or "Credential" in repr(error):
         return "the server wants to know who asks: give credentials (of S3 in AWS_PROFILE, say)"
     if isinstance(error, FileNotFoundError) or status in (404, 410):

@@ -134,9 +134,10 @@ def test_a_server_that_stays_ill_is_a_sentence_and_no_bad_image(server: Server) 
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [(403, "give credentials"), (404, "nothing at this address")]
+    ("status", "said"),
+    [(403, "give credentials"), (404, "nothing at this address"), (500, "4 tries failed")],
 )
-def test_a_refusal_is_said_at_once(server: Server, status: int, said: str) -> None:
+def test_a_refusal_is_a_sentence(server: Server, status: int, said: str) -> None:
     server.status = status
     with pytest.raises(UserError, match=said) as caught:
         read(f"{server.address}/0000.tar")

@@ -39,6 +39,9 @@ COMMANDS = {
         "sweep.sweep", "try values of a sweep's YAML, run after run, and compare them in a table",
     ),
     "views": ("views", "a picture of what the augmentation does"),
+    "doctor": (
+        "fit", "what a config will do on this machine, what looks wrong, and whether `fit` fails",
+    ),
     "bench": (
         "fit", "how fast a config trains on this machine, what it waits for, and what to change",
     ),
@@ -55,7 +58,7 @@ HEADINGS = {
     "score": ("validate", "test", "linear", "knn", "compare"),
     "use": ("predict",),
     "look": ("stats", "views", "report", "dashboard"),
-    "run": ("pack", "bench", "sweep"),
+    "run": ("doctor", "pack", "bench", "sweep"),
 }
 """Groups of commands in `--help`; each command stands under one heading."""
 
@@ -92,7 +95,9 @@ def main(args: list[str] | None = None) -> int:
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(COMMANDS)}"
         sys.stderr.write(f"error: unknown command '{args[0]}': {hint}\n")
         return 2
-    return _run(args, debug=debug)
+    code = _run(args, debug=debug)
+    # `doctor` answers a question: 1 is "no, `fit` would fail".
+    return 1 if args[0] == "doctor" and code == 2 else code
 
 
 def _speak_utf8() -> None:

@@ -21,7 +21,7 @@ DOORS = (
 def spelled_out(args: list[str]) -> list[str]:
     """`validate --run_dir RUN` means that run's configuration and last checkpoint.
 
-    For `bench`, which trains anew, the configuration alone.
+    For `bench` and `doctor`, which train anew, the configuration alone.
 
     Args:
         args: command and options, as on the command line.
@@ -38,7 +38,7 @@ def spelled_out(args: list[str]) -> list[str]:
     run = RunDirectory(rest[rest.index("--run_dir") + 1])
     if not run.config.is_file():
         raise UserError(f"{run.path} holds no run: give the directory of a run as --run_dir")
-    if command != "bench" and not any(a.startswith("--ckpt_path") for a in rest):
+    if command not in ("bench", "doctor") and not any(a.startswith("--ckpt_path") for a in rest):
         rest = [*rest, "--ckpt_path", str(run.last_checkpoint)]
     return [command, "--config", str(run.config), *rest]
 

@@ -1,4 +1,4 @@
-"""`fit`, `validate`, `test`, `predict`, `bench`: pretraining's commands."""
+"""`fit`, `validate`, `test`, `predict`, `bench`, `doctor`: pretraining's commands."""
 
 import itertools
 import sys
@@ -13,7 +13,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from simclr_pl.commandline.cli import SimCLRCLI, run_command
 from simclr_pl.commandline.options import add_monitors, add_run_options, config_name
 from simclr_pl.commandline.shorthand import spelled_out
+from simclr_pl.commandline.trainer_options import refused_by_lightning
 from simclr_pl.commands.bench.bench import bench, on_one_device
+from simclr_pl.commands.doctor import doctor, for_few_steps
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.model.checkpoint import KEY, check_stem, fit_weights, read_checkpoint
@@ -31,6 +33,7 @@ from simclr_pl.run.results import write_result
 from simclr_pl.run.seen import keep_range, kept_by, say_missing, sees_own_data
 from simclr_pl.run.yaml_file import read_config
 from simclr_pl.tracking.evaluations import log_evaluation
+from simclr_pl.tracking.tensorboard import check_tensorboard
 
 HELP = {
     "fit": "Pretrains an encoder, or continues a run with --resume.",
@@ -38,7 +41,10 @@ HELP = {
     "test": "Scores a run on its test split: loss, and accuracy of the online probe.",
     "predict": "Writes features, labels and indices of data.predict_split to one .npz file.",
 }
-"""First lines of `--help`; `bench` has its method's."""
+"""First lines of `--help`; `bench` and `doctor` have their methods'."""
+
+ANEW = ("fit", "bench", "doctor")
+"""Commands that train from the start, and need no checkpoint."""
 
 
 class _Trainer(L.Trainer):
@@ -48,6 +54,13 @@ class _Trainer(L.Trainer):
         Args:
             out: a JSON file for what was measured (default: none is written).
             seconds: how long training steps are measured, about; slow steps take longer.
+        """
+
+    def doctor(self, images: int = 2000) -> None:
+        """Says what a recipe does on this machine, and what looks wrong; 1 where `fit` fails.
+
+        Args:
+            images: how many images are looked at, about: bad ones, copies, kinds and sizes.
         """
 
 
@@ -75,7 +88,7 @@ class PretrainingCLI(SimCLRCLI):
     """Pretraining, and what is asked of a pretrained run."""
 
     scratch: Path | None = None
-    """The folder that `bench` writes its metrics to."""
+    """The folder that `bench` and `doctor` write their metrics to."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what belongs to a run: the callbacks' groups, its directory, its loggers."""
@@ -100,7 +113,7 @@ class PretrainingCLI(SimCLRCLI):
         if path:
             self.options.ckpt_path = str(expanded(path))
             read_checkpoint(self.options.ckpt_path)
-        elif self.command not in ("fit", "bench"):
+        elif self.command not in ANEW:
             raise UserError(
                 f"{self.command} needs a trained model: give --run_dir RUN, "
                 "or --config and --ckpt_path"
@@ -110,11 +123,16 @@ class PretrainingCLI(SimCLRCLI):
         """Refuses what would change meaning, then decides on the run directory."""
         super().before_instantiate_classes()
         config = self.options
-        if self.command in ("fit", "bench"):
+        if self.command in ANEW:
             for key in (key for key in ("model", "data") if config[key].compiled):
                 check_compiler(f"{key}.compiled")  # better before a download than behind it
         if self.scratch is not None:
-            on_one_device(config)
+            if self.command == "bench":
+                on_one_device(config)
+            else:
+                for_few_steps(config.trainer)
+                if config.tensorboard:
+                    check_tensorboard()
             self.run = RunDirectory(self.scratch)
             self.logger = MetricsFile(self.run.metrics)
             return
@@ -132,13 +150,14 @@ class PretrainingCLI(SimCLRCLI):
         found = super().callbacks()
         if self.command == "fit":  # before the bar, which would share its first line
             found.insert(0, DerivedTable(str(self.run.path) if self.run else "none (fast_dev_run)"))
-            if config.init_from and not (self.session and self.session.resume_from):
-                found.append(_InitFrom(config.init_from))
+        resumes = self.session is not None and self.session.resume_from is not None
+        if self.command in ("fit", "doctor") and config.init_from and not resumes:
+            found.append(_InitFrom(config.init_from))
         if self.command == "predict" and self.run is not None:
             found.append(FeatureWriter(self._features_path()))
         return found
 
-    # The five commands ----------------------------------------------------------------------------
+    # The commands --------------------------------------------------------------------------------
 
     def fit(self, model: L.LightningModule, datamodule: ContrastiveDataModule) -> None:
         """Trains; resumes where that was asked for and there is something to resume."""
@@ -151,6 +170,16 @@ class PretrainingCLI(SimCLRCLI):
     def bench(self, model: SimCLR, datamodule: Any, out: str | None, seconds: float) -> None:
         """Measures steps of `fit`, without validation and checkpoints."""
         bench(self.trainer, model, datamodule, out=out, seconds=seconds)
+
+    def doctor(self, model: SimCLR, datamodule: Any, images: int) -> None:
+        """Looks at the images and the recipe, and trains a few steps of `fit` on one device."""
+        given, world = self.config_init[self.command].trainer, self.trainer.world_size
+        if world > 1:
+            given.devices, given.num_nodes, given.strategy = 1, 1, "auto"
+            self.trainer = self.instantiate_trainer()
+        mode = self.options.wandb.mode
+        with refused_by_lightning(vars(self.options.trainer)):
+            doctor(self.trainer, model, datamodule, world=world, images=images, wandb=mode)
 
     def validate(self, **kwargs: Any) -> None:
         """Scores the validation split."""
@@ -216,7 +245,7 @@ class PretrainingCLI(SimCLRCLI):
 
 
 def run_cli(args: list[str]) -> None:
-    """Runs one of the five commands.
+    """Runs one of the commands.
 
     Args:
         args: command and options, as on the command line.
@@ -232,8 +261,9 @@ def run_cli(args: list[str]) -> None:
                 f"{value} is the config of a fine-tuning run, but `{args[0]}` {does}: use "
                 "`finetune --resume` to continue it, or `linear` or `knn` to score its checkpoint"
             )
-    benched = args[0] == "bench"
-    folder = tempfile.TemporaryDirectory(prefix="simclr_pl-bench-") if benched else nullcontext()
+    prefix = f"simclr_pl-{args[0]}-"
+    measures = args[0] in ("bench", "doctor")
+    folder = tempfile.TemporaryDirectory(prefix=prefix) if measures else nullcontext()
     with folder as scratch:
 
         class Asked(PretrainingCLI):

@@ -95,8 +95,10 @@ def stats(
     most = None if images == "all" else images
     found = survey(raw.splits, most, module.num_workers, module.reading["max_pixels"])
     if not found.bands:
-        first = found.bad[0] if found.bad else ("train", "it is empty")
-        raise UserError(f"no image of {module.dataset}'s train can be read: {first[0]}, {first[1]}")
+        first = found.bad[0]
+        raise UserError(
+            f"no image of {module.dataset}'s train can be read: {first.name}, {first.why}"
+        )
     recipe = _recipe(asked, found, within)
     content = _content(found, recipe)
     sys.stdout.write("\n".join(_lines(found, recipe)) + "\n")
@@ -201,18 +203,24 @@ def _sizes(found: Survey) -> list[list[int]]:
     return [ranked[place].tolist() for place in (0, last // 2, last)]
 
 
-def _lines(found: Survey, recipe: dict[str, Any]) -> list[str]:
-    total = sum(found.images.values())
+def look_lines(found: Survey) -> list[str]:
+    """How many images there are and were looked at, their kinds and sizes."""
     looked = {split: f"{found.looked[split]:,} of {n:,}" for split, n in found.images.items()}
     parts = ", ".join(f"{split} {counts}" for split, counts in looked.items())
+    lines = [f"  images  {sum(found.images.values()):,}, looked at: {parts}"]
+    if not len(found.sizes):
+        return lines
     sides = ", ".join(
         f"{name} {height} x {width}"
         for name, (height, width) in zip(("least", "median", "most"), _sizes(found), strict=True)
     )
+    kinds = ", ".join(f"{kind}: {n:,}" for kind, n in found.kinds.most_common())
+    return [*lines, f"  kinds   {kinds}", f"  sizes   {sides} (height x width in pixels)"]
+
+
+def _lines(found: Survey, recipe: dict[str, Any]) -> list[str]:
     lines = [
-        f"  images  {total:,}, looked at: {parts}",
-        f"  kinds   {', '.join(f'{kind}: {n:,}' for kind, n in found.kinds.most_common())}",
-        f"  sizes   {sides} (height x width in pixels)",
+        *look_lines(found),
         "  bands of train, as stored: mean, std, least, greatest; percentiles "
         + ", ".join(f"{share:g}" for share in PERCENTILES),
     ]

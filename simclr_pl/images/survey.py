@@ -36,10 +36,17 @@ PERCENTILES = (0.1, 1.0, 50.0, 99.0, 99.9)
 
 
 class Bad(NamedTuple):
-    """An image that cannot be read: its name, and why."""
+    """An image that cannot be read.
+
+    Attributes:
+        name: of the image.
+        why: the reason alone.
+        sentence: the error that a training would end with.
+    """
 
     name: str
     why: str
+    sentence: str
 
 
 class Band(NamedTuple):
@@ -107,6 +114,7 @@ def survey(
     most: int | None,
     workers: int,
     max_pixels: int = MAX_PIXELS,
+    held: Tensor | None = None,
 ) -> Survey:
     """Looks at images of some splits, evenly spread, with a progress bar in a terminal.
 
@@ -115,6 +123,7 @@ def survey(
         most: number of images that are looked at, in all; `None` for all images.
         workers: processes that read images; 0: this one.
         max_pixels: of an image; larger ones are bad.
+        held: `int64 [n]`, places of train whose copies count as those of val.
     """
     images = {split: len(source) for split, source in splits.items()}
     share = 1.0 if most is None else min(1.0, most / max(1, sum(images.values())))
@@ -127,11 +136,15 @@ def survey(
     results = results_of(look, jobs, workers if in_files else 0)
     seen: list[tuple[str, _Seen]] = []
     bad: list[Bad] = []
+    of_val = set() if held is None else set(held.tolist())
     bar = tqdm(desc="looking", total=sum(looked.values()), unit=" images", disable=None)
     with closing(results), bar:
         for (split, chunk), found in zip(jobs, results, strict=True):
             bad += [each for each in found if isinstance(each, Bad)]
-            seen += [(split, each) for each in found if isinstance(each, _Seen)]
+            for place, each in zip(chunk, found, strict=True):
+                if isinstance(each, _Seen):
+                    in_val = split == "train" and place in of_val
+                    seen.append(("val" if in_val else split, each))
             bar.update(len(chunk))
     return Survey(
         images=images,
@@ -163,7 +176,7 @@ def _look(
         try:
             pixels, kind = pixels_of(source, place, max_pixels)
         except BadImageError as error:
-            found.append(Bad(name, error.why))
+            found.append(Bad(name, error.why, str(error)))
             continue
         found.append(_seen(source, name, pixels, kind, kept))
     return found

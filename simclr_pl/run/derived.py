@@ -35,9 +35,19 @@ class DerivedTable(L.Callback):
                 sys.stdout.write(f"  {name:<{width}}  {value}\n")
 
 
-def derived(trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule) -> dict[str, Any]:
-    """Names and values that follow from recipe, data and machine."""
-    world, batch, train = trainer.world_size, data.batch_size, data.splits.train
+def derived(
+    trainer: L.Trainer, model: SimCLR, data: ContrastiveDataModule, world: int | None = None
+) -> dict[str, Any]:
+    """Names and values that follow from recipe, data and machine.
+
+    Args:
+        trainer: about to train.
+        model: set up.
+        data: set up.
+        world: number of devices (default: the trainer's).
+    """
+    world = world or trainer.world_size
+    batch, train = data.batch_size, data.splits.train
     loader, device = trainer.train_dataloader, trainer.strategy.root_device
     labelled = int((train.labels >= 0).sum())
     where = getattr(getattr(loader, "source", None), "stored", train.stored)

@@ -48,6 +48,18 @@ def on_one_device(config: Any) -> None:
     trainer.enable_progress_bar, trainer.profiler = False, None
 
 
+def leave_out_idle(trainer: L.Trainer) -> Any:
+    """Takes callbacks from a trainer that validates nothing, and has nothing to stop early for.
+
+    Returns:
+        The trainer, whose callbacks may be set.
+    """
+    watching: Any = trainer
+    idle = (Checkpoint, Gallery, EarlyStopping)
+    watching.callbacks = [each for each in watching.callbacks if not isinstance(each, idle)]
+    return watching
+
+
 def _devices(trainer: Any) -> int:
     """Devices of a machine; Lightning takes a number, a list, or either of them as a string."""
     given = trainer.devices
@@ -88,10 +100,7 @@ def bench(
     if seconds <= 0:
         raise UserError(f"seconds is {seconds}, but must be above 0")
     target = file_to_write(out) if out else None
-    watching: Any = trainer
-    # (Nothing is validated here, and so there is nothing to stop early for.)
-    idle = (Checkpoint, Gallery, EarlyStopping)
-    watching.callbacks = [each for each in watching.callbacks if not isinstance(each, idle)]
+    watching = leave_out_idle(trainer)
     data.prepare_data()
     data.setup("fit")
     device = trainer.strategy.root_device

@@ -15,6 +15,7 @@ from commands import ENCODER_ARGS, REPOSITORY
 from hub_files import labelled, saved
 from manifests import write_manifest
 from photographs import fill
+from shard_files import odd_images, write_shards
 
 from simclr_pl.__main__ import main
 
@@ -74,6 +75,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             np.save(mine / "arrays" / f"{name}.npy", array)
             file[name] = array
             group.create_array(name, data=array)
+    write_shards(mine / "shards", odd_images(40))
     saved(mine / "saved", datasets.DatasetDict({"train": labelled(40, 20, 20, 3)}))
     recipe = yaml.safe_load(PHOTOGRAPHS.read_text())
     recipe["data"]["range"] = "auto"

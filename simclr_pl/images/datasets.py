@@ -127,7 +127,7 @@ def load(
     sources = in_range(raw.splits, range, pages, name)
     raw = raw._replace(**sources, classes=tuple(map(printable, raw.classes)))
     check_splits(raw, name)
-    where = root if name == SHARDS else Path(root) if name in DATASETS else name
+    where = name if name == SHARDS or name not in DATASETS else Path(root)
     unreadable = Unreadable(where, sum(map(len, raw.splits.values())), left_out)
     for source in raw.splits.values():
         if isinstance(source, WorkerImages):

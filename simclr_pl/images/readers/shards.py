@@ -176,7 +176,7 @@ class ShardImages(EncodedItems):
         """The image's shard and member, for errors."""
         number = int(self.places[place])
         member = printable(self.paths[number].decode(errors="surrogateescape"))
-        return f"{self.store.shards[self._range(number).shard].address}: {member}"
+        return f"{SHARDS} {self.store.shards[self._range(number).shard].address}: {member}"
 
     def stored_at(self, number: int) -> tuple[bytes | None, str | None, Any]:
         """The image's bytes; `None` where it has none."""

@@ -227,3 +227,16 @@ def test_an_empty_image_is_a_bad_image(tmp_path: Path) -> None:
     source = read(tmp_path).train.prepared(views, views, 0)
     with pytest.raises(UserError, match=r"0.tar: 000003.png is empty"):
         list(source.batches([torch.arange(4)], 0, "views"))
+
+
+def test_bad_images_are_left_out_and_too_many_end_the_run(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", samples([*odd_images(240), b"broken", b""]))
+    file, views = tmp_path / "left_out.csv", SimCLRViews(8)
+    source = read(tmp_path, on_bad_image="skip", left_out=file).train.prepared(views, views, 0)
+    (batch,) = source.batches([torch.arange(238, 242)], 0, "clean")
+    assert batch.index.tolist() == [238, 239]
+    assert [f"{i:06}.png" in file.read_text() for i in (239, 240, 241)] == [False, True, True]
+    file.write_text(file.read_text() + "shards /another/process.tar: one.png,broken\n")
+    source = read(tmp_path, on_bad_image="skip", left_out=file).train.prepared(views, views, 0)
+    with pytest.raises(UserError, match="3 of 242 images of shards cannot be read"):
+        list(source.batches([torch.arange(238, 242)], 0, "clean"))

@@ -1,7 +1,7 @@
 """WebDataset's tar files as a data set: read by the places of their images, near or far."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -207,8 +207,11 @@ class _Chosen(Sequence[bytes]):
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
-            return [self.chosen[number] for number in self.places[place].tolist()]
+            return list(self.chosen.at(self.places[place].numpy()))
         return self.chosen[int(self.places[place])]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.chosen.at(self.places.numpy())
 
 
 def _names(indexes: Sequence[Index], stems: Sequence[str], what: str) -> Names:

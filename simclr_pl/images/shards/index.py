@@ -32,6 +32,9 @@ IMAGES = frozenset(
 )
 """Suffixes of images."""
 
+_MANY = 2**16
+"""Names whose places are worked out at a time."""
+
 _MEMBER = re.compile(r"((?:.*/)?[^./][^/.]*)\.([^/]+)")
 """A member's key and suffix, as WebDataset splits them: at the first dot of the file's name."""
 
@@ -58,10 +61,22 @@ class Names(Sequence[bytes]):
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
+            return list(self.at(np.arange(len(self))[place]))
         if not 0 <= place < len(self):
             raise IndexError(place)
         return self.letters[self.ends[place - 1] if place else 0 : self.ends[place]].tobytes()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.at(np.arange(len(self)))
+
+    def at(self, places: Array) -> Iterator[bytes]:
+        """The names at places, without a list of them."""
+        letters = memoryview(self.letters)
+        for first in range(0, len(places), _MANY):
+            some = places[first : first + _MANY]
+            starts = np.where(some > 0, self.ends[some - 1], 0)
+            for start, end in zip(starts.tolist(), self.ends[some].tolist(), strict=True):
+                yield bytes(letters[start:end])
 
 
 class Index(NamedTuple):

@@ -71,7 +71,7 @@ class Names(Sequence[bytes]):
 
     def at(self, places: Array) -> Iterator[bytes]:
         """The names at places, without a list of them."""
-        letters = memoryview(self.letters)
+        letters = self.letters.data
         for first in range(0, len(places), _MANY):
             some = places[first : first + _MANY]
             starts = np.where(some > 0, self.ends[some - 1], 0)

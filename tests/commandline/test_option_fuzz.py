@@ -69,6 +69,8 @@ def base_of(command: str, source: Path, folder: Path) -> tuple[object, ...]:
     return {
         "fit": (*QUICK, "--run_dir", folder / "new"),
         "bench": (*QUICK, "--seconds", "0.1"),
+        "doctor": (*QUICK, "--images", "20"),
+        "stats": ("--data.dataset", "digits", "--images", "20"),
         "validate": ("--run_dir", source, *few, "--wandb", "off"),
         "test": ("--run_dir", source, *few, "--wandb", "off"),
         "predict": ("--run_dir", source, "--trainer.limit_predict_batches", "1"),

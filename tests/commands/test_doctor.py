@@ -4,11 +4,14 @@ import contextlib
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from commands import ENCODER_ARGS, QUICK, REPOSITORY, Outcome, run
 from noise import write_images
+
+from simclr_pl.images.workers import processes
 
 pytestmark = pytest.mark.long
 
@@ -122,6 +125,18 @@ def test_broken_images_are_named_at_once_and_the_sentence_is_that_of_fit(tmp_pat
     skipped = doctor(*args, "--data.on_bad_image", "skip")
     assert skipped.code == 1
     assert "2 of 132 images" in skipped.sentence
+
+
+def test_too_little_shared_memory_is_the_refusal_of_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = folder_of(photographs(tmp_path / "set"))
+    monkeypatch.setattr(processes, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(processes.shutil, "disk_usage", lambda _: SimpleNamespace(total=9, free=0))
+    outcome = doctor(*args)
+    assert outcome.code == 1
+    assert "into shared memory" in outcome.sentence
+    assert "--data.num_workers" in outcome.sentence
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,26 @@ class Items:
         return torch.from_numpy(pixels(3, side, 9, seed=max(place, 1)))
 
 
+def test_items_of_16_bits_need_no_range(tmp_path: Path) -> None:
+    found, outcome = looked("--data.dataset", f"{__name__}.Deep", out=tmp_path / "s.json")
+    assert found["kinds"] == {"2 channels, 16 bits": 4}
+    assert recipe_of(outcome)["range"][1] > 255
+
+
+class Deep:
+    """Four items of 16 bits."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, place: int) -> Any:
+        import torch
+
+        if place >= 4:
+            raise IndexError
+        return torch.from_numpy(pixels(2, 9, 9, seed=place).astype(np.uint16) * 16)
+
+
 def test_worker_processes_find_the_same(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", 40, 20, 30)
     found = []

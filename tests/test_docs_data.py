@@ -90,7 +90,9 @@ def test_its_commands_run_in_their_order(here: Path, capsys: pytest.CaptureFixtu
     assert len(COMMANDS) > 10
     for number, command in enumerate(COMMANDS):
         args = shlex.split(command)
-        short = (*SHORT, "--run_dir", str(here / f"run{number}")) if args[0] == "fit" else ()
+        short = SHORT if args[0] in ("fit", "doctor") else ()
+        if args[0] == "fit":
+            short = (*short, "--run_dir", str(here / f"run{number}"))
         assert main([*args, *short]) == 0, (command, capsys.readouterr().err)
 
 

@@ -30,27 +30,25 @@ class ContrastiveDataModule(L.LightningDataModule):
 
     Args:
         dataset: digits, fashion_mnist, cifar10, cifar100, stl10, folder, manifest, packed, npz,
-            npy, hdf5, zarr, shards; hub:NAME or hub:PATH (Hugging Face), torchvision:NAME; or the
-            path of a Dataset of images or of a function of splits; in Python an object, `Splits`.
-        root: folder of the data; for `folder` the images' own, for `packed` what `pack` has
-            written, for `manifest` (CSV or parquet with columns path, label, split, group) and
-            `npz` the file, for `shards` a folder, pattern, list or address of .tar files.
+            npy, hdf5, zarr, shards, hub:NAME, hub:PATH, torchvision:NAME; or the path of a Dataset
+            or of a function of splits (docs/data.md); in Python an object, as `Splits`.
+        root: folder of the data: the images', the packed set's; or the file of npz, manifest, ...
         batch_size: images a step, global: over all devices together.
         image_size: side of a view in pixels (default: the data's own; 224 for photographs).
         scale: bounds of a crop's area, as a share of the image's.
         flip: probability of mirroring left and right.
-        jitter: colour jitter, the paper's strength s (1 for ImageNet, 0.5 for CIFAR-10, 0: none).
+        jitter: colour jitter, the paper's strength s (CIFAR-10: 0.5).
         grayscale: probability of dropping colour (default: 0.2 of RGB, 0 of other bands).
-        blur: probability of Gaussian blur (the paper has 0.5 for ImageNet, 0 for CIFAR-10).
+        blur: probability of Gaussian blur (the paper's CIFAR-10: 0).
         mean: of each channel, from 0 to 1 (default: counted; ImageNet's for photographs).
         std: of each channel, likewise.
         views: simclr, extended (turned, padded, solarised too), or the class path of your own: of
-            (images [B, C, H, W], index, epoch) it makes two or more float tensors [B, C, S, S].
+            (images, index, epoch) it makes two or more float tensors [B, C, S, S].
         num_workers: processes that decode image files, a device; other sets need none.
         split_seed: of the validation holdout; keep it, so that runs are comparable.
-        labels: given, or none: all images are unlabelled (where folders are cameras, no classes).
-        on_bad_image: error, or skip: an image file that cannot be read ends the run, or is left out
-            and named in RUN/left_out.csv (more than 1 % of them end the run all the same).
+        labels: given, or none (where folders are cameras, no classes).
+        on_bad_image: error, or skip: a bad image file ends the run, or is named in
+            RUN/left_out.csv and left out (more than 1 % end the run all the same).
         max_pixels: of an image file; larger ones are bad.
         range: numbers that are black and white, as [0, 4095], or auto: where they aren't 8-bit RGB.
         pages: of a TIFF or DICOM file with several: channels of one image, or images.

@@ -50,7 +50,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         on_bad_image: error, or skip: a bad image file ends the run, or is named in
             RUN/left_out.csv and left out (more than 1 % end the run all the same).
         max_pixels: of an image file; larger ones are bad.
-        range: numbers that are black and white, as [0, 4095], or auto: where they aren't 8-bit RGB.
+        range: numbers that are black and white, as [0,4095], or auto (not 8-bit RGB).
         pages: of a TIFF or DICOM file with several: channels of one image, or images.
         predict_split: what `predict` encodes: train, val or test.
         compiled: compile what makes the views: the same to rounding, and faster; `fit` needs a C++

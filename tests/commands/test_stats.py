@@ -161,6 +161,7 @@ class Deep:
         return torch.from_numpy(pixels(2, 9, 9, seed=place).astype(np.uint16) * 16)
 
 
+@pytest.mark.processes
 def test_worker_processes_find_the_same(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", 40, 20, 30)
     found = []
@@ -190,6 +191,7 @@ def test_wrong_options_are_a_sentence(args: tuple[str, ...], sentence: str) -> N
         assert sentence in outcome.sentence
 
 
+@pytest.mark.processes
 def test_a_set_without_a_readable_image_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.png").write_bytes(b"")

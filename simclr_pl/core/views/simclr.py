@@ -168,8 +168,8 @@ class SimCLRViews(nn.Module):
         box = self.boxes(how, *size_of).to(device)
         how = how.to(device)
         if not images.is_cpu:
-            planes = self._cut(images, image, view, box, how, mixed=sizes is not None)
-            return self._recolour(planes, how)
+            planes = self.cut(images, image, view, box, how, mixed=sizes is not None)
+            return self.recolour(planes, how)
         done = torch.empty(count, channels, size, size, dtype=torch.float32)
         start = 0
         place = color.place_of_hue(how.jitter)
@@ -177,12 +177,12 @@ class SimCLRViews(nn.Module):
             part = places.argsort(stable=True) + start
             drawn, there = how.select(part), done[start : start + len(part)]
             which = image[part], view[part], box[part], drawn
-            made = self._recolour(self._cut(images, *which, mixed=sizes is not None), drawn)
+            made = self.recolour(self.cut(images, *which, mixed=sizes is not None), drawn)
             torch.index_select(made, 0, (part - start).argsort(), out=there)
             start += len(part)
         return done
 
-    def _cut(
+    def cut(
         self, images: Tensor, which: Tensor, view: Tensor, box: Tensor, how: ViewParameters,
         *, mixed: bool,
     ) -> Tensor:  # fmt: skip
@@ -210,7 +210,7 @@ class SimCLRViews(nn.Module):
         planes: Tensor = resample(images, which, *rows, *columns)
         return planes
 
-    def _recolour(self, planes: Tensor, how: ViewParameters) -> Tensor:
+    def recolour(self, planes: Tensor, how: ViewParameters) -> Tensor:
         """Everything behind the crop: `float [C, B, S, S]` to `[B, C, S, S]`, its own memory."""
         mean, std = self._statistics(planes.device)
         colours = len(planes) in (1, 3) or self.jitter or self.grayscale

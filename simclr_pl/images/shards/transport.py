@@ -75,7 +75,9 @@ def system_of(address: str) -> Any:
 
 def path_in(address: str) -> str:
     """What the file system of an address calls it."""
-    return str(system_of(address)._strip_protocol(address))
+    from fsspec.core import strip_protocol
+
+    return str(strip_protocol(address))
 
 
 def attempt(address: str, what: str, call: Callable[[], T]) -> T:

@@ -167,7 +167,7 @@ class MoreViews(SimCLRViews):
         own, box = Own(*how.own.unbind(1)), self.boxes(how, height, width)[:, :4]
         return hulls(box, own.cos, own.sin) if self.rotation else box
 
-    def _cut(
+    def cut(
         self, images: Tensor, which: Tensor, view: Tensor, box: Tensor, how: ViewParameters,
         *, mixed: bool,
     ) -> Tensor:  # fmt: skip
@@ -184,16 +184,16 @@ class MoreViews(SimCLRViews):
             turn = own.cos, own.sin, how.flip, self.image_size
             planes = turned(images, which, box, sizes, *turn)
         else:
-            planes = super()._cut(images, which, view, box[:, :4], how, mixed=mixed)
+            planes = super().cut(images, which, view, box[:, :4], how, mixed=mixed)
         if self.padding:
             planes = shifted(planes, self.padding, own.top, own.left, flip)
         if self.vertical_flip or self.quarter_turns:
             planes = reoriented(planes, own.vertical > 0, own.quarters)
         return planes
 
-    def _recolour(self, planes: Tensor, how: ViewParameters) -> Tensor:
+    def recolour(self, planes: Tensor, how: ViewParameters) -> Tensor:
         """Everything behind the crop: `float [C, B, S, S]` to `[B, C, S, S]`, its own memory."""
-        images = super()._recolour(planes, how)
+        images = super().recolour(planes, how)
         if not self.solarise:
             return images
         # They are normalised by now, and inverting wants the image's own scale. (At the threshold a

@@ -63,6 +63,7 @@ def test_the_same_pixels_of_16_bits_are_the_same_views(tmp_path: Path) -> None:
         assert (clean[0] - clean[1]).abs().max() < 1e-5
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["npy", "hdf5", "zarr"])
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
 def test_arrays_on_disk_are_read_once_where_they_fit(
@@ -121,6 +122,7 @@ def bands(folder: Path, count: int = 12, channels: int = 5, top: int = 4096) -> 
 FLAT = {"jitter": 0.0, "grayscale": 0.0, "image_size": 16}
 
 
+@pytest.mark.processes
 def test_a_folder_of_bands_is_the_same_with_any_workers(tmp_path: Path) -> None:
     root = bands(tmp_path / "images")
     several = [module("folder", root, range=(0, 4095), num_workers=n, **FLAT) for n in (0, 2)]

@@ -70,6 +70,7 @@ def both(tmp_path: Path) -> tuple[Splits, Splits]:
     return load("folder", tmp_path / "folder"), read(tmp_path / "shards")
 
 
+@pytest.mark.processes
 def test_a_folder_of_the_same_files_has_the_same_names_classes_and_batches(tmp_path: Path) -> None:
     folder, splits = both(tmp_path)
     assert isinstance(splits.train, ShardImages)

@@ -47,6 +47,7 @@ def batches(source: Any, workers: int = 0, part: slice = slice(None)) -> list[Ba
         mine.close()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("cache_gb", [0, 0.00005, 1])
 @pytest.mark.parametrize("fail", [0, 4])
 def test_far_shards_give_the_batches_of_near_ones(

@@ -115,6 +115,7 @@ def test_a_bad_value_is_a_sentence(tmp_path: Path, option: str, value: str, sent
     assert sentence in refused(tmp_path, *views)
 
 
+@pytest.mark.processes
 @pytest.mark.timeout(300)
 def test_turned_files_train_to_the_same_bits_with_any_number_of_workers(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 24, 20, 26)

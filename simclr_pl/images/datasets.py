@@ -124,6 +124,9 @@ def load(
     """
     name, reading = name_of(given), Reading(on_bad_image, max_pixels, range is not None)
     raw = read_raw(given, root, labels, reading)
+    for source in raw.splits.values():
+        if isinstance(source, WorkerImages):
+            source.reading = reading
     sources = in_range(raw.splits, range, pages, name)
     raw = raw._replace(**sources, classes=tuple(map(printable, raw.classes)))
     check_splits(raw, name)
@@ -131,7 +134,7 @@ def load(
     unreadable = Unreadable(where, sum(map(len, raw.splits.values())), left_out)
     for source in raw.splits.values():
         if isinstance(source, WorkerImages):
-            source.reading, source.unreadable = reading, unreadable
+            source.unreadable = unreadable
         if given == "manifest":
             unreadable.listed += getattr(source, "paths", [])
     if kept is not None:

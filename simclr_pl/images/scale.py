@@ -53,15 +53,10 @@ def in_range(
     train = numbers["train"]
     seen = _sampled(train)
     if given == "auto":
-        low, high = train.window or _percentiles(seen, name)
-        origin = (
-            "the window of its files"
-            if train.window
-            else (
-                f"percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g} of "
-                f"{min(SAMPLE, len(train))} images"
-            )
-        )
+        window, (least, most) = train.window, PERCENTILES
+        low, high = window or _percentiles(seen, name)
+        of_sample = f"percentiles {least:g} and {most:g} of {min(SAMPLE, len(train))} images"
+        origin = "the window of its files" if window else of_sample
         say_once(f"{name}: range [{low:g},{high:g}], {origin}; the checkpoint keeps it")
     else:
         low, high = map(float, given)

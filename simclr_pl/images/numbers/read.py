@@ -15,7 +15,7 @@ from torch import Tensor
 
 from simclr_pl.core.data.sources import MAX_PIXELS, Pages
 from simclr_pl.core.errors import UserError, in_one_line
-from simclr_pl.images.files.decode import BadImageError, EncodedImage
+from simclr_pl.images.files.decode import BadImageError, EncodedImage, check_size
 from simclr_pl.images.files.numeric import FORMATS, is_dicom
 from simclr_pl.images.files.pixels import to_rgb
 
@@ -25,13 +25,19 @@ _EXACT = 2**24
 """Whole numbers up to this one are exact as `float32`."""
 
 
-def read_numbers(path: Path, page: int | None = None, pages: Pages | None = None) -> Tensor:
+def read_numbers(
+    path: Path,
+    page: int | None = None,
+    pages: Pages | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Tensor:
     """The numbers of an image file.
 
     Args:
         path: the file, whose suffix says what it is (DICOM is known by its first bytes, too).
         page: the page that is wanted, where pages are images.
         pages: what the pages of a file are; `None`: it must have one.
+        max_pixels: largest number of pixels that is read.
 
     Returns:
         `uint8`, `uint16` or `float32` `[C, H, W]`; other numbers become `float32`.
@@ -41,7 +47,10 @@ def read_numbers(path: Path, page: int | None = None, pages: Pages | None = None
         UserError: a package that reads such files is missing.
     """
     with _named(path):
-        return as_tensor(_READERS.get(_kind_of(path), _pillow)(path, page, pages))
+        reader = _READERS.get(_kind_of(path))
+        array = _pillow(path, max_pixels) if reader is None else reader(path, page, pages)
+        check_size(path, array.shape[-1], array.shape[-2], max_pixels)
+        return as_tensor(array)
 
 
 def page_count(path: Path) -> int:
@@ -238,9 +247,9 @@ def window_of(path: Path) -> tuple[float, float] | None:
     return (centre - width / 2, centre + width / 2) if width > 0 else None
 
 
-def _pillow(path: Path, page: int | None, pages: Pages | None) -> Array:
+def _pillow(path: Path, max_pixels: int) -> Array:
     """Files that Pillow opens: gray of 8 or 16 bits and RGB as they are, all others as RGB."""
-    file = EncodedImage(path, MAX_PIXELS)
+    file = EncodedImage(path, max_pixels)
     deep, image = file.is_deep, file.decoded()
     if image.mode == "L" and "transparency" not in image.info:
         return np.asarray(file.upright(image))[None]

@@ -21,8 +21,9 @@ from simclr_pl.core.data.sources import (
     counted,
 )
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.files.decode import BadImageError, DecodedImage, check_size
+from simclr_pl.images.files.decode import BadImageError, DecodedImage
 from simclr_pl.images.numbers.read import page_count, read_numbers, window_of
+from simclr_pl.images.workers.crops import Reading
 from simclr_pl.images.workers.images import ImageFiles
 
 SAMPLE = 500
@@ -129,6 +130,7 @@ class NumberFiles(Numbers, ImageFiles):
         root: folder of the split, which holds all files; without it images have no names.
         names: of the images, where they are not the paths below `root`.
         pages: what the pages of a file are, where it has several.
+        reading: how files are read.
     """
 
     pixel_dtype = torch.float32
@@ -140,8 +142,9 @@ class NumberFiles(Numbers, ImageFiles):
         root: Path | None = None,
         names: Sequence[bytes] | None = None,
         pages: Pages | None = None,
+        reading: Reading | None = None,
     ) -> None:
-        self.meaning = pages
+        self.meaning, self.reading = pages, reading or Reading()
         self.pages: list[int | None] = [None] * len(paths)
         self.files = torch.arange(len(paths))
         """`int64 [N]`, the place in `paths` as given, of each image's file."""
@@ -180,7 +183,7 @@ class NumberFiles(Numbers, ImageFiles):
                 numbers that are not finite.
         """
         path = self.paths[place]
-        read = read_numbers(path, self.pages[place], self.meaning)
+        read = read_numbers(path, self.pages[place], self.meaning, self.reading.max_pixels)
         if self.channels not in (0, len(read)):
             why = f"{len(read)} channels, but the first image has {self.channels}"
             raise BadImageError(f"{path} has {why}: give all images as many, or remove it", why)
@@ -188,9 +191,7 @@ class NumberFiles(Numbers, ImageFiles):
 
     def open(self, place: int, max_pixels: int = MAX_PIXELS) -> DecodedImage:  # type: ignore[override]
         """Reads an image and puts it on a scale from 0 to 1."""
-        read = self.numbers(place)
-        check_size(self.paths[place], read.shape[2], read.shape[1], max_pixels)
-        return DecodedImage(self.scaled(read))
+        return DecodedImage(self.scaled(self.numbers(place)))
 
     @property
     def window(self) -> Range | None:
@@ -231,7 +232,8 @@ def numbers_of(source: Source, pages: Pages | None) -> Numbers | None:
     if isinstance(source, ArrayImages):
         return MemoryNumbers(source.images, source.labels)
     if type(source) is ImageFiles:
-        found = NumberFiles(source.paths, source.labels, source.root, source.given, pages)
+        of = source.paths, source.labels, source.root, source.given
+        found = NumberFiles(*of, pages, source.reading)
         if source.groups is not None:
             found.groups, found.group_names = source.groups[found.files], source.group_names
         return found

@@ -173,6 +173,9 @@ def test_a_photograph_on_its_side_is_turned(tmp_path: Path) -> None:
     same(read_numbers(tmp_path / "a.png"), np.rot90(gray, -1)[None])
 
 
+SUFFIXES = (".tif", ".npy", ".h5", ".dcm")
+
+
 def made(path: Path, what: str) -> None:
     """A file that is no image, or not whole."""
     array = deep(64, 64)
@@ -201,31 +204,38 @@ def made(path: Path, what: str) -> None:
         path.write_bytes(b"hello, I am no image" * 100)
 
 
-UNFIT = {
-    "nan": r"2 of its numbers are NaN or infinite",
-    "channels first": r"its array is \[4, 32, 32\], which looks like \[C, H, W\]",
-    "four axes": r"its array is \[1, 2, 3, 4\], but must be",
-    "text": r"its numbers are <U3",
-    "big": r"its whole numbers go beyond 16777216",
-    "two": r"it has 2 arrays of 2 or 3 axes",
-    "zero": "",
-    "short": "",
-    "other": "",
-}
+UNFIT = [
+    ("nan", ".tif", r"2 of its numbers are NaN or infinite"),
+    ("nan", ".npy", r"2 of its numbers are NaN or infinite"),
+    ("channels first", ".npy", r"its array is \[4, 32, 32\], which looks like \[C, H, W\]"),
+    ("four axes", ".npy", r"its array is \[1, 2, 3, 4\], but must be"),
+    ("text", ".npy", r"its numbers are <U3"),
+    ("big", ".npy", r"its whole numbers go beyond 16777216"),
+    ("two", ".h5", r"it has 2 arrays of 2 or 3 axes"),
+    *((what, suffix, "") for what in ("zero", "short", "other") for suffix in SUFFIXES),
+]
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".npy", ".h5", ".dcm"])
-@pytest.mark.parametrize("what", UNFIT)
-def test_what_is_no_image_is_a_sentence(tmp_path: Path, suffix: str, what: str) -> None:
-    whole = {"nan": (".tif", ".npy"), "two": (".h5",)}
-    only = whole.get(what, (".npy",) if UNFIT[what] else (".tif", ".npy", ".h5", ".dcm"))
-    if suffix not in only:
-        return
+@pytest.mark.parametrize(("what", "suffix", "why"), UNFIT)
+def test_what_is_no_image_is_a_sentence(tmp_path: Path, what: str, suffix: str, why: str) -> None:
     path = tmp_path / f"a{suffix}"
     made(path, what)
-    with pytest.raises(BadImageError, match=rf"a\{suffix} cannot be read \({UNFIT[what]}") as error:
+    with pytest.raises(BadImageError, match=rf"a\{suffix} cannot be read \({why}") as error:
         read_numbers(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_larger_image_is_read_where_that_is_allowed(tmp_path: Path) -> None:
+    for name in ("a.tif", "a.npy", "a.png"):
+        path = tmp_path / name
+        array = deep(40, 30, top=256, kind=np.uint8)
+        if name == "a.npy":
+            np.save(path, array)
+        else:
+            Image.fromarray(array).save(path)
+        with pytest.raises(BadImageError, match=r"30 x 40 pixels, .* give --data.max_pixels 1200"):
+            read_numbers(path, max_pixels=1199)
+        same(read_numbers(path, max_pixels=1200), array[None])
 
 
 def test_sixteen_bits_a_colour_are_not_halved(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from simclr_pl.images.heldout import HeldOut
 from simclr_pl.images.views.extended import MoreViews
 from simclr_pl.run.config import own_encoder
 from simclr_pl.run.directory import RunDirectory, run_of
-from simclr_pl.run.seen import kept_by, say_missing, sees_own_data
+from simclr_pl.run.seen import kept_by, range_in, say_missing, sees_own_data
 from simclr_pl.run.yaml_file import read_config
 from simclr_pl.writing import as_folder
 
@@ -118,9 +118,7 @@ class Pretrained(NamedTuple):
             overrides |= {"dataset": self.chosen.dataset, "mean": None, "std": None}
         if self.chosen.root is not None:
             overrides |= {"root": self.chosen.root}
-        overrides |= {"image_size": self.about["image_size"]}
-        if self.about.get("range") is not None:
-            overrides |= {"range": tuple(self.about["range"])}
+        overrides |= {"image_size": self.about["image_size"], **range_in(self.about)}
         kept = self.held_out
         data = data_of(self.configs, overrides, kept)
         channels = self.about["encoder"]["channels"]

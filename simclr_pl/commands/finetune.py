@@ -34,7 +34,7 @@ from simclr_pl.run.checkpoints import SaveCheckpoint
 from simclr_pl.run.config import is_fine_tuning
 from simclr_pl.run.directory import RunDirectory
 from simclr_pl.run.results import sha256
-from simclr_pl.run.seen import kept_by, say_missing
+from simclr_pl.run.seen import kept_by, range_in, say_missing
 from simclr_pl.run.yaml_file import read_config
 from simclr_pl.tracking.artifacts import artifact_of
 
@@ -136,7 +136,7 @@ class FineTuningCLI(SimCLRCLI):
             "image_size": about["image_size"],
             "mean": tuple(about["mean"]),
             "std": tuple(about["std"]),
-            **({} if about.get("range") is None else {"range": tuple(about["range"])}),
+            **range_in(about),
         }
         parser_of(self, command).set_defaults(
             {

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from simclr_pl.commandline.call import call, data_of
 from simclr_pl.core.errors import UserError
+from simclr_pl.core.model.checkpoint import KEY, read_checkpoint
 from simclr_pl.core.paths import expanded
 from simclr_pl.pictures.curves import draw_comparison, draw_curves
 from simclr_pl.pictures.encoded_sample import take_snapshot
@@ -15,7 +16,7 @@ from simclr_pl.pictures.features import draw_all
 from simclr_pl.pictures.page import build_page, png, recipe_table, results_table, runs_table
 from simclr_pl.pictures.read_runs import Run, read_runs
 from simclr_pl.pictures.views import draw_views
-from simclr_pl.run.seen import kept_by
+from simclr_pl.run.seen import kept_by, range_in
 from simclr_pl.writing import make_folder, whole, write_text
 
 CAPTIONS = {
@@ -74,8 +75,9 @@ def report(
 
 def _pictures(run: Run) -> dict[str, Figure]:
     """Everything that needs images."""
-    kept = kept_by(run.directory, run.directory.last_checkpoint)
-    data = data_of([run.directory.config], kept=kept)
+    checkpoint = run.directory.last_checkpoint
+    seen = range_in(read_checkpoint(checkpoint)[KEY])
+    data = data_of([run.directory.config], seen, kept_by(run.directory, checkpoint))
     try:
         figures = {"views": draw_views(data, images=8, epochs=3)}
         return figures | draw_all(take_snapshot(run.directory, data))

@@ -105,6 +105,15 @@ def kept_by(run: RunDirectory, checkpoint: Path) -> HeldOut | None:
     return None if MARK in read_checkpoint(checkpoint) else OLDER
 
 
+def range_in(about: dict[str, Any]) -> dict[str, Any]:
+    """The option `range` of the images that a model was trained on; none for 8-bit images.
+
+    Args:
+        about: what its checkpoint says of itself (`describe`).
+    """
+    return {} if about.get("range") is None else {"range": tuple(about["range"])}
+
+
 def keep_range(data: ContrastiveDataModule, checkpoint: Path) -> None:
     """Gives data whose range is found in a sample the range that a model was trained on.
 
@@ -112,9 +121,8 @@ def keep_range(data: ContrastiveDataModule, checkpoint: Path) -> None:
         data: not set up yet.
         checkpoint: the model.
     """
-    found = read_checkpoint(checkpoint)[KEY].get("range")
-    if found is not None and data.reading["range"] == "auto":
-        data.reading["range"] = tuple(found)
+    if data.reading["range"] == "auto":
+        data.reading |= range_in(read_checkpoint(checkpoint)[KEY])
 
 
 def sees_own_data(run: RunDirectory, dataset: Any, root: str) -> bool:

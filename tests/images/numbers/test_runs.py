@@ -51,6 +51,9 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(images: Path, tmp_path: Pat
     done = run("linear", "--run_dir", whole, "--split", "val", "--epochs", 1)
     assert (done.code, done.err) == (0, "")
     assert f"the range [{kept[0]:g},{kept[1]:g}] clips" in done.out
+    done = run("report", "--run_dir", whole)
+    assert (done.code, done.err) == (0, ""), done
+    assert "percentiles" not in done.out  # no other range was found
     longer = ("--trainer.max_epochs", "5")
     done = run("fit", *recipe, *longer, "--run_dir", whole)
     assert (done.code, done.err) == (0, ""), done

@@ -69,10 +69,16 @@ def _read(given: InLibrary, options: Options, labels: Labels, reading: Reading) 
     splits = splits_of(_found(given, options), given, options)
     image = image_column(splits["train"], given, options)
     folder = expanded(given.name).resolve()
-    items = {
-        part: HubImages(of, image, f"{given} {part}", reading, folder)
-        for part, of in splits.items()
-    }
+    try:
+        items = {
+            part: HubImages(of, image, f"{given} {part}", reading, folder)
+            for part, of in splits.items()
+        }
+    except Exception as error:  # no such column in a split, or one of another kind
+        raise UserError(
+            f"{OPTION}: {given}: the column {image} has no images in some split "
+            f"({in_one_line(error)})"
+        ) from error
     looked = items["train"].look()
     channels = options.channels or looked
     known, classes = dict[str, Tensor](), tuple[str, ...]()

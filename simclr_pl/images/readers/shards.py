@@ -1,6 +1,7 @@
 """WebDataset's tar files as a data set: read by the places of their images, near or far."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -22,7 +23,7 @@ from simclr_pl.images.readers.items import of_items
 from simclr_pl.images.readers.reader import OPTION, SHARDS, Entry, Raw, classes_of, say_once
 from simclr_pl.images.shards.addresses import shards_at
 from simclr_pl.images.shards.index import Index, Names, index_of
-from simclr_pl.images.shards.store import Range, Store, in_threads
+from simclr_pl.images.shards.store import Range, Store, in_threads, make_room
 from simclr_pl.images.shards.transport import look
 from simclr_pl.images.workers.crops import Reading
 from simclr_pl.writing import printable
@@ -64,19 +65,25 @@ def shard_set(given: Any, labels: Labels, reading: Reading) -> Entry:
     options: Options = construct(Choice(SHARDS, Options, spelt_out(given, OPTION)[1]), OPTION)
     if options.channels not in (None, 1, 3):
         raise UserError(f"{OPTION}.init_args.channels is {options.channels!r}, but must be 1 or 3")
-    if not isinstance(options.cache_gb, int | float) or options.cache_gb < 0:
+    if not isinstance(options.cache_gb, int | float) or not options.cache_gb >= 0:
         raise UserError(
             f"{OPTION}.init_args.cache_gb is {options.cache_gb!r}, but must be 0 or more"
         )
+    if options.image in ("cls", "json"):
+        raise UserError(f"{OPTION}.init_args.image is {options.image}, but must be of images")
 
     def prepare(root: Any) -> None:
-        for part in _opened(str(root), options).values():
-            part.store.make_room(int(options.cache_gb * 1e9))
+        parts = _opened(str(root), options).values()
+        make_room([part.store for part in parts], options.cache_gb * 1e9)
 
     def read(root: Any) -> Raw:
         return _read(str(root), options, labels, reading)
 
     return Entry(read, prepare=prepare)
+
+
+_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+"""Whole numbers of 64 bits, as Python writes them."""
 
 
 class Part(NamedTuple):
@@ -91,7 +98,7 @@ def _opened(root: str, options: Options) -> dict[str, Part]:
     splits = shards_at(root, CALLED)
     if "train" not in splits:
         raise UserError(f"{root} has shards of {' and '.join(splits)}, but none of train")
-    room, parts = int(options.cache_gb * 1e9), dict[str, Part]()
+    room, parts = options.cache_gb * 1e9, dict[str, Part]()
     for name in sorted(splits, key=list(CALLED).index):
         shards = in_threads(look, splits[name])
         store = Store(shards, options.folder, room)
@@ -106,7 +113,8 @@ def _read(root: str, options: Options, labels: Labels, reading: Reading) -> Raw:
     items = {
         name: ShardImages(part, f"{SHARDS} {root} {name}", reading) for name, part in parts.items()
     }
-    channels = options.channels or items["train"].look()
+    looked = items["train"].look()
+    channels = options.channels or looked
     counts = ", ".join(f"{name} {len(of)}" for name, of in items.items())
     shards = sum(len(part.indexes) for part in parts.values())
     others = sum(index.others for part in parts.values() for index in part.indexes)
@@ -130,7 +138,8 @@ def _labels(root: str, parts: dict[str, Part]) -> tuple[dict[str, Tensor], tuple
     if not words:
         say_once(f"{root}: no .cls and no label in .json, all images are unlabelled")
         return {}, ()
-    numbers = all(word.removeprefix("-").isdigit() for word in words)
+    # (Texts such as 07 and 7 are two classes.)
+    numbers = all(_NUMBER.fullmatch(word) for word in words)
     code = {word: int(word) if numbers else place for place, word in enumerate(words)}
     found = []
     for part in parts.values():

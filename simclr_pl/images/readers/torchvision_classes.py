@@ -234,8 +234,8 @@ def _read(
     for part, dataset in made.items():
         items = _items_of(dataset, f"{given} {part}", reading)
         if isinstance(items, FileItems):
-            channels = channels or items.look()
-            items.channels = channels
+            looked = items.look()
+            channels = items.channels = channels or looked
         none = torch.full((len(items),), UNLABELLED)
         known = none if labels == "none" else _labels_of(dataset, items)
         sources[part] = of_items(items, known)

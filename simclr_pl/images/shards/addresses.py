@@ -1,7 +1,7 @@
 """Where shards are: folders, patterns, lists and addresses, and the split of each shard."""
 
-import os
 import re
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,8 +15,8 @@ _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 def shards_at(root: str, called: dict[str, set[str]]) -> dict[str, list[str]]:
     """The addresses of all shards, sorted, by split.
 
-    A shard's split is named by its folder (`val/0001.tar`), or else by a word of its own name
-    (`imagenet-val-0001.tar`); all others are train's. Shards of one split alone are train's.
+    A shard's split is named by a word of its own name (`imagenet-val-0001.tar`), or else by its
+    folder (`val/0001.tar`); all others are train's. Shards of one split alone are train's.
 
     Args:
         root: a folder, a .tar file, a pattern (`train-{000..127}.tar`, `part-*.tar`), or a text
@@ -35,22 +35,19 @@ def shards_at(root: str, called: dict[str, set[str]]) -> dict[str, list[str]]:
         )
     if not found:
         raise UserError(f"{root} has no .tar file: give shards, or their folder, as --data.root")
-    twice = next((each for each in sorted(set(found)) if found.count(each) > 1), None)
-    if len(set(found)) < len(found):
-        raise UserError(f"{root} names {twice} twice: leave one out")
+    twice = [each for each, count in Counter(found).items() if count > 1]
+    if twice:
+        raise UserError(f"{root} names {min(twice)} twice: leave one out")
     words = {word: split for split, names in called.items() for word in names}
     splits: dict[str, list[str]] = {}
     for address in found:
-        splits.setdefault(_split_of(address, root, words), []).append(address)
+        splits.setdefault(_split_of(address, words), []).append(address)
     return splits if len(splits) > 1 else {"train": found}
 
 
-def _split_of(address: str, root: str, words: dict[str, str]) -> str:
+def _split_of(address: str, words: dict[str, str]) -> str:
     path = PurePosixPath(address)
-    folder = path.parent.name.casefold()
-    if folder in words and path.parent.as_posix() != PurePosixPath(root).as_posix():
-        return words[folder]
-    parts = re.split(r"[-_.]", path.stem.casefold())
+    parts = [*re.split(r"[-_.]", path.stem.casefold()), path.parent.name.casefold()]
     return next((words[part] for part in parts if part in words), "train")
 
 
@@ -92,7 +89,7 @@ def _matching(pattern: str) -> list[str]:
         return _remote(pattern)
     path = Path(pattern).expanduser().absolute()
     if path.is_dir():
-        return sorted(str(each) for each in path.rglob("*.tar"))
+        return sorted(str(each) for each in path.rglob("*.tar") if each.is_file())
     if path.exists():
         return [str(path)]
     relative = path.relative_to(path.anchor)
@@ -111,10 +108,5 @@ def _remote(pattern: str) -> list[str]:
     def listed() -> list[str]:
         return list(system.glob(path) if "*" in pattern else system.find(path))
 
-    paths = attempt(pattern, "list", listed)
+    paths = attempt(pattern, "listed", listed)
     return sorted(system.unstrip_protocol(each) for each in paths if each.endswith(".tar"))
-
-
-def beside(address: str) -> Path:
-    """The file of a shard's index, next to a shard on a disk."""
-    return Path(f"{os.fspath(address)}.index")

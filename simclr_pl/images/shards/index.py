@@ -12,7 +12,6 @@ from typing import IO, Any, NamedTuple, Self
 import numpy as np
 
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.shards.addresses import beside
 from simclr_pl.images.shards.transport import Shard, fetch, is_remote
 from simclr_pl.writing import make_folder, printable, whole
 
@@ -113,15 +112,18 @@ def index_of(shard: Shard, image: str | None, cache: Path) -> Index:
     mark = json.dumps([FORMAT, shard.size, shard.stamp, image])
     digest = hashlib.sha256(shard.address.encode(errors="surrogateescape")).hexdigest()[:32]
     far = cache / "index" / f"{digest}.index"
-    files = [far] if is_remote(shard.address) else [beside(shard.address), far]
+    files = [far] if is_remote(shard.address) else [Path(f"{shard.address}.index"), far]
     for file in files:
         found = _loaded(file, mark)
         if found is not None:
             return found
-    made = _scanned(shard, image)
+    try:
+        made = _scanned(shard, image)
+    except OSError as error:
+        raise UserError(f"{shard.address} cannot be read ({error.strerror or error})") from error
     for file in files:
         try:
-            make_folder(file.parent)
+            make_folder(file.parent, "--data.dataset.cache")
             _save(file, mark, made)
             break
         except UserError:
@@ -204,7 +206,7 @@ def _scanned(shard: Shard, image: str | None) -> Index:
                 "the shard (images are compressed already)"
             )
         file.seek(0)
-        return _Samples(shard.address, image).read(file, shard.size)
+        return _Samples(shard.address, image).read(file)
 
 
 class _Samples:
@@ -219,9 +221,9 @@ class _Samples:
         self.keys: set[str] = set()
         self.others = 0
 
-    def read(self, file: IO[bytes], size: int) -> Index:
+    def read(self, file: IO[bytes]) -> Index:
         key, sample = "", dict[str, Any]()
-        for member in self._members(file, size):
+        for member in self._members(file):
             split = _MEMBER.fullmatch(member.name.removeprefix("./"))
             if split is None or not member.isfile():
                 self.others += not member.isdir()
@@ -250,7 +252,7 @@ class _Samples:
             self.others,
         )
 
-    def _members(self, file: IO[bytes], size: int) -> Iterator[tarfile.TarInfo]:
+    def _members(self, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
         """All members; a list that ends before the tar file does is an error."""
         cut = f"{self.address} is cut off, or no tar file: write or copy the shard again"
         try:
@@ -261,9 +263,14 @@ class _Samples:
                     tar.members = []  # type: ignore[attr-defined]
                     yield member
                 file.seek(tar.offset)
-                # (tarfile takes a broken header for the end.)
-                if file.read(512) != bytes(512):
+                # (tarfile takes a broken header, or a hole of zeros, for the end.)
+                rest = file.read(512)
+                if rest != bytes(512):
                     raise UserError(cut)
+                while rest:
+                    if rest.strip(b"\0"):
+                        raise UserError(cut)
+                    rest = file.read(WINDOW)
         except (tarfile.TarError, EOFError) as error:
             raise UserError(cut) from error
 

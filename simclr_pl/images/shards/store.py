@@ -4,16 +4,15 @@ import hashlib
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from simclr_pl.core.errors import UserError
 from simclr_pl.images.shards.transport import Shard, fetch, is_remote
-from simclr_pl.writing import beside, cannot_write
+from simclr_pl.writing import beside, cannot_write, sweep
 
 BLOCK = 2**22
 """Bytes that are fetched at once into the cache."""
@@ -46,7 +45,7 @@ class Store:
         room: bytes that all shards in the cache may have together.
     """
 
-    def __init__(self, shards: Sequence[Shard], cache: Path, room: int) -> None:
+    def __init__(self, shards: Sequence[Shard], cache: Path, room: float) -> None:
         self.shards, self.cache = list(shards), cache / "blocks"
         self.kept = [""] * len(self.shards)
         """Names of the shards' folders in the cache; empty for shards that are not kept there."""
@@ -62,20 +61,6 @@ class Store:
         self._process = os.getpid()
         self._files: OrderedDict[int, int] = OrderedDict()
         self._ahead: dict[Range, bytes] = {}
-
-    def make_room(self, room: int) -> None:
-        """Removes what other data sets have left in the cache, the oldest first, down to `room`."""
-        own, others, total = set(self.kept), [], self.used
-        for folder in self.cache.iterdir() if self.cache.is_dir() else ():
-            if folder.name not in own:
-                with suppress(OSError):
-                    size = sum(block.stat().st_size for block in folder.iterdir())
-                    others.append((folder.stat().st_mtime, size, folder))
-                    total += size
-        for _, size, folder in sorted(others):
-            if total > room:
-                shutil.rmtree(folder, ignore_errors=True)
-                total -= size
 
     def read(self, wanted: Range) -> bytes:
         """The bytes of a range.
@@ -110,13 +95,18 @@ class Store:
         if not missing and not single:
             return
         with ThreadPoolExecutor(THREADS) as pool:
-            done = [pool.submit(self._block, *each) for each in missing]
+            # (Blocks lie on the disk then: none of them is held in memory meanwhile.)
+            done = [pool.submit(lambda at: len(self._block(*at)), each) for each in missing]
             got = pool.map(
                 lambda each: fetch(self.shards[each.shard], each.start, each.size), single
             )
-            self._ahead.update(zip(single, got, strict=True))
-            for each in done:
-                each.result()
+            try:
+                self._ahead.update(zip(single, got, strict=True))
+                for each in done:
+                    each.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _here(self) -> None:
         """Opens files of its own in a process that was forked."""
@@ -171,11 +161,35 @@ class Store:
         return {**self.__dict__, "_files": OrderedDict(), "_ahead": {}, "_process": -1}
 
 
+def make_room(stores: Sequence[Store], room: float) -> None:
+    """Removes what other data sets have left in the cache, the oldest first, down to `room` bytes.
+
+    Args:
+        stores: of all splits of a data set, in one cache; their shards stay.
+        room: bytes that all shards in the cache may have together.
+    """
+    own = {name for store in stores for name in store.kept if name}
+    others, total = [], sum(store.used for store in stores)
+    for cache in {store.cache for store in stores}:
+        for name in own:
+            sweep(cache / name)
+        for folder in cache.iterdir() if cache.is_dir() else ():
+            if folder.name not in own:
+                with suppress(OSError):
+                    size = sum(block.stat().st_size for block in folder.iterdir())
+                    others.append((folder.stat().st_mtime, size, folder))
+                    total += size
+    for _, size, folder in sorted(others):
+        if total > room:
+            shutil.rmtree(folder, ignore_errors=True)
+            total -= size
+
+
 def _blocks(wanted: Range) -> range:
     return range(wanted.start // BLOCK, -(-(wanted.start + wanted.size) // BLOCK))
 
 
-def in_threads(call: Any, items: Sequence[Any]) -> list[Any]:
+def in_threads(call: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     """What a call returns of each item, in their order, many at a time."""
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(partial(call), items))
+        return list(pool.map(call, items))

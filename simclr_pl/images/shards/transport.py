@@ -85,7 +85,7 @@ def attempt(address: str, what: str, call: Callable[[], T]) -> T:
 
     Args:
         address: for the error.
-        what: the call is to do, for the error: read, list.
+        what: the address cannot be, for the error: read, listed.
         call: raises anything where it fails.
 
     Raises:
@@ -99,10 +99,10 @@ def attempt(address: str, what: str, call: Callable[[], T]) -> T:
         except Exception as error:  # each library raises errors of its own
             said = _for_good(error)
             if said:
-                raise UserError(f"{address} cannot be {_DONE[what]}: {said}") from error
+                raise UserError(f"{address} cannot be {what}: {said}") from error
             if tried == TRIES:
                 raise UserError(
-                    f"{address} cannot be {_DONE[what]}: {TRIES} tries failed, the last one with "
+                    f"{address} cannot be {what}: {TRIES} tries failed, the last one with "
                     f"{in_one_line(error)}; go on with --resume when the server is well"
                 ) from error
         # (Ranks and workers that failed together don't come back together.)
@@ -110,19 +110,18 @@ def attempt(address: str, what: str, call: Callable[[], T]) -> T:
     raise AssertionError("unreachable")
 
 
-_DONE = {"read": "read", "list": "listed"}
-
-
 def _for_good(error: Exception) -> str:
     """Why no other try would help; empty where one may."""
     if isinstance(error, RefusedError):
         return str(error)
     # (fsspec calls every failure to learn a file's size a FileNotFoundError.)
-    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    status = getattr(error, "status", None)
-    if status in (401, 403) or isinstance(error, PermissionError) or "Credential" in repr(error):
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    status = getattr(cause, "status", None)
+    if isinstance(answer := getattr(cause, "response", None), dict):  # botocore's
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if status in (401, 403) or isinstance(error, PermissionError) or "Credential" in repr(cause):
         return "the server wants to know who asks: give credentials (of S3 in AWS_PROFILE, say)"
-    if isinstance(error, FileNotFoundError) or status in (404, 410):
+    if isinstance(cause, FileNotFoundError) or status in (404, 410):
         return "there is nothing at this address"
     if status == 416:
         return "it is shorter than its index says: it has changed, start again"

@@ -1,6 +1,5 @@
 """`doctor`: what a recipe will do on this machine, and what looks wrong about it."""
 
-import os
 import sys
 from collections.abc import Iterator
 from time import perf_counter
@@ -10,7 +9,7 @@ import lightning as L
 
 from simclr_pl.cluster.memory import PeakMemory
 from simclr_pl.cluster.out_of_memory import explained
-from simclr_pl.commands.bench.bench import leave_out_idle
+from simclr_pl.commands.bench.bench import PACKABLE, available_cores, leave_out_idle
 from simclr_pl.commands.bench.ceilings import synchronise
 from simclr_pl.commands.stats import bad_lines, copy_lines, look_lines
 from simclr_pl.core.data import loaders
@@ -137,14 +136,16 @@ def _say(lines: list[str]) -> None:
 
 def _refuse_bad(found: Survey, data: ContrastiveDataModule) -> None:
     """Raises what `fit` would raise of images that cannot be read."""
-    if not found.bad:
+    # (A training reads no image of test.)
+    bad = [each for each in found.bad if each.split != "test"]
+    if not bad:
         return
     train = data.whole.train
     if data.reading["on_bad_image"] == "error" or not isinstance(train, WorkerImages):
-        raise UserError(found.bad[0].sentence)
-    for bad in found.bad:
+        raise UserError(bad[0].sentence)
+    for each in bad:
         if train.unreadable is not None:
-            train.unreadable.add(bad.name, bad.why)
+            train.unreadable.add(each.name, each.why)
 
 
 def _measured(few: _FewSteps, peak: PeakMemory, batch: int) -> dict[str, str]:
@@ -220,8 +221,8 @@ def warnings(
         )
     if found.bad:
         yield (
-            f"{len(found.bad)} images cannot be read, and --data.on_bad_image skip leaves them "
-            "out: remove them"
+            f"{len(found.bad)} images cannot be read, which an evaluation does not forgive unless "
+            "--data.on_bad_image is skip: remove them"
         )
 
 
@@ -246,12 +247,12 @@ def _of_workers(data: ContrastiveDataModule, world: int) -> Iterator[str]:
     """Sentences about processes that decode."""
     if not isinstance(data.whole.train, WorkerImages):
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = data.num_workers * world
-    if workers > (cores or 1):
+    cores, workers = available_cores(), data.num_workers * world
+    if workers > cores:
+        pack = ", or pack the images (python -m simclr_pl pack)" * (data.dataset in PACKABLE)
         yield (
             f"{workers} worker processes share {cores} cores: give --data.num_workers "
-            f"{max(1, (cores or 1) // world)}, or pack the images (python -m simclr_pl pack)"
+            f"{max(1, cores // world)}{pack}"
         )
     elif not workers:
         yield "no worker decodes, so that each step waits for images: give --data.num_workers 2"

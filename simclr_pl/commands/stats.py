@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +33,9 @@ MOST = 5000
 
 NAMED = 20
 """Bad images, and copies, that are named on the screen; a file has all of them."""
+
+SHOWN = 4
+"""Copies of one image in a line."""
 
 SIDE = 224
 """Side that is suggested for images larger than this."""
@@ -133,15 +137,29 @@ def _read(module: ContrastiveDataModule) -> tuple[Raw, Range | None]:
     """The splits, and the range of their numbers where a recipe has to give one."""
     given, how = module.given_dataset, module.reading
     prepare(given, module.root)
-    reading = Reading("skip", how["max_pixels"], numbers=True)
-    raw = read_raw(given, module.root, how["labels"], reading)
-    found = how["range"] or _range_of(raw.train, how["pages"])
+    # Files are listed as a training would list them, without a range where none is given.
+    reading = Reading("skip", how["max_pixels"], numbers=how["range"] is not None)
+    try:
+        raw = read_raw(given, module.root, how["labels"], reading)
+    except UserError:
+        if reading.numbers:
+            raise
+        # There may be files of numbers (NumPy, HDF5, DICOM) alone.
+        reading = reading._replace(numbers=True)
+        raw = read_raw(given, module.root, how["labels"], reading)
+    found = how["range"] or _range_of(raw.train, how["pages"], alone=reading.numbers)
     raw = raw._replace(**in_range(raw.splits, found, how["pages"], module.dataset))
     return raw, None if found is None else getattr(raw.train, "range", None)
 
 
-def _range_of(train: Source, pages: Pages | None) -> Range | Literal["auto"] | None:
-    """The range of images for which none is given; `None` where they are 8-bit gray or RGB."""
+def _range_of(train: Source, pages: Pages | None, *, alone: bool) -> Range | Literal["auto"] | None:
+    """The range of images for which none is given; `None` where they are 8-bit gray or RGB.
+
+    Args:
+        train: the images.
+        pages: what the pages of a file are.
+        alone: whether there are files of numbers alone, which always have a range.
+    """
     if isinstance(train, Numbers):
         return None if train.dtype == torch.uint8 else "auto"
     if type(train) is not ImageFiles:
@@ -154,7 +172,7 @@ def _range_of(train: Source, pages: Pages | None) -> Range | Literal["auto"] | N
         except BadImageError:  # the look at all images says so
             continue
         kinds.add((read.dtype, len(read)))
-    if kinds <= {(torch.uint8, 1), (torch.uint8, 3)} and pages is None:
+    if kinds <= {(torch.uint8, 1), (torch.uint8, 3)} and pages is None and not alone:
         return None
     return (0.0, 255.0) if {dtype for dtype, _ in kinds} == {torch.uint8} else "auto"
 
@@ -250,11 +268,20 @@ def copy_lines(found: Survey) -> list[str]:
     if not copies:
         return [f"  no image has the pixels of another{among}"]
     extra = sum(map(len, copies)) - len(copies)
-    lines = [f"  {extra} images are copies of others{among}, {len(across)} of them across splits"]
+    sets = f"{len(across)} of {len(copies)} sets of copies lie across splits"
+    lines = [f"  {extra} images are copies of others{among}; {sets}"]
     # Those across splits first: they are what a score would be wrong by.
     named = sorted(copies, key=lambda group: group not in across)[:NAMED]
-    lines += ["    " + " = ".join(f"{split}: {printable(n)}" for split, n in g[:4]) for g in named]
+    lines += [f"    {_equation(copied)}" for copied in named]
     return [*lines, *([f"    and {len(copies) - NAMED} more"] if len(copies) > NAMED else [])]
+
+
+def _equation(copied: Sequence[tuple[str, str]]) -> str:
+    """`train: a.png = val: b.png = ...`: some copies of an image, one of each split first."""
+    first = {split: (split, name) for split, name in reversed(copied)}
+    some = list(dict.fromkeys([*reversed(first.values()), *copied]))[:SHOWN]
+    more = " = ..." if len(copied) > len(some) else ""
+    return " = ".join(f"{split}: {printable(name)}" for split, name in some) + more
 
 
 def _number(value: float) -> str:

@@ -4,6 +4,7 @@ Whole groups are held out for validation, and whole groups are drawn for a share
 image without a group is a group of its own, which is known by the image's name.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -120,4 +121,4 @@ def number_groups(names: Sequence[Sequence[str]]) -> tuple[list[Tensor], list[by
     known = sorted({name for split in names for name in split} - {""})
     place = {name: number for number, name in enumerate(known)} | {"": UNGROUPED}
     numbers = [np.array([place[name] for name in split], np.int64) for split in names]
-    return [torch.from_numpy(of) for of in numbers], [name.encode() for name in known]
+    return [torch.from_numpy(of) for of in numbers], [os.fsencode(name) for name in known]

@@ -160,8 +160,9 @@ def _hold_out_groups(labels: Tensor, seed: int, groups: Groups) -> Tensor:
     images = int(counted.sum())
     held = groups.first(max(1, round(HOLDOUT * images)), counted, groups.ranks(seed))
     if (taken := int(counted[held].sum())) > images / 2:
+        largest = groups.largest(held[counted[held]])
         raise UserError(
-            f"the group {groups.largest(held)} is so large that {taken} of train's {images} images "
+            f"the group {largest} is so large that {taken} of train's {images} images "
             "would be held out for validation, and a group is never cut: give finer groups, a "
             "validation split of your own, or another --data.split_seed"
         )

@@ -39,11 +39,13 @@ class Bad(NamedTuple):
     """An image that cannot be read.
 
     Attributes:
+        split: of the image.
         name: of the image.
         why: the reason alone.
         sentence: the error that a training would end with.
     """
 
+    split: str
     name: str
     why: str
     sentence: str
@@ -176,7 +178,7 @@ def _look(
         try:
             pixels, kind = pixels_of(source, place, max_pixels)
         except BadImageError as error:
-            found.append(Bad(name, error.why, str(error)))
+            found.append(Bad(split, name, error.why, str(error)))
             continue
         found.append(_seen(source, name, pixels, kind, kept))
     return found

@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,6 +17,7 @@ from simclr_pl import ContrastiveDataModule, SimCLR
 from simclr_pl.commands.bench import ceilings
 from simclr_pl.commands.bench.bench import bottleneck
 from simclr_pl.core.batch import Batch, Views
+from simclr_pl.images.workers.images import ImageFiles
 
 MODEL = (
     *("--trainer.accelerator", "cpu", "--model.encoder", "resnet10t", "--model.optimizer", "sgd"),
@@ -169,6 +171,7 @@ class _Data(NamedTuple):
     dataset: str = "folder"
     num_workers: int = 1
     compiled: bool = False
+    whole: Any = SimpleNamespace(train=ImageFiles([], torch.empty(0)))
 
 
 @pytest.mark.parametrize(
@@ -179,6 +182,7 @@ class _Data(NamedTuple):
         ("rest", _Data(), "is the cores: 60% of a step goes to what shares them, the 1 worker"),
         ("waiting_for_data", _Data(num_workers=0), "Give more --data.num_workers (now 0, of"),
         ("waiting_for_data", _Data(num_workers=999), "no more cores than worker processes"),
+        ("waiting_for_data", _Data("hub:a/b", 0), "Give more --data.num_workers (now 0, of"),
         ("waiting_for_data", _Data("packed"), "It is read from the disk"),
         ("views", _Data(), "Give --data.compiled true"),
         ("views", _Data(compiled=True), "Smaller views"),

@@ -127,6 +127,15 @@ def test_broken_images_are_named_at_once_and_the_sentence_is_that_of_fit(tmp_pat
     assert "2 of 132 images" in skipped.sentence
 
 
+def test_a_broken_image_of_test_is_a_warning_since_fit_does_not_read_it(tmp_path: Path) -> None:
+    for split, count in (("train", 130), ("test", 4)):
+        photographs(tmp_path / "set" / split, count)
+    (tmp_path / "set" / "test" / "a" / "broken.png").write_bytes(b"no image")
+    outcome = doctor(*folder_of(tmp_path / "set", "--data.num_workers", 0))
+    assert outcome.code == 0, outcome
+    assert "warning: 1 images cannot be read" in outcome.out
+
+
 def test_too_little_shared_memory_is_the_refusal_of_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

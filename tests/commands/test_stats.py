@@ -12,6 +12,7 @@ import yaml
 from commands import Outcome, run
 from hub_files import labelled
 from noise import pixels, write_image, write_images, write_npz
+from PIL import Image
 
 from simclr_pl import ContrastiveDataModule
 
@@ -62,7 +63,7 @@ def test_a_folder_has_sizes_modes_bad_images_and_copies_within_and_across_splits
     assert [Path(bad["image"]).name for bad in found["bad"]] == ["broken.png"]
     assert "1 images cannot be read:" in outcome.out
     assert "broken.png: no kind of image that PIL knows" in outcome.out
-    assert "2 images are copies of others, 1 of them across splits" in outcome.out
+    assert "2 images are copies of others; 1 of 2 sets of copies lie across splits" in outcome.out
     across, within = sorted(found["copies"], key=lambda group: group[0][1])
     assert {split for split, _ in across} == {"train", "val"}
     assert {Path(name).name for _, name in within} == {"001.png", "again.png"}
@@ -181,14 +182,35 @@ def test_worker_processes_find_the_same(tmp_path: Path) -> None:
         (("--config", "a.yaml", "--run_dir", "b"), "one of --config FILE and --run_dir RUN"),
         (("--data.dataset", "digts"), "did you mean digits"),
         (("--data.dataset", "digits", "--images", "0"), "images is 0, but must be at least 1"),
-        (("--data.dataset", "digits", "--data.range", "[0,16]"), ""),
         (("--data.dataset", "folder", "--data.root", "nowhere"), "there is no folder nowhere"),
     ],
 )
 def test_wrong_options_are_a_sentence(args: tuple[str, ...], sentence: str) -> None:
-    outcome = run("stats", *args)
-    if sentence:
-        assert sentence in outcome.sentence
+    assert sentence in run("stats", *args).sentence
+
+
+def test_a_range_that_clips_is_said() -> None:
+    outcome = run("stats", "--data.dataset", "digits", "--data.range", "[0,16]")
+    assert outcome.code == 0
+    assert "the range [0,16] clips" in outcome.out
+
+
+def test_files_of_8_bit_numbers_alone_are_looked_at(tmp_path: Path) -> None:
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", pixels(9, 7, 3, seed=number))
+    outcome = run("stats", "--data.dataset", "folder", "--data.root", tmp_path)
+    assert outcome.code == 0, outcome
+    assert "every image that was looked at can be read" in outcome.out
+    assert "range: [0, 255]" in outcome.out
+
+
+def test_files_that_a_training_leaves_out_change_no_recipe(tmp_path: Path) -> None:
+    for number in range(4):
+        Image.fromarray(pixels(9, 7, 3, seed=number)).save(tmp_path / f"{number}.png")
+        np.save(tmp_path / f"{number}.npy", np.full((5, 5), 0.5, np.float32))
+    outcome = run("stats", "--data.dataset", "folder", "--data.root", tmp_path)
+    assert "looked at: train 4 of 4" in outcome.out
+    assert "range" not in outcome.out.partition("for a recipe")[2]
 
 
 @pytest.mark.processes

@@ -11,7 +11,7 @@ from simclr_pl import UserError
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.images.datasets import load
 from simclr_pl.images.fingerprint import Contents, changes
-from simclr_pl.images.groups import Groups
+from simclr_pl.images.groups import Groups, number_groups
 from simclr_pl.images.hashes import hashes
 from simclr_pl.images.heldout import HeldOut
 from simclr_pl.images.splits import draw_fraction, drawn_groups, few_labels, holdout
@@ -109,6 +109,25 @@ def test_a_group_that_fills_a_split_is_said(sizes: list[int]) -> None:
     assert "of train's 40 images would be held out for validation, and a group is never cut" in str(
         refused.value
     )
+
+
+def test_the_group_that_is_named_is_the_one_that_is_counted() -> None:
+    groups = groups_of([101, 100])
+    labels = torch.full((201,), UNLABELLED)
+    small, large = ((groups.ids == group).nonzero()[:, 0] for group in (0, 1))
+    labels[small[:1]], labels[large[:60]] = 0, 1
+    sentences = set()
+    for seed in SEEDS:
+        try:
+            holdout(labels, seed, groups=groups)
+        except UserError as error:
+            sentences.add(str(error).partition(" is so")[0])
+    assert sentences == {"the group g1 (60 images)"}
+
+
+def test_names_of_groups_are_any_bytes() -> None:
+    _, names = number_groups([["\udcff", "a"]])
+    assert names == [b"a", b"\xff"]
 
 
 # A share of the labels ----------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from simclr_pl.commands.bench.step_timing import Seconds, Turns
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.model.simclr import SimCLR
+from simclr_pl.images.workers.images import WorkerImages
 from simclr_pl.pictures.gallery import Gallery
 from simclr_pl.run.directory import file_to_write
 from simclr_pl.run.results import versions
@@ -26,6 +27,9 @@ from simclr_pl.writing import write_text
 ENOUGH = 0.95
 """Share of the bare step's speed from which on nothing outside the model is worth a change."""
 
+
+PACKABLE = ("folder", "manifest")
+"""Data sets that `pack` takes."""
 
 PACK = "Write the folder once as pixels (python -m simclr_pl pack), and measure again"
 
@@ -46,6 +50,13 @@ def on_one_device(config: Any) -> None:
     trainer.max_epochs, trainer.max_steps, trainer.min_epochs, trainer.min_steps = 10**6, -1, 0, 0
     trainer.max_time, trainer.fast_dev_run, trainer.limit_val_batches = None, False, 0
     trainer.enable_progress_bar, trainer.profiler = False, None
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def leave_out_idle(trainer: L.Trainer) -> Any:
@@ -196,7 +207,7 @@ def bottleneck(found: dict[str, Any], data: ContrastiveDataModule, model: SimCLR
         what = f"the probe and the monitors: {part}. {rarer}"
     elif "callbacks" not in share:  # the rest holds them too
         what = f"what is around the step (probe, monitors, logging): {part}. {rarer}"
-    elif data.dataset in ("folder", "manifest") and data.num_workers:
+    elif data.dataset in PACKABLE and data.num_workers:
         what = (
             f"the cores: {part} goes to what shares them, the {data.num_workers} worker processes "
             f"that decode. {PACK}, or more cores"
@@ -221,12 +232,13 @@ def _faster_data(data: ContrastiveDataModule) -> str:
             "It is read from the disk: a faster one, or memory that holds the file, or pack again "
             "with a smaller --short_side"
         )
-    if data.dataset not in ("folder", "manifest"):
+    if not isinstance(data.whole.train, WorkerImages):
         return "Data that fits in memory shouldn't wait: look what else this machine does"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if data.num_workers < (cores or 1):
+    cores = available_cores()
+    if data.num_workers < cores:
         return f"Give more --data.num_workers (now {data.num_workers}, of {cores} cores)"
-    return f"There are no more cores than worker processes ({cores}). {PACK}"
+    pack = f" {PACK}" if data.dataset in PACKABLE else ""
+    return f"There are no more cores than worker processes ({cores}).{pack}"
 
 
 def _lines(found: dict[str, Any], train: int) -> list[str]:

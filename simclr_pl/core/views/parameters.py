@@ -24,7 +24,7 @@ class ViewParameters(NamedTuple):
         gray: `bool [B]`, drop colour.
         blur: `bool [B]`, blur.
         sigma: `float [B]`, the blur's standard deviation in pixels.
-        own: `[B, K]`, uniform numbers that a subclass of the views has drawn for operations of its
+        own: `float [B, K]`, numbers that a subclass of the views has drawn for operations of its
             own; K is 0 in the paper's views.
     """
 

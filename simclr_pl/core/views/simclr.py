@@ -150,7 +150,10 @@ class SimCLRViews(nn.Module):
         return ViewParameters(*drawn, blur < self.blur, sigma, own=u[:, :0])
 
     def boxes(self, how: ViewParameters, height: Tensor | int, width: Tensor | int) -> Tensor:
-        """Crop boxes `int64 [B, 4]` (top, left, height, width) for images of the given sizes."""
+        """Crop boxes `int64 [B, 4]` (top, left, height, width) for images of the given sizes.
+
+        A subclass may append columns that its `cut` reads.
+        """
         return crop.random_boxes(how.crop, height, width, self.scale)
 
     def _views(

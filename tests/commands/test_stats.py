@@ -195,6 +195,7 @@ def test_a_range_that_clips_is_said() -> None:
     assert "the range [0,16] clips" in outcome.out
 
 
+@pytest.mark.processes
 def test_files_of_8_bit_numbers_alone_are_looked_at(tmp_path: Path) -> None:
     for number in range(4):
         np.save(tmp_path / f"{number}.npy", pixels(9, 7, 3, seed=number))
@@ -204,6 +205,7 @@ def test_files_of_8_bit_numbers_alone_are_looked_at(tmp_path: Path) -> None:
     assert "range: [0, 255]" in outcome.out
 
 
+@pytest.mark.processes
 def test_files_that_a_training_leaves_out_change_no_recipe(tmp_path: Path) -> None:
     for number in range(4):
         Image.fromarray(pixels(9, 7, 3, seed=number)).save(tmp_path / f"{number}.png")

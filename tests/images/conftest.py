@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from simclr_pl.images.readers import fashion_mnist
+from simclr_pl.images.readers import fashion_mnist, reader
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line about data is said once a process, whatever tests have run before."""
+    monkeypatch.setattr(reader, "_said", set())
 
 
 @pytest.fixture

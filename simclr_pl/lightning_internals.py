@@ -228,6 +228,13 @@ def wait_by(iterator: Any, wait: Callable[[], Any]) -> None:
     iterator._get_data = wait
 
 
+def send_more(iterator: Any) -> None:
+    """Fills workers' queues: by itself an iterator sends one item for each result."""
+    room = iterator._prefetch_factor * iterator._num_workers - len(iterator._task_info)
+    for _ in range(room):
+        iterator._try_put_index()
+
+
 def answer_within(iterator: Any, seconds: float) -> tuple[bool, Any]:
     """Whether a worker's answer has come within some seconds, and the answer."""
     answer: tuple[bool, Any] = iterator._try_get_data(seconds)

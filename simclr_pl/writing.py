@@ -71,6 +71,12 @@ def make_folder(path: Path, option: str = "") -> None:
         raise cannot_write(path, error, option) from error
 
 
+def cache_folder(name: str) -> Path:
+    """The folder of that name for what can be made again: `~/.cache/simclr_pl/NAME`."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(f"{home}/simclr_pl/{name}")).absolute()  # noqa: PTH111
+
+
 def beside(path: Path) -> Path:
     """A hidden name in the same folder, which no other process has; `sweep` knows it again."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")

@@ -115,7 +115,8 @@ def test_torch_still_has_every_private_name_of_a_loader_that_is_used() -> None:
         assert lightning_internals.is_worker_iterator(iterator)
         names = (
             *("_workers", "_get_data", "_try_get_data", "_pin_memory", "_worker_pids_set"),
-            *("_shutdown", "_shutdown_workers"),
+            *("_shutdown", "_shutdown_workers", "_task_info", "_prefetch_factor", "_num_workers"),
+            "_try_put_index",
         )
         assert not [name for name in names if not hasattr(iterator, name)]
         source = inspect.getsource(type(iterator))

@@ -20,6 +20,7 @@ from simclr_pl.core.model.objective import NTXent
 from simclr_pl.core.model.simclr import SimCLR
 from simclr_pl.images.survey import Survey, survey
 from simclr_pl.images.workers.images import WorkerImages
+from simclr_pl.images.workers.room import little_room
 from simclr_pl.run.derived import derived
 from simclr_pl.tracking.wandb_mode import Mode, logged_in, resolve_mode
 
@@ -213,7 +214,7 @@ def warnings(
         given = data.reading["labels"] == "given"
         option = "one folder a class, or a manifest's labels" if given else "--data.labels given"
         yield f"no image has a label, so that the probe and kNN say nothing: give {option}"
-    yield from _of_workers(data, world)
+    yield from _of_workers(data, batches, world)
     if found.across:
         yield (
             f"{len(found.across)} images lie in several splits, which scores too well: remove the "
@@ -243,9 +244,10 @@ def _of_gray(data: ContrastiveDataModule, found: Survey) -> Iterator[str]:
         )
 
 
-def _of_workers(data: ContrastiveDataModule, world: int) -> Iterator[str]:
+def _of_workers(data: ContrastiveDataModule, batches: int, world: int) -> Iterator[str]:
     """Sentences about processes that decode."""
-    if not isinstance(data.whole.train, WorkerImages):
+    train = data.splits.train
+    if not isinstance(train, WorkerImages):
         return
     cores, workers = available_cores(), data.num_workers * world
     if workers > cores:
@@ -256,3 +258,7 @@ def _of_workers(data: ContrastiveDataModule, world: int) -> Iterator[str]:
         )
     elif not workers:
         yield "no worker decodes, so that each step waits for images: give --data.num_workers 2"
+    share = -(-data.batch_size // world)
+    little = little_room(train.batch_bytes(share, "views"), data.num_workers, batches, world)
+    if little is not None:
+        yield little

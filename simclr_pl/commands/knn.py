@@ -27,9 +27,9 @@ def knn(
     """Weighted k-nearest-neighbour classification of frozen features (Wu et al. 2018).
 
     The k training images nearest in cosine similarity vote, each with weight exp(similarity /
-    temperature). k and temperature are chosen on a class-balanced tenth of train's labelled images
-    against the rest; then all of them vote, and the split is scored once. Accuracies are fractions
-    from 0 to 1.
+    temperature). k and temperature are chosen on a tenth of train's labelled images
+    (class-balanced, or whole groups where images have groups) against the rest; then all of them
+    vote, and the split is scored once. Accuracies are fractions from 0 to 1.
 
     Args:
         checkpoint: a training checkpoint, or an exported encoder.

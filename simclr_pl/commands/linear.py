@@ -44,9 +44,9 @@ def linear(
     """Linear evaluation: a linear classifier on frozen features, the protocol papers report.
 
     A grid of learning rates and weight decays is trained on nine tenths of train's labelled
-    images, chosen on the class-balanced tenth left out, trained again on all of them, and the split
-    is scored once. The encoder stays as it is, in eval mode; images are sized and normalised as it
-    was trained. Accuracies are fractions from 0 to 1.
+    images, chosen on the tenth left out (class-balanced, or whole groups where images have groups),
+    trained again on all of them, and the split is scored once. The encoder stays as it is, in eval
+    mode; images are sized and normalised as it was trained. Accuracies are fractions from 0 to 1.
 
     Args:
         checkpoint: a training checkpoint, or an exported encoder.
@@ -94,13 +94,12 @@ def linear(
 
     def evaluate(train: Rows, scored: Rows, seed: int) -> Score:
         classes, of_seed = frozen.data.num_classes, settings._replace(seed=seed)
-        if augment:
-            crops = _crops(frozen, label_fraction, seed)
-            return fit_linear(crops, train.labels, classes, of_seed, train.features).score(scored)
         if solver == "lbfgs":
             cpu = torch.device("cpu")
             return evaluate_logistic(train.to(cpu), scored.to(cpu), classes, seed)
-        return fit_linear(lambda _: train.features, train.labels, classes, of_seed).score(scored)
+        crops = _crops(frozen, label_fraction, seed) if augment else lambda _: train.features
+        fitted = fit_linear(crops, train.labels, classes, of_seed, train.features, train.groups)
+        return fitted.score(scored)
 
     name = "linear-augmented" if augment else "linear" if solver == "sgd" else "linear-lbfgs"
     scores = frozen.score(name, split, label_fraction, seeds, evaluate, wandb, solver=solver)

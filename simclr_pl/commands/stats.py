@@ -138,7 +138,7 @@ def _read(module: ContrastiveDataModule) -> tuple[Raw, Range | None]:
     given, how = module.given_dataset, module.reading
     prepare(given, module.root)
     # Files are listed as a training would list them, without a range where none is given.
-    reading = Reading("skip", how["max_pixels"], numbers=how["range"] is not None)
+    reading = Reading("skip", how["max_pixels"], how["range"] is not None, how["pages"])
     try:
         raw = read_raw(given, module.root, how["labels"], reading)
     except UserError:

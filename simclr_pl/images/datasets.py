@@ -36,7 +36,6 @@ from simclr_pl.images.readers.fashion_mnist import FASHION_MNIST
 from simclr_pl.images.readers.folder import read_folder
 from simclr_pl.images.readers.hub import hub_set
 from simclr_pl.images.readers.manifest import read_manifest
-from simclr_pl.images.readers.npz import read_npz
 from simclr_pl.images.readers.own import is_own, read_own
 from simclr_pl.images.readers.packed import read_packed
 from simclr_pl.images.readers.reader import (
@@ -49,7 +48,7 @@ from simclr_pl.images.readers.reader import (
     say_once,
 )
 from simclr_pl.images.readers.shards import shard_set
-from simclr_pl.images.readers.stored import read_stored
+from simclr_pl.images.readers.stored import KINDS, read_stored
 from simclr_pl.images.readers.torchvision_classes import classification_set
 from simclr_pl.images.readers.torchvision_sets import torchvision_set
 from simclr_pl.images.scale import in_range
@@ -122,7 +121,7 @@ def load(
         UserError: an unknown name; files that are missing, empty or broken; labels out of range;
             a validation split that is not the run's.
     """
-    name, reading = name_of(given), Reading(on_bad_image, max_pixels, range is not None)
+    name, reading = name_of(given), Reading(on_bad_image, max_pixels, range is not None, pages)
     raw = read_raw(given, root, labels, reading)
     for source in raw.splits.values():
         if isinstance(source, WorkerImages):
@@ -136,7 +135,7 @@ def load(
         if isinstance(source, WorkerImages):
             source.unreadable = unreadable
         if given == "manifest":
-            unreadable.listed += getattr(source, "paths", [])
+            unreadable.listed.append(getattr(source, "paths", []))
     if kept is not None:
         kept.check(own=raw.val is not None)
     _say_unseen(name, raw)
@@ -195,6 +194,8 @@ def _entry(given: Any, labels: Labels, reading: Reading) -> Entry:
     if name_of(given) == SHARDS:
         return shard_set(given, labels, reading)
     name = str(given)
+    if name in KINDS:
+        return Entry(partial(read_stored, kind=name, reading=reading))
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -241,7 +242,6 @@ DATASETS: dict[str, Entry] = {
     "folder": Entry(read_folder),
     "manifest": Entry(read_manifest),
     "packed": Entry(read_packed),
-    "npz": Entry(read_npz),
     SHARDS: shard_set(SHARDS, "given", Reading()),
-    **{kind: Entry(partial(read_stored, kind=kind)) for kind in ("npy", "hdf5", "zarr")},
+    **{kind: Entry(partial(read_stored, kind=kind)) for kind in KINDS},
 }

@@ -13,11 +13,15 @@ from simclr_pl.core.data.sources import Source, Splits
 from simclr_pl.core.errors import UserError
 from simclr_pl.images.hashes import hashes
 from simclr_pl.images.heldout import HeldOut, keys_of
-from simclr_pl.images.readers.packed import PackedImages
+from simclr_pl.images.readers.packed_images import PackedImages
+from simclr_pl.images.workers.images import one_by_one
 from simclr_pl.writing import printable
 
 SAMPLE = 100
 """Images of a split whose pixels are hashed, evenly spread: a large set is not read twice."""
+
+MANY = 2**16
+"""Names that are hashed together."""
 
 MOST_NAMED = 3
 """Names in a sentence."""
@@ -170,7 +174,7 @@ def shortened(names: Sequence[str]) -> str:
 def _some_of_val(splits: Splits, held_out: HeldOut) -> dict[str, list[str]]:
     keys = keys_of(splits)
     hashed, found = hashes(keys, held_out.seed), {}
-    for place in np.argsort(hashed)[:SAMPLE].tolist():
+    for place in one_by_one(splits.val, np.argsort(hashed)[:SAMPLE].tolist()):
         label = b"%d" % int(splits.val.labels[place])
         name = printable(os.fsdecode(keys[place]))
         found[str(hashed[place])] = [name, _digest(splits.val.content(place) + label)]
@@ -190,10 +194,13 @@ def _labels(*sources: Source | None) -> bytes:
 def _add_images(digest: Any, source: Source) -> None:
     digest.update(f"{len(source)} images of {source.channels} channels".encode())
     if source.names is not None:
-        digest.update(b"\n".join(source.names))
+        for first in range(0, len(source.names), MANY):  # as all of them joined by new lines
+            some = source.names[first : first + MANY]
+            digest.update(b"\n" * bool(first) + b"\n".join(some))
     if (groups := getattr(source, "groups", None)) is not None:
         digest.update(b"\n".join(getattr(source, "group_names", ())) + groups.numpy().tobytes())
     if isinstance(source, PackedImages):
         digest.update(source.sizes.numpy().tobytes())
-    for index in torch.linspace(0, len(source) - 1, min(SAMPLE, len(source))).long().tolist():
-        digest.update(source.content(index))
+    places = torch.linspace(0, len(source) - 1, min(SAMPLE, len(source))).long()
+    for place in one_by_one(source, places.tolist()):
+        digest.update(source.content(place))

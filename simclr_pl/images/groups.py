@@ -5,7 +5,7 @@ image without a group is a group of its own, which is known by the image's name.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 
 from simclr_pl.core.batch import UNGROUPED
-from simclr_pl.images.hashes import hashes
+from simclr_pl.core.errors import UserError
+from simclr_pl.images.hashes import by_hash
 from simclr_pl.writing import printable
+
+NAMED = 3
+"""Groups that a sentence names."""
 
 
 class Groups(NamedTuple):
@@ -63,11 +67,9 @@ class Groups(NamedTuple):
         """
         present, of_image = self.ids.unique(return_inverse=True)
         keys = [self.keys[number] for number in present.tolist()]
-        hashed = hashes((purpose.encode() + key for key in keys), seed).tolist()
-        # Between equal hashes the key decides, then whether it is a name; no two groups are alike.
-        order = sorted(range(len(keys)), key=lambda k: (hashed[k], keys[k], k))
+        # (Of a name and an image's that are alike, the name comes first.)
         ranks = torch.empty(len(keys), dtype=torch.int64)
-        ranks[torch.tensor(order, dtype=torch.int64)] = torch.arange(len(keys))
+        ranks[by_hash(keys, seed, purpose)] = torch.arange(len(keys))
         return ranks[of_image]
 
     def first(self, wanted: float, counted: Tensor, ranks: Tensor) -> Tensor:
@@ -122,3 +124,57 @@ def number_groups(names: Sequence[Sequence[str]]) -> tuple[list[Tensor], list[by
     place = {name: number for number, name in enumerate(known)} | {"": UNGROUPED}
     numbers = [np.array([place[name] for name in split], np.int64) for split in names]
     return [torch.from_numpy(of) for of in numbers], [os.fsencode(name) for name in known]
+
+
+def group_images(what: str, splits: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> int:
+    """Gives the images of several splits their groups.
+
+    Args:
+        what: the data set, for errors.
+        splits: sources by the splits' names.
+        names: of each image's group, split by split; empty for none.
+
+    Returns:
+        How many groups have a name.
+
+    Raises:
+        UserError: a group in two splits.
+    """
+    split_of: dict[str, str] = {}
+    both: dict[str, str] = {}
+    for split, of in names.items():
+        for group in set(of) - {""}:
+            if split_of.setdefault(group, split) != split:
+                both[group] = f"{printable(group)} in {split_of[group]} and {split}"
+    if both:
+        shown = ", ".join(both[group] for group in sorted(both)[:NAMED])
+        raise UserError(
+            f"{what}: {len(both)} groups are in two splits ({shown}"
+            f"{', ...' * (len(both) > NAMED)}): give all images of a group the same split"
+        )
+    numbers, known = number_groups(list(names.values()))
+    for split, ids in zip(names, numbers, strict=True):
+        splits[split].groups, splits[split].group_names = ids, known
+    return len(known)
+
+
+def names_in_array(given: Any, count: int, what: str) -> list[str]:
+    """Names of the groups of so many images that an array gives as texts or whole numbers.
+
+    Args:
+        given: `[N]` or `[N, 1]`; empty, or `UNGROUPED`, for none. `None`: no image has a group.
+        count: N.
+        what: the array, for errors.
+
+    Raises:
+        UserError: another kind or shape.
+    """
+    array = np.asarray([""] * count if given is None else given)
+    if array.shape in ((count,), (count, 1)) and array.dtype.kind in "iuOSUT":
+        names = [os.fsdecode(g) if isinstance(g, bytes) else g for g in array.ravel().tolist()]
+        if all(isinstance(name, str | int) for name in names):
+            return ["" if name == UNGROUPED else str(name) for name in names]
+    raise UserError(
+        f"{what} is {array.dtype} {[*array.shape]}, but must be texts or whole numbers [{count}], "
+        f"one for each image (empty, or {UNGROUPED}, where it is a group of its own)"
+    )

@@ -10,6 +10,7 @@ from simclr_pl.core.data.sources import Pages, Range, Source
 from simclr_pl.core.errors import UserError
 from simclr_pl.images.numbers.sources import Numbers, numbers_of
 from simclr_pl.images.readers.reader import say_once
+from simclr_pl.images.workers.images import one_by_one
 
 SAMPLE = 64
 """Images of train that are looked at for the range, evenly spread."""
@@ -101,7 +102,7 @@ def _sampled(source: Numbers) -> np.ndarray[Any, Any]:
     """Numbers of a sample of images, in one row; images that cannot be read are left out."""
     places = torch.linspace(0, len(source) - 1, min(SAMPLE, len(source))).long().unique()
     parts = []
-    for place in places.tolist():
+    for place in one_by_one(source, places.tolist()):
         try:
             flat = source.numbers(place).flatten()
         except UserError:  # the training says so, by its own rule

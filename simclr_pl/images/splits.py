@@ -10,13 +10,16 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.errors import UserError, check
 from simclr_pl.core.randomness import epoch_order
 from simclr_pl.images.groups import Groups
-from simclr_pl.images.hashes import hashes
+from simclr_pl.images.hashes import by_hash
 
 HOLDOUT = 0.1
 """Share of each class of train whose labels are kept for validation."""
 
 FRACTION = "label_fraction/"
 """Purpose of the groups' order by which labels are drawn: it is not that of the holdout."""
+
+CHOOSING = "choosing/"
+"""Purpose of the groups' order by which hyper-parameters are chosen, likewise."""
 
 
 def holdout(
@@ -45,13 +48,8 @@ def holdout(
     """
     if groups is not None:
         return _hold_out_groups(labels, seed, groups)
-    if names is None:
-        # Epoch -1 is none of training, in which the first batches would be the holdout.
-        order = epoch_order(seed, -1, len(labels))
-    else:
-        # Between equal hashes (one pair in 2^64) the name decides, not the place.
-        ranked = sorted(zip(hashes(names, seed).tolist(), names, range(len(names)), strict=True))
-        order = torch.tensor([place for _, _, place in ranked], dtype=torch.int64)
+    # Epoch -1 is none of training, in which the first batches would be the holdout.
+    order = epoch_order(seed, -1, len(labels)) if names is None else by_hash(names, seed)
     known = bool((labels != UNLABELLED).any())
     members = _of_each_class(labels, order, with_unlabelled=not known)
     return _together([of[: max(1, round(len(of) * HOLDOUT))] for of in members.values()])
@@ -143,6 +141,38 @@ def few_labels(labels: Tensor, per_class: int, seed: int, groups: Groups | None 
                 "ask for fewer labels a class"
             )
     return _together([of[:per_class] for of in members.values()])
+
+
+def choosing_tenth(labels: Tensor, seed: int, groups: Groups | None = None) -> Tensor:
+    """Indices of the labelled images of train that choose hyper-parameters, in rising order.
+
+    `HOLDOUT` of each class, as `holdout` has it. Of images in groups whole groups, by the hashes of
+    the groups' names, until `HOLDOUT` is reached: classes are not balanced. A group with which more
+    than half of the images would choose is stepped over.
+
+    Args:
+        labels: `int64 [N]`, all of them known.
+        seed: of the choice.
+        groups: of the N images; `None` without groups.
+
+    Raises:
+        UserError: images of one group alone.
+    """
+    if groups is None:
+        return holdout(labels, seed)
+    images, taken, chosen = len(labels), 0, list[int]()
+    ranks = groups.ranks(seed, CHOOSING)
+    for rank, size in enumerate(torch.bincount(ranks).tolist()):
+        if taken < max(1, round(HOLDOUT * images)) and taken + size <= images / 2:
+            taken += size
+            chosen.append(rank)
+    if not chosen:
+        raise UserError(
+            f"the labelled images of train are all of one group, {groups.largest(ranks)}, so that "
+            "no other group can choose hyper-parameters, and a group is never cut: give finer "
+            "groups, or a larger label_fraction"
+        )
+    return torch.isin(ranks, torch.tensor(chosen)).nonzero()[:, 0]
 
 
 def no_labels(split: str) -> UserError:

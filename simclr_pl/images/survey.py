@@ -22,9 +22,9 @@ from simclr_pl.images.files.decode import BadImageError, EncodedImage, check_siz
 from simclr_pl.images.numbers.sources import Numbers
 from simclr_pl.images.readers.encoded import GrayImage
 from simclr_pl.images.readers.items import NumberItems
-from simclr_pl.images.readers.packed import PackedImages
-from simclr_pl.images.workers.images import WorkerImages
-from simclr_pl.images.workers.processes import results_of
+from simclr_pl.images.readers.packed_images import PackedImages
+from simclr_pl.images.workers.images import WorkerImages, one_by_one
+from simclr_pl.images.workers.pool import results_of
 
 CHUNK = 16
 """Images that a worker looks at before it says so."""
@@ -173,10 +173,10 @@ def _look(
 ) -> list[_Seen | Bad]:
     split, places = job
     source, found = splits[split], list[_Seen | Bad]()
-    for place in places:
+    for place in one_by_one(source, places):
         name = _name(source, place)
         try:
-            pixels, kind = pixels_of(source, place, max_pixels)
+            pixels, kind = _pixels_of(source, place, max_pixels)
         except BadImageError as error:
             found.append(Bad(split, name, error.why, str(error)))
             continue
@@ -191,7 +191,7 @@ def _name(source: Source, place: int) -> str:
     return f"image {place}" if names is None else bytes(names[place]).decode(errors="replace")
 
 
-def pixels_of(source: Source, place: int, max_pixels: int = MAX_PIXELS) -> tuple[Tensor, str]:
+def _pixels_of(source: Source, place: int, max_pixels: int = MAX_PIXELS) -> tuple[Tensor, str]:
     """The whole image at a place, `[C, H, W]` as it is stored, and its kind in words.
 
     Files that are no numbers are decoded to RGB; their kind is the file's own.
@@ -222,7 +222,7 @@ def pixels_of(source: Source, place: int, max_pixels: int = MAX_PIXELS) -> tuple
         pixels = opened.pixels if hasattr(opened, "pixels") else _cut(source, opened)
     else:
         raise UserError(f"images that are {source.stored} cannot be looked at one by one")
-    return pixels.cpu(), kind_of(pixels)
+    return pixels.cpu(), _kind_of(pixels)
 
 
 def _cut(source: WorkerImages, opened: Any) -> Tensor:
@@ -242,7 +242,7 @@ _MODES = {
 """Kinds of files by Pillow's modes."""
 
 
-def kind_of(pixels: Tensor) -> str:
+def _kind_of(pixels: Tensor) -> str:
     """The kind of an image `[C, H, W]` in words."""
     names = {1: "gray", 3: "RGB"}
     bits = {torch.uint8: "8 bits", torch.uint16: "16 bits", torch.float32: "float32"}

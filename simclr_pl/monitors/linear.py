@@ -7,10 +7,11 @@ import lightning as L
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.datamodule import Split
 from simclr_pl.core.errors import check
+from simclr_pl.images.groups import Groups
 from simclr_pl.monitors.moments import due, is_last
 from simclr_pl.protocols.features import EncodesSplits, encode_once
 from simclr_pl.protocols.linear import Settings, fit_linear
-from simclr_pl.protocols.scoring import Rows, labelled
+from simclr_pl.protocols.scoring import Rows, choosing_parts, labelled
 
 
 class LinearEvaluation(EncodesSplits):
@@ -31,7 +32,8 @@ class LinearEvaluation(EncodesSplits):
 
     Raises:
         UserError: a value out of its range; at setup, data that are no `ContrastiveDataModule`;
-            before the first step, a test split that is too small for so many devices.
+            before the first step, a test split that is too small for so many devices, and labelled
+            images of too few groups to choose on.
     """
 
     def __init__(
@@ -42,10 +44,15 @@ class LinearEvaluation(EncodesSplits):
         self.epochs, self.test_at_end = epochs, test_at_end
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuses a test split that the ranks cannot share now, not after the last step."""
+        """Refuses what has no number now, not after the last step: test, or groups of images."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if self.every_n_epochs and self._tests(data):
             data.evaluation_loader("test", "clean", labelled_only=True)
+        if self.every_n_epochs and (groups := Groups.of(data.splits.train)) is not None:
+            labels = data.splits.train.labels
+            (known,) = (labels != UNLABELLED).nonzero(as_tuple=True)
+            if len(known):
+                choosing_parts(labels[known], data.seed, groups.at(known))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Trains the heads and logs the chosen one's accuracy."""
@@ -59,6 +66,7 @@ class LinearEvaluation(EncodesSplits):
             train.labels,
             data.num_classes,
             Settings(epochs=self.epochs, seed=data.seed),
+            groups=train.groups,
         )
         splits: list[Split] = ["val"]
         # An epoch may have several validations: the test split is for the very last.
@@ -75,4 +83,6 @@ class LinearEvaluation(EncodesSplits):
 
 def _rows(trainer: L.Trainer, module: L.LightningModule, split: Split) -> Rows:
     """Labelled features, on this rank's device."""
-    return labelled(encode_once(trainer, module, split), split).to(trainer.strategy.root_device)
+    groups = Groups.of(getattr(trainer.datamodule.splits, split))  # type: ignore[attr-defined]
+    rows = labelled(encode_once(trainer, module, split), split, groups)
+    return rows.to(trainer.strategy.root_device)

@@ -1,7 +1,6 @@
 """Pictures of the representation while it is trained, in every logger that takes images."""
 
 import io
-from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
@@ -60,10 +59,7 @@ class Gallery(L.Callback):
         if not isinstance(data, ContrastiveDataModule) or not _is_whole(trainer):
             return
         try:
-            with ExitStack() as afterwards:
-                apart = data.apart()
-                afterwards.callback(apart.teardown)
-                pictures = self._draw(trainer, pl_module, apart)
+            pictures = self._draw(trainer, pl_module, data.apart())
             for logger in loggers if pictures else []:
                 _log(trainer, logger, pictures)
         except UnfinishedError:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.randomness import epoch_order
+from simclr_pl.images.groups import Groups
 from simclr_pl.protocols.scoring import (
     Rows,
     Score,
@@ -127,7 +128,12 @@ class Fitted(NamedTuple):
 
 @torch.no_grad()
 def fit_linear(
-    source: Source, labels: Tensor, classes: int, settings: Settings, clean: Tensor | None = None
+    source: Source,
+    labels: Tensor,
+    classes: int,
+    settings: Settings,
+    clean: Tensor | None = None,
+    groups: Groups | None = None,
 ) -> Fitted:
     """The protocol but for its last step, `Fitted.score`: one head may score several splits.
 
@@ -140,11 +146,12 @@ def fit_linear(
         settings: grid, epochs and seed.
         clean: `[N, D]`, features of the clean images, on which the head is chosen as it will be
             scored (default: epoch 0's features, which are clean unless `source` augments).
+        groups: of the N images, which are whole in the tenth; `None` without groups.
 
     Raises:
         UserError: too few labels to choose on, or a grid of which every head diverges.
     """
-    fits, chooses = choosing_parts(labels.cpu(), settings.seed)
+    fits, chooses = choosing_parts(labels.cpu(), settings.seed, groups)
     first = source(0)
     part = _part(source, first, fits)
     heads = train_heads(part, labels[fits], classes, settings.grid, settings)

@@ -11,7 +11,8 @@ from torchmetrics.functional.classification import multiclass_stat_scores
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.errors import UserError, check
 from simclr_pl.images.groups import Groups
-from simclr_pl.images.splits import holdout, no_labels
+from simclr_pl.images.readers.reader import say_once
+from simclr_pl.images.splits import choosing_tenth, no_labels
 from simclr_pl.protocols.features import Features
 
 T = TypeVar("T")
@@ -166,23 +167,35 @@ def count_right(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
     return right
 
 
-def choosing_parts(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the part of train to fit on, and of the class-balanced tenth that chooses.
+def choosing_parts(
+    labels: Tensor, seed: int, groups: Groups | None = None
+) -> tuple[Tensor, Tensor]:
+    """Indices of the part of train to fit on, and of the tenth that chooses hyper-parameters.
+
+    That tenth is class-balanced; of images in groups it is whole groups, which a line says.
 
     Args:
         labels: `int64 [N]`, all of them known.
         seed: of the choice.
+        groups: of the N images; `None` without groups.
 
     Raises:
-        UserError: fewer than two classes to fit on.
+        UserError: fewer than two classes to fit on, or images of one group alone.
     """
-    chooses = holdout(labels, seed)
+    chooses = choosing_tenth(labels, seed, groups)
     fits = torch.ones(len(labels), dtype=torch.bool)
     fits[chooses] = False
     if len(labels.cpu()[fits].unique()) < 2:
+        needed = "2 labelled images" if groups is None else "labelled images of 2 groups"
         raise UserError(
             f"train has {len(labels)} labelled images of {len(labels.unique())} "
-            "classes: a classifier needs at least 2 classes with 2 labelled images each"
+            f"classes: a classifier needs at least 2 classes with {needed} each"
+        )
+    if groups is not None:
+        say_once(
+            f"hyper-parameters are chosen on whole groups of train ({groups.amount(chooses)}: "
+            f"{len(chooses)} of {len(labels)} labelled images, {len(chooses) / len(labels):.1%}), "
+            "not balanced by class"
         )
     return fits.nonzero()[:, 0], chooses
 
@@ -223,7 +236,7 @@ def choose_and_score(
     Raises:
         UserError: too few labels to choose on.
     """
-    fits, chooses = choosing_parts(train.labels.cpu(), seed)
+    fits, chooses = choosing_parts(train.labels.cpu(), seed, train.groups)
     judged, top1, loss = train.at(chooses), [], []
     for scores in scores_of(train.at(fits), judged, grid):
         top1.append(accuracies(scores, judged.labels)["top1"])

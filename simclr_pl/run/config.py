@@ -28,6 +28,9 @@ FREE_TO_CHANGE = (
 )  # fmt: skip
 """Keys that a resume may change; a trailing dot stands for all keys of a group."""
 
+PLACES = ("data.dataset.init_args.cache", "data.dataset.init_args.cache_gb")
+"""Keys, whole, that say where and how images are kept; a resume may change them, too."""
+
 ENDS = ("trainer.max_epochs", "trainer.max_steps")
 """Ends of the schedule: they change the trajectory, and a resume says so."""
 
@@ -129,7 +132,8 @@ def check_same_recipe(
         known = {key: value for key, value in flat(defaults or {}).items() if key in after}
         was = flat(without_secrets(read_config(run.config))[0])
         before = older | recipe_of_today(was, known, after)
-    for key in sorted(before.keys() | after.keys()):
+    before, after = _spelt_as(before, after), _spelt_as(after, before)
+    for key in sorted((before.keys() | after.keys()).difference(PLACES)):
         if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE):
             raise UserError(
                 f"{key} was {before.get(key)} in {run.path} and is {after.get(key)} now: a resume "
@@ -138,6 +142,13 @@ def check_same_recipe(
             )
     for unit, key, other in (("epoch", *ENDS), ("step", *reversed(ENDS))):
         _check_end(run, unit, key, other, before.get(key), after.get(key))
+
+
+def _spelt_as(recipe: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """A flat recipe in which `shards` is `class_path: shards` where another recipe has that key."""
+    return {
+        key + ".class_path" * (f"{key}.class_path" in other): value for key, value in recipe.items()
+    }
 
 
 def _check_end(run: RunDirectory, unit: str, key: str, other: str, before: Any, after: Any) -> None:

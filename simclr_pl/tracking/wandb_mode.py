@@ -1,12 +1,13 @@
 """Which mode and project of Weights & Biases holds, and whether anybody is logged in."""
 
 import configparser
-import netrc
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlparse
+
+from simclr_pl.passwords import password_for
 
 Mode = Literal["auto", "online", "offline", "off"]
 
@@ -19,15 +20,7 @@ def logged_in() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    host = urlparse(address).hostname or ""
-    places = [os.environ.get("NETRC"), Path.home() / ".netrc", Path.home() / "_netrc"]
-    for place in places:
-        try:
-            if place and netrc.netrc(place).authenticators(host):
-                return True
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
+    return password_for(urlparse(address).hostname or "") is not None
 
 
 MODES: dict[str, Mode] = {

@@ -12,6 +12,7 @@ from commands import Outcome, fit, run
 from offline import history, records
 from wandb_server import no_answer, wandb_server
 
+from simclr_pl.commands import dashboard
 from simclr_pl.commands.dashboard import MORE, PICTURES, SECTIONS, STEP, lines_of
 from simclr_pl.pictures.curves import TOPICS
 
@@ -45,8 +46,8 @@ def test_every_topic_of_the_report_is_in_a_section() -> None:
 
 @installed
 def test_every_panel_shows_what_runs_log(tmp_path: Path) -> None:
-    every = ("linear", "pictures", "knn")
-    on = [word for name in every for word in (f"--{name}.every_n_epochs", "1")]
+    every = ("linear", "pictures", "knn")  # once, behind the last of two epochs
+    on = [word for name in every for word in (f"--{name}.every_n_epochs", "2")]
     on += ["--linear.test_at_end", "true"]
     fit(tmp_path / "run", *on, "--wandb", "offline")
     tuned = run(
@@ -130,7 +131,8 @@ def test_a_view_is_saved_where_a_server_answers(
 def test_a_server_that_does_not_answer_costs_seconds_and_the_file_is_written(
     silent: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with no_answer(silent, monkeypatch, 100):
+    monkeypatch.setattr(dashboard, "SERVER_TIMEOUT_S", 4.0)
+    with no_answer(silent, monkeypatch, 30):
         said = made("--out", tmp_path / "made.json")
         assert said.out.startswith("W&B does not answer (")
         assert said.out.count("\n") == 1

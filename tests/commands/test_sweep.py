@@ -3,16 +3,21 @@
 import csv
 import fcntl
 import json
+import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from commands import QUICK, Outcome, finish, run, signal_when, start
 from run_files import checkpoint, files, rows, same_weights
+from warm import Warm
 
+from simclr_pl.commands.sweep import sweep as sweeping
 from simclr_pl.commands.sweep.table import Trial, ranked
 
 PARAMETERS = {
@@ -25,7 +30,7 @@ PARAMETERS = {
 
 def write(path: Path, parameters: dict[str, Any], **more: Any) -> Path:
     """A sweep's YAML, of short runs."""
-    command = ["${env}", "${interpreter}", "-m", "simclr_pl", "fit", *QUICK, "${args}"]
+    command = ["${interpreter}", "-m", "simclr_pl", "fit", *QUICK, "${args}"]
     content = {
         "method": "grid",
         "metric": {"name": "train/loss", "goal": "minimize"},
@@ -39,6 +44,19 @@ def write(path: Path, parameters: dict[str, Any], **more: Any) -> Path:
 def table(folder: Path) -> list[dict[str, str]]:
     with (folder / "runs.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm() -> Iterator[None]:
+    """Runs of a sweep that this process makes come without imports; those of others are real."""
+
+    def begun(words: list[str], **options: Any) -> subprocess.Popen[str]:
+        return Warm(words, env=dict(os.environ), **options)
+
+    library = SimpleNamespace(**{**vars(subprocess), "Popen": begun})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweeping, "subprocess", library)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -137,29 +155,40 @@ def test_resume_tries_what_failed_again_and_nothing_else(swept: tuple[Path, Path
     assert {name: c for name, c in files(folder).items() if "000" in name} == finished
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_sweep_goes_on_to_the_same_table(
-    number: signal.Signals, swept: tuple[Path, Path, Outcome], tmp_path: Path
+def test_a_sweep_that_is_killed_and_interrupted_goes_on_to_the_same_table(
+    swept: tuple[Path, Path, Outcome], tmp_path: Path
 ) -> None:
-    config, whole, _ = swept
-    folder = tmp_path / "out"
-    sweep = ("sweep", "--local", "3", "--config", config, "--out", folder, "--resume")
-    process = start(*sweep, start_new_session=True, stdout=subprocess.DEVNULL)
-    signal_when(process, (folder / "002" / "checkpoints" / "last.ckpt").exists, number)
-    killed = finish(process)._replace(out="")
-    if number == signal.SIGINT:
-        assert killed.code == 130
-        assert f"interrupted in {folder / '002'}: the same command with --resume" in killed.sentence
-    state = json.loads((folder / "sweep.json").read_text())["ended"]
-    assert state["000"] == "done"
-    assert "002" not in state
-    first = (folder / "000" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    _, whole, _ = swept
+    folder, config = tmp_path / "out", tmp_path / "mine.yaml"
+    write(config, {**PARAMETERS, "model.temperature": {"values": [0.2, 0.5]}})
+    sweep = ("sweep", "--local", "2", "--config", config, "--out", folder, "--resume")
+    last = [folder / name / "checkpoints" / "last.ckpt" for name in ("000", "001")]
+
+    def ended(number: signal.Signals) -> Outcome:
+        """How the sweep ends by a signal, sent when the second run has saved something."""
+        before = last[1].stat().st_mtime_ns if last[1].exists() else 0
+        process = start(*sweep, start_new_session=True, stdout=subprocess.DEVNULL)
+        saved = lambda: last[1].exists() and last[1].stat().st_mtime_ns != before  # noqa: E731
+        signal_when(process, saved, number)
+        state = json.loads((folder / "sweep.json").read_text())["ended"]
+        assert state == {"000": "done"}
+        return finish(process)._replace(out="")
+
+    assert ended(signal.SIGKILL).code == -signal.SIGKILL
+    first = last[0].stat().st_mtime_ns
+    interrupted = ended(signal.SIGINT)
+    assert interrupted.code == 130
+    said = f"interrupted in {folder / '001'}: the same command with --resume"
+    assert said in interrupted.sentence
     done = run(*sweep)
     assert done.code == 0, done
-    assert (folder / "000" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == first
-    assert same_weights(checkpoint(folder / "002"), checkpoint(whole / "002"))
-    losses = [{row["run"]: row["train/loss"] for row in table(f)} for f in (folder, whole)]
+    assert last[0].stat().st_mtime_ns == first
+    losses = []
+    for of, names in ((folder, ("000", "001")), (whole, ("000", "002"))):
+        found = {row["run"]: row["train/loss"] for row in table(of)}
+        losses.append([found[name] for name in names])
     assert losses[0] == losses[1]
+    assert same_weights(checkpoint(folder / "001"), checkpoint(whole / "002"))
 
 
 # Refusals -----------------------------------------------------------------------------------------

@@ -53,12 +53,13 @@ class Server:
         address: of the folder.
         asked: (file, first byte, bytes) of each request for content.
         fail: every n-th request for content fails, in one of three ways; 0: none.
+        wanted: the header Authorization that all requests must have; empty: none.
     """
 
     def __init__(self, folder: Path, fail: int = 0) -> None:
         self.folder, self.fail, self.status = folder, fail, 0
         self.asked: list[tuple[str, int, int]] = []
-        self.ranges = True
+        self.ranges, self.wanted = True, ""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -71,7 +72,10 @@ class Server:
             def do_GET(self) -> None:
                 outer._answer(self, head=False)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Listening(ThreadingHTTPServer):
+            request_queue_size = 128  # one that does not fit waits for a second
+
+        self._server = Listening(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self._server.server_port}"
         self._lock = threading.Lock()
 
@@ -79,6 +83,9 @@ class Server:
         path = self.folder / request.path.lstrip("/")
         if outer_status := self.status:
             request.send_error(outer_status)
+            return
+        if self.wanted and request.headers.get("Authorization") != self.wanted:
+            request.send_error(401)
             return
         if path.is_dir():
             names = sorted(each.name + "/" * each.is_dir() for each in path.iterdir())

@@ -14,7 +14,13 @@ from simclr_pl.images.fingerprint import Contents, changes
 from simclr_pl.images.groups import Groups, number_groups
 from simclr_pl.images.hashes import hashes
 from simclr_pl.images.heldout import HeldOut
-from simclr_pl.images.splits import draw_fraction, drawn_groups, few_labels, holdout
+from simclr_pl.images.splits import (
+    choosing_tenth,
+    draw_fraction,
+    drawn_groups,
+    few_labels,
+    holdout,
+)
 
 HEADER = "path,label,group"
 SEEDS = range(60)
@@ -171,6 +177,27 @@ def test_groups_that_leave_a_class_empty_are_said() -> None:
             least = float(said.rsplit(" ", 1)[1])
             assert set(labels[draw_fraction(labels, least, seed, groups)].tolist()) == {0, 1}
     assert said is not None
+
+
+def test_whole_groups_choose_hyper_parameters_and_never_more_than_half() -> None:
+    images, seen = len(LABELS), set()
+    for seed in SEEDS:
+        chooses = choosing_tenth(LABELS, seed, GROUPS)
+        assert chooses.equal(chooses.unique())
+        assert whole(chooses, GROUPS)
+        assert images / 10 <= len(chooses) < images / 10 + 20
+        seen |= set(GROUPS.ids[chooses].tolist())
+        held = holdout(LABELS, seed, groups=GROUPS)
+        seen |= {-1} if chooses.equal(held) else set()
+    assert len(seen) > 30
+    assert -1 not in seen
+    large = groups_of([70, 3, 3, 4])
+    for seed in SEEDS:
+        chooses = choosing_tenth(torch.arange(80) % 2, seed, large)
+        assert whole(chooses, large)
+        assert 8 <= len(chooses) <= 10
+    with pytest.raises(UserError, match=r"are all of one group, g0 \(9 images\), so that no other"):
+        choosing_tenth(torch.arange(9) % 2, 0, groups_of([9]))
 
 
 def test_few_labels_are_those_of_few_groups() -> None:

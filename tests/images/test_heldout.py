@@ -67,7 +67,7 @@ def test_a_tenth_of_each_class_has_the_smallest_hashes() -> None:
 def test_of_equal_hashes_the_name_decides_and_not_the_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("simclr_pl.images.splits.hashes", lambda names, seed: np.zeros(len(names)))
+    monkeypatch.setattr("simclr_pl.images.hashes.hashes", lambda keys, seed: np.zeros(3))
     names, labels = [b"c", b"a", b"b"], torch.zeros(3, dtype=torch.int64)
     assert holdout(labels, 0, names).tolist() == [1]
     assert holdout(labels, 0, names[::-1]).tolist() == [1]

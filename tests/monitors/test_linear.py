@@ -155,6 +155,15 @@ def test_two_ranks_log_one_number_and_it_is_one_process_s() -> None:
     assert first == pytest.approx(_on_a_rank(1), abs=0.015)  # two images: sums' order differs
 
 
+def test_labelled_images_of_one_group_are_said_before_the_first_step() -> None:
+    data = ContrastiveDataModule("digits", batch_size=128, seed=1)
+    data.setup()
+    source: Any = data.splits.train
+    source.groups, source.group_names = torch.zeros(len(source), dtype=torch.int64), [b"ward 3"]
+    with pytest.raises(UserError, match=r"are all of one group, ward 3 \(1312 images\)"):
+        train(LinearEvaluation(every_n_epochs=1), data=data)
+
+
 def test_a_test_split_too_small_for_the_devices_is_said_before_the_first_step() -> None:
     data = ContrastiveDataModule("digits", batch_size=128, seed=1)
     data.setup()

@@ -205,7 +205,7 @@ def test_labels_come_with_the_first_batches_too() -> None:
     data = ContrastiveDataModule(batch_size=64)
     data.trainer = SimpleNamespace(
         global_rank=0, world_size=1, overfit_batches=0, current_epoch=0,
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        max_epochs=1, strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )  # type: ignore[assignment]  # fmt: skip
     data.setup()
     labels = next(iter(data.train_dataloader())).labels

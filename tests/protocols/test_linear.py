@@ -10,9 +10,12 @@ from torch import Tensor
 
 from simclr_pl import UserError
 from simclr_pl.core.batch import UNLABELLED
+from simclr_pl.images.groups import Groups
+from simclr_pl.images.readers import reader
 from simclr_pl.images.splits import holdout
 from simclr_pl.protocols import linear
 from simclr_pl.protocols.features import Features
+from simclr_pl.protocols.knn import evaluate_knn
 from simclr_pl.protocols.linear import Heads, Settings, fit_linear, judge, train_heads
 from simclr_pl.protocols.logistic import evaluate_logistic
 from simclr_pl.protocols.scoring import Rows, best_first, choosing_parts, labelled
@@ -139,6 +142,42 @@ def test_the_parts_that_fit_and_choose_are_all_of_train_balanced_and_seeded() ->
     assert torch.cat([fits, chooses]).sort().values.equal(torch.arange(170))
     assert labels[chooses].bincount().tolist() == [10, 5, 2]
     assert not choosing_parts(labels, 5)[1].equal(chooses)
+
+
+def test_groups_are_whole_in_the_tenth_that_chooses_and_it_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_said", set())
+    # Each group has a place of its own, where its labels say nothing of other groups': a head
+    # without decay knows its own groups by heart, and is the best where they choose.
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.arange(40).repeat_interleave(5)
+    labels = torch.randint(2, (40,), generator=generator)[ids]
+    x = torch.randn(40, 60, generator=generator)[ids]
+    groups = Groups(ids, [b"g%d" % g for g in range(40)], 40)
+    fits, chooses = choosing_parts(labels, 1, groups)
+    assert not set(ids[fits].tolist()) & set(ids[chooses].tolist())
+    assert torch.cat([fits, chooses]).sort().values.equal(torch.arange(200))
+    assert capsys.readouterr().out == (
+        "hyper-parameters are chosen on whole groups of train (4 groups: 20 of 200 labelled "
+        "images, 10.0%), not balanced by class\n"
+    )
+    recipe = QUICK._replace(seed=1)
+    apart, mixed = (fit_linear(lambda _: x, labels, 2, recipe, groups=g) for g in (groups, None))
+    heads = train_heads(lambda _: x[fits], labels[fits], 2, recipe.grid, recipe)
+    best = best_first(*judge(heads, Rows(x, labels).at(chooses)))[0]
+    assert tuple(apart.chosen.values()) == recipe.grid[best]
+    assert apart.chosen != mixed.chosen
+    for evaluated in (evaluate_knn, evaluate_logistic):
+        monkeypatch.setattr(reader, "_said", set())
+        evaluated(Rows(x, labels, groups), Rows(x, labels), 2, 1)
+        assert "whole groups" in capsys.readouterr().out
+
+
+def test_a_class_in_one_group_alone_cannot_be_chosen_on() -> None:
+    labels = torch.tensor([0] * 5 + [1] * 5)
+    with pytest.raises(UserError, match="at least 2 classes with labelled images of 2 groups each"):
+        choosing_parts(labels, 0, Groups(labels, [b"a", b"b"], 2))
 
 
 def test_augmented_features_are_asked_for_anew_in_each_epoch() -> None:

@@ -31,3 +31,29 @@ def test_older_runs_did_what_the_options_have_by_default() -> None:
 
 def defaults_of(cls: type) -> list[tuple[str, Any]]:
     return [(name, p.default) for name, p in inspect.signature(cls).parameters.items()]
+
+
+def test_where_shards_are_kept_may_change_and_what_is_read_of_them_may_not(tmp_path: Path) -> None:
+    def recipe(dataset: Any, root: str = "shards") -> dict[str, Any]:
+        return {"data": {"dataset": dataset, "root": root}, "trainer": {"max_epochs": 2}}
+
+    def shards(**args: Any) -> dict[str, Any]:
+        return {"class_path": "shards", "init_args": args}
+
+    run = RunDirectory(tmp_path)
+    for before, after in (
+        ("shards", shards(cache_gb=100, cache="/scratch")),
+        (shards(cache_gb=1), "shards"),
+        (shards(image="jpg", cache_gb=1, channels=3), shards(channels=3, image="jpg", cache="/a")),
+    ):
+        save_config(run, recipe(before))
+        check_same_recipe(run, recipe(after, "https://host/shards"))
+    for before, after, said in (
+        ("shards", shards(image="jpg"), r"init_args\.image was None in .* and is jpg now"),
+        (shards(image="jpg", cache_gb=1), shards(cache_gb=1), r"image was jpg in .* is None now"),
+        ("folder", shards(cache_gb=1), r"dataset\.class_path was folder in .* is shards now"),
+        ("folder", "shards", r"data\.dataset was folder in .* is shards now"),
+    ):
+        save_config(run, recipe(before))
+        with pytest.raises(UserError, match=said):
+            check_same_recipe(run, recipe(after))

@@ -31,7 +31,10 @@ def data_alone(trainer: L.Trainer, data: ContrastiveDataModule) -> tuple[float, 
     twin, device = data.apart(), trainer.strategy.root_device
     twin.trainer = trainer
     try:
-        stream = itertools.chain.from_iterable(itertools.repeat(twin.train_dataloader()))
+        loader = twin.train_dataloader()
+        # Each pass is the next epoch, as in a training, and expects another one.
+        loader.epoch, loader.epochs = itertools.count().__next__, None
+        stream = itertools.chain.from_iterable(itertools.repeat(loader))
         first = next(stream)
         for _ in range(2 * data.num_workers):  # what worker processes have ready when first asked
             next(stream)

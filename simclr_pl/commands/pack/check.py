@@ -14,7 +14,7 @@ from simclr_pl.core.paths import expanded
 from simclr_pl.images.files.decode import BadImageError, EncodedImage
 from simclr_pl.images.files.listing import LeftOut
 from simclr_pl.images.readers.manifest import read_listed
-from simclr_pl.images.workers.processes import results_of
+from simclr_pl.images.workers.pool import results_of
 
 CHUNK = 16
 """Files that a worker looks at before it says so."""

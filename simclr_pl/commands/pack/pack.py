@@ -27,7 +27,7 @@ from simclr_pl.images.files.decode import BadImageError, EncodedImage, without_p
 from simclr_pl.images.readers.manifest import read_listed
 from simclr_pl.images.readers.packed import PIXELS, save_index, save_pixels
 from simclr_pl.images.workers.images import ImageFiles
-from simclr_pl.images.workers.processes import results_of
+from simclr_pl.images.workers.pool import results_of
 from simclr_pl.locks import alone
 
 LONGEST = 2

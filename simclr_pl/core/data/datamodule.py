@@ -17,7 +17,7 @@ from simclr_pl.core.paths import expanded
 from simclr_pl.core.randomness import run_seed
 from simclr_pl.core.speed.compiler import has_compiler
 from simclr_pl.core.views.own import build_views, clean_of, count_of, views_of
-from simclr_pl.core.views.simclr import SimCLRViews
+from simclr_pl.core.views.simclr import SCALE, SimCLRViews
 
 Split = Literal["train", "val", "test"]
 
@@ -67,7 +67,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         root: str = "data",
         batch_size: int = 256,
         image_size: int | None = None,
-        scale: tuple[float, float] = (0.08, 1.0),
+        scale: tuple[float, float] = SCALE,
         flip: float = 0.5,
         jitter: float = 1.0,
         grayscale: float | None = None,
@@ -151,7 +151,10 @@ class ContrastiveDataModule(L.LightningDataModule):
         self.makes_views = build_views(self.given_views, self.views)
         if isinstance(self.makes_views, SimCLRViews):
             self.views = self.makes_views
-        self.whole, self.splits = splits, self._prepared(splits)
+        how = self.views, self.makes_views, self.num_workers
+        test = None if splits.test is None else splits.test.prepared(*how)
+        train, val = splits.train.prepared(*how), splits.val.prepared(*how)
+        self.whole, self.splits = splits, splits._replace(train=train, val=val, test=test)
         self.channels = channels
 
     def train_dataloader(self) -> loaders.TrainLoader:
@@ -169,6 +172,7 @@ class ContrastiveDataModule(L.LightningDataModule):
         self._loader = loaders.TrainLoader(
             *place,
             lambda: trainer.current_epoch,
+            epochs=trainer.max_epochs,
             micro_batches=parts,
             same_every_epoch=trainer.overfit_batches > 0,  # type: ignore[attr-defined]
         )
@@ -260,12 +264,9 @@ class ContrastiveDataModule(L.LightningDataModule):
         return loaders.EvaluationLoader(self._place(source), size, rank, world, cut, rows)
 
     def apart(self) -> "ContrastiveDataModule":
-        """The same data without a trainer, and with worker processes of its own.
-
-        What is asked of it disturbs no loader of this one; `teardown` ends its workers alone.
-        """
+        """The same data, and their workers, without a trainer: for one process alone."""
         twin = copy.copy(self)
-        twin.trainer, twin.splits = None, self._prepared(self.splits)
+        twin.trainer = twin._loader = None
         return twin
 
     def make_views(self, batch: Batch) -> Views:
@@ -276,12 +277,6 @@ class ContrastiveDataModule(L.LightningDataModule):
         """The clean images of a batch, and with `views` those of each as well."""
         made = self.make_views(batch) if views else None
         return clean_of(self.makes_views, self.views, batch, made)
-
-    def _prepared(self, splits: sources.Splits) -> sources.Splits:
-        how = self.views, self.makes_views, self.num_workers
-        test = None if splits.test is None else splits.test.prepared(*how)
-        train, val = splits.train.prepared(*how), splits.val.prepared(*how)
-        return splits._replace(train=train, val=val, test=test)
 
     def _place(self, source: sources.Source) -> sources.Source:
         """Keeps a set on the GPU where it fits."""

@@ -5,6 +5,7 @@ does not depend on how many there are.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -36,6 +37,7 @@ class TrainLoader:
         world: number of processes.
         seed: of the order.
         epoch: tells the current epoch.
+        epochs: number of the last epoch and one, where there is one: nothing is expected behind it.
         micro_batches: parts of equal size (but for one image) that a global batch is cut into.
         same_every_epoch: the order and views of epoch 0 in all of them, for overfitting on purpose.
     """
@@ -49,6 +51,7 @@ class TrainLoader:
         seed: int,
         epoch: Callable[[], int],
         *,
+        epochs: int | None = None,
         micro_batches: int = 1,
         same_every_epoch: bool = False,
     ) -> None:
@@ -63,7 +66,7 @@ class TrainLoader:
             for each in range(world)
         ]
         """How many images of a batch each rank has."""
-        self.same_every_epoch = same_every_epoch
+        self.epochs, self.same_every_epoch = epochs, same_every_epoch
         self.waited = 0.0
         """Seconds that this process has waited for its source, in all passes together."""
         self._place = {"epoch": 0, "batches": 0}
@@ -74,16 +77,25 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = self.epoch()
+        if epoch + 1 != self.epochs and hasattr(self.source, "expect"):
+            self.source.expect(partial(self._plan, epoch + 1))
+        plan, drawn = self._plan(epoch)
         # A loaded place serves one pass, and only its own epoch: every other pass is a whole one.
         place, self._loaded = self._loaded, None
         start = place["batches"] if place and place["epoch"] == epoch else 0
-        drawn = 0 if self.same_every_epoch else epoch
-        order = epoch_order(self.seed, drawn, len(self.source))
-        plan = [batch[self.rows] for batch in order.split(self.batch_size)[start : len(self)]]
-        batches = self._timed(self.source.batches(plan, drawn, "views", training=True))
+        batches = self._timed(self.source.batches(plan[start:], drawn, "views", training=True))
         for done, batch in enumerate(batches, start + 1):
             self._place = {"epoch": epoch, "batches": done}
             yield batch
+
+    def _plan(self, epoch: int) -> tuple[tuple[Tensor, ...], int]:
+        """This rank's rows of each batch, and the epoch that order and views are of."""
+        drawn = 0 if self.same_every_epoch else epoch
+        order = epoch_order(self.seed, drawn, len(self.source))[: len(self) * self.batch_size]
+        order = order.view(-1, self.batch_size)
+        if len(self.rows) < self.batch_size:  # then this rank keeps its own part alone
+            order = order[:, self.rows]
+        return order.unbind(), drawn
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches, with the time they take added to `waited`."""

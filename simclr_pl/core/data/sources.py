@@ -5,8 +5,10 @@ indices, and yields them as `Batch`; it knows nothing of ranks, orders or augmen
 boxes to cut. Other sources (files, packed sets, data sets of one's own) are in `simclr_pl.images`.
 """
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, Self
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -57,6 +59,8 @@ class Source(Protocol):
 
     A source whose images come in groups has two attributes more, `groups` (`int64 [N]`, `UNGROUPED`
     where an image is a group of its own) and `group_names` (bytes, in the order of these numbers).
+    One that works ahead has a method more, `expect`: before each epoch of training it is given a
+    function of the next one's plan and epoch.
 
     Attributes:
         labels: `int64 [N]`, `UNLABELLED` where unknown.
@@ -128,6 +132,21 @@ class Source(Protocol):
         """Ends worker processes, where there are some; the next batches start new ones."""
 
 
+class Copies(WeakValueDictionary[torch.device, Tensor]):
+    """Copies of pixels on other devices, each for as long as a loader has it."""
+
+    def __reduce__(self) -> Any:
+        """Another process has copies of its own."""
+        return type(self), ()
+
+    def on(self, device: torch.device, pixels: Tensor, room: float) -> Tensor:
+        """The pixels on a device, copied once; as they are where they take more than `room`."""
+        there = pixels if pixels.device == device else self.get(device)
+        if there is None and pixels.nbytes <= room:
+            there = self[device] = pixels.to(device)
+        return pixels if there is None else there
+
+
 class ArrayImages:
     """Images that live in one uint8 tensor.
 
@@ -137,6 +156,8 @@ class ArrayImages:
     """
 
     names: Sequence[bytes] | None = None
+    groups: Tensor | None = None
+    group_names: Sequence[bytes] = ()
     dtypes: tuple[torch.dtype, ...] = (torch.uint8,)
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
@@ -150,7 +171,7 @@ class ArrayImages:
                 f"images are {images.shape[-2]} x {images.shape[-1]} pixels, too small to crop: "
                 f"at least {MIN_SIDE} x {MIN_SIDE} are needed"
             )
-        self.images, self.labels = images, labels
+        self.images, self.labels, self._copies = images, labels, Copies()
         self.channels = images.shape[1]
         self.side: int | None = min(images.shape[-2:])
 
@@ -174,15 +195,18 @@ class ArrayImages:
             there = index.to(device, non_blocking=True)
             images = self.images.new_empty(len(index), *self.images.shape[1:], pin_memory=pinned)
             torch.index_select(self.images, 0, there, out=images)
-            yield Batch(images, labels, there, epoch)
+            groups = None if self.groups is None else self.groups[index].to(device)
+            yield Batch(images, labels, there, epoch, groups=groups)
 
     def select(self, index: Tensor) -> Self:
         """The images at `index`, as a split of their own."""
-        return type(self)(self.images[index], self.labels[index])
+        groups = None if self.groups is None else self.groups[index]
+        pixels, labels = self.images[index], self.labels[index]
+        return self._twin(images=pixels, labels=labels, groups=groups, _copies=Copies())
 
     def relabel(self, labels: Tensor) -> Self:
         """The same images with other labels."""
-        return type(self)(self.images, labels)
+        return self._twin(labels=labels)
 
     def statistics(self) -> Statistics:
         """Counted, of at most `MOST_COUNTED` images."""
@@ -197,13 +221,16 @@ class ArrayImages:
         return self
 
     def on(self, device: torch.device, room: float) -> Self:
-        """The images on that device; labels and plan stay on the CPU."""
-        if self.images.device == device or self.images.nbytes > room:
-            return self
-        return type(self)(self.images.to(device), self.labels)
+        """The images on that device; labels, groups and plan stay on the CPU."""
+        return self._twin(images=self._copies.on(device, self.images, room))
 
     def close(self) -> None:
         """Nothing to end."""
+
+    def _twin(self, **other: Any) -> Self:
+        twin = copy.copy(self)
+        vars(twin).update(other)
+        return twin
 
 
 def counted(planes: Iterable[Tensor], top: int = 255) -> Statistics:

@@ -18,6 +18,9 @@ from simclr_pl.core.views import color, crop, fused
 from simclr_pl.core.views.blur import blurred
 from simclr_pl.core.views.parameters import ViewParameters, check_settings
 
+SCALE = (0.08, 1.0)
+"""Bounds of a crop's area, as a share of the image's, unless they are given (the paper's)."""
+
 JITTER_CHANCE = 0.8
 """How often colours are jittered (the paper's appendix A)."""
 
@@ -57,7 +60,7 @@ class SimCLRViews(nn.Module):
         self,
         image_size: int,
         *,
-        scale: tuple[float, float] = (0.08, 1.0),
+        scale: tuple[float, float] = SCALE,
         flip: float = 0.5,
         jitter: float = 1.0,
         grayscale: float | None = None,

@@ -5,14 +5,21 @@ Every file that is left out is counted with the reason.
 
 import heapq
 import os
+from array import array
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.files.formats import is_image, suffixes, unread
+from simclr_pl.images.files.formats import decoders, is_image, suffixes, unread
+from simclr_pl.images.files.kept import Found, Looked, kept
 from simclr_pl.images.files.numeric import SUFFIXES, is_dicom, kind_of_numbers
+from simclr_pl.images.names import Names
 
 OF_SYSTEMS = frozenset(
     {
@@ -41,12 +48,25 @@ class LeftOut:
         """Image files of formats that are not read here, with the format and the remedy."""
         self._examples: dict[str, list[str]] = {}
 
-    def add(self, reason: str, example: str = "") -> None:
-        """Counts a file; the first few different examples of a reason are kept."""
-        self.counts[reason] += 1
-        examples = self._examples.setdefault(reason, [])
-        if example and example not in examples and len(examples) < NAMED + 1:
-            examples.append(example)
+    def add(self, reason: str, *examples: str, count: int = 1) -> None:
+        """Counts files; the first few different examples of a reason are kept."""
+        self.counts[reason] += count
+        known = self._examples.setdefault(reason, [])
+        for example in examples:
+            if example not in known and len(known) < NAMED + 1:
+                known.append(example)
+
+    def state(self, root: str) -> Any:
+        """All of it, as JSON has it, with paths below a folder."""
+        unread = [(_below(str(path), root), remedy) for path, remedy in self.unread]
+        return [self.counts, self._examples, unread]
+
+    def include(self, state: Any, root: str) -> None:
+        """Adds what was left out below a folder, see `state`."""
+        counts, examples, unread = state
+        for reason, count in counts.items():
+            self.add(reason, *examples[reason], count=count)
+        self.unread += [(Path(root, below), remedy) for below, remedy in unread]
 
     def __str__(self) -> str:
         return "; ".join(
@@ -59,23 +79,17 @@ class LeftOut:
         return f" ({', '.join(examples)}{more})" if examples else ""
 
 
-class File(NamedTuple):
-    """An image file.
+class Listing(NamedTuple):
+    """The image files below a folder.
 
     Attributes:
-        key: the path below the listed folder, as bytes, with a zero between its parts. Files are
-            sorted by it, which is the order of folders' names, then of files' names.
-        path: the whole path.
+        names: paths below the folder: those beside the topmost folders first, then by the names of
+            folders, then of files.
+        folders: how many images each topmost folder has; those beside these have an empty name.
     """
 
-    key: bytes
-    path: str
-
-    @property
-    def first(self) -> bytes:
-        """The topmost folder of the path below the listed one; empty where there is none."""
-        folder, zero, _ = self.key.partition(b"\0")
-        return folder if zero else b""
+    names: Names
+    folders: dict[str, int]
 
 
 def is_hidden(name: str) -> bool:
@@ -83,8 +97,8 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in OF_SYSTEMS
 
 
-def images_below(root: Path, left: LeftOut) -> list[File]:
-    """All image files below a folder, at any depth, in the order of their names.
+def images_below(root: Path, left: LeftOut) -> Listing:
+    """All image files below a folder, at any depth, in the order of their names; see `kept`.
 
     Links to folders are followed, after all other folders. A folder is entered once (by device and
     inode), however many names lead to it; a folder that holds `root` is not entered.
@@ -96,43 +110,94 @@ def images_below(root: Path, left: LeftOut) -> list[File]:
     Raises:
         UserError: a folder that cannot be read.
     """
-    start = str(root)
-    files = [file for folder in _folders(start, left) for file in _images(folder, start, left)]
-    return sorted(files)
+
+    def walk(looked: Looked) -> Found:
+        own = LeftOut(numbers=left.numbers)
+        found = _walked(str(root), own, looked)
+        return found.names, [found.folders, own.state(str(root))]
+
+    names, (folders, state) = kept(str(root), [sorted(left.known), decoders()], walk)
+    left.include(state, str(root))
+    return Listing(names, folders)
 
 
-def _folders(root: str, left: LeftOut) -> Iterator[list["os.DirEntry[str]"]]:
-    """The entries of each folder, without folders and hidden names."""
+def _walked(root: str, left: LeftOut, looked: Looked) -> Listing:
+    letters, sizes, folders = bytearray(), array("i"), dict[str, int]()
+    runs = sorted(_runs(root, left, looked), reverse=True)
+    while runs:  # each makes room for the next one's paths
+        _, below, joined = runs.pop()
+        names, first = joined.split(b"\0"), os.fsdecode(below.partition(b"/")[0])
+        letters += below + below.join(names)
+        sizes.extend(len(below) + len(name) for name in names)
+        folders[first] = folders.get(first, 0) + len(names)
+    return Listing(Names.joined(letters, sizes), folders)
+
+
+Run = tuple[tuple[bool, bytes], bytes, bytes]
+"""Images of a folder between which no image of another folder lies: their place in the order, the
+folder with a slash behind it, and their names in order, joined by zeros."""
+
+
+def _runs(root: str, left: LeftOut, looked: Looked) -> Iterator[Run]:
+    for folder, names, folders in _folders(root, left, looked):
+        below = os.fsencode(_below(folder, root)).replace(_SEPARATOR, b"/")
+        below += b"/" * bool(below)
+        names.sort()
+        folders.sort()
+        for _, run in groupby(names, partial(bisect, folders)):
+            joined = b"\0".join(run)
+            # (A zero between the parts is less than any letter: folders are compared as a whole.)
+            key = below.replace(b"/", b"\0") + joined.partition(b"\0")[0]
+            yield (bool(below), key), below, joined
+
+
+def _folders(
+    root: str, left: LeftOut, looked: Looked
+) -> Iterator[tuple[str, list[bytes], list[bytes]]]:
+    """Each folder with the names of its images, and of the folders in it."""
     resolved = Path(root).resolve()
     seen = {_identity(str(folder)) for folder in resolved.parents}
     inside, links = [root], list[str]()
     while inside or links:
         folder = inside.pop() if inside else heapq.heappop(links)
-        identity = _identity(folder)
+        identity = _identity(folder, looked.at)
         if identity in seen:
             left.add("folders that were there already", _below(folder, root))
             continue
         seen.add(identity)
-        entries = []
+        names, folders, others = list[bytes](), list[bytes](), list["os.DirEntry[str]"]()
         for entry in entries_of(folder):
-            if is_hidden(entry.name):
-                left.add("hidden or of a system", entry.name)
+            name, is_link = entry.name, entry.is_symlink()
+            if is_hidden(name):
+                left.add("hidden or of a system", name)
             elif entry.is_dir(follow_symlinks=False):
                 inside.append(entry.path)
-            elif entry.is_symlink() and is_a(entry.is_dir):
+                folders.append(os.fsencode(name))
+            elif is_link and is_a(entry.is_dir):
                 heapq.heappush(links, entry.path)
+                folders.append(os.fsencode(name))
+            elif (
+                not is_link
+                and name[name.rfind(".") :].lower() in left.known
+                and is_a(entry.is_file)
+            ):
+                names.append(os.fsencode(name))
             else:
-                entries.append(entry)
-        yield entries
+                others.append(entry)
+        names += [os.fsencode(e.name) for e in others if _is_image(e, root, left, looked)]
+        yield folder, names, folders
 
 
-def _images(entries: list["os.DirEntry[str]"], root: str, left: LeftOut) -> Iterator[File]:
-    for entry in entries:
-        if not is_a(entry.is_file):
-            dead = entry.is_symlink()
-            left.add("links to nothing" if dead else "no regular files", _below(entry.path, root))
-        elif is_taken(entry.path, left):
-            yield File(os.fsencode(_below(entry.path, root)).replace(_SEPARATOR, b"\0"), entry.path)
+def _is_image(entry: "os.DirEntry[str]", root: str, left: LeftOut, looked: Looked) -> bool:
+    looked.has_links |= entry.is_symlink()
+    if is_a(entry.is_file):
+        if "." not in entry.name:
+            with suppress(OSError):
+                looked.at(entry.path)  # its first bytes decide
+        return is_taken(entry.path, left)
+    dead = entry.is_symlink()
+    left.add("links to nothing" if dead else "no regular files", _below(entry.path, root))
+    return False
 
 
 def is_taken(path: str, left: LeftOut) -> bool:
@@ -177,7 +242,7 @@ def _below(path: str, root: str) -> str:
     return path[len(root) :].lstrip(os.sep)
 
 
-def entries_of(folder: str) -> list["os.DirEntry[str]"]:
+def entries_of(folder: str) -> Iterator["os.DirEntry[str]"]:
     """The entries of a folder, in no order.
 
     Raises:
@@ -185,7 +250,7 @@ def entries_of(folder: str) -> list["os.DirEntry[str]"]:
     """
     try:
         with os.scandir(folder) as found:
-            return list(found)
+            yield from found
     except OSError as error:
         raise UserError(
             f"{folder} cannot be read ({error.strerror}): give yourself the right to, or move it "
@@ -193,10 +258,10 @@ def entries_of(folder: str) -> list["os.DirEntry[str]"]:
         ) from error
 
 
-def _identity(folder: str) -> tuple[int, int]:
+def _identity(folder: str, state: Callable[[str], os.stat_result] = os.stat) -> tuple[int, int]:
     """Device and inode of a folder."""
     try:
-        found = os.stat(folder)  # noqa: PTH116 - of a string, for every folder
+        found = state(folder)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be read ({error.strerror}): move it out of the images' folder"

@@ -42,3 +42,22 @@ def is_dicom(path: Path) -> bool:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False
+
+
+def kind_of_file(path: Path) -> str:
+    """The kind of a file by its suffix, or of DICOM by its first bytes; empty for other files."""
+    return kind_of_numbers(path.suffix.lower()) or ("DICOM" if is_dicom(path) else "")
+
+
+_BEGINS = {
+    b"\x93NUMPY": "NumPy", b"PK\3\4": "NumPy", b"\x89HDF": "HDF5",
+    b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
+}  # fmt: skip
+"""Kinds of files by their first bytes."""
+
+
+def kind_of_content(content: bytes) -> str:
+    """The kind of a file by its first bytes; empty for other files."""
+    if content[128:132] == b"DICM":
+        return "DICOM"
+    return next((kind for begin, kind in _BEGINS.items() if content.startswith(begin)), "")

@@ -3,6 +3,7 @@
 No bit is dropped: a file whose numbers are reduced on the way is refused.
 """
 
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -16,7 +17,7 @@ from torch import Tensor
 from simclr_pl.core.data.sources import MAX_PIXELS, Pages
 from simclr_pl.core.errors import UserError, in_one_line
 from simclr_pl.images.files.decode import BadImageError, EncodedImage, check_size
-from simclr_pl.images.files.numeric import FORMATS, is_dicom
+from simclr_pl.images.files.numeric import FORMATS, kind_of_content, kind_of_file
 from simclr_pl.images.files.pixels import to_rgb
 
 Array = np.ndarray[Any, Any]
@@ -26,18 +27,21 @@ _EXACT = 2**24
 
 
 def read_numbers(
-    path: Path,
+    path: str | Path,
     page: int | None = None,
     pages: Pages | None = None,
     max_pixels: int = MAX_PIXELS,
+    content: bytes | None = None,
 ) -> Tensor:
     """The numbers of an image file.
 
     Args:
-        path: the file, whose suffix says what it is (DICOM is known by its first bytes, too).
+        path: the file, whose suffix says what it is (DICOM is known by its first bytes, too); or
+            the image's name where `content` is given.
         page: the page that is wanted, where pages are images.
         pages: what the pages of a file are; `None`: it must have one.
         max_pixels: largest number of pixels that is read.
+        content: the file's bytes, which say what it is.
 
     Returns:
         `uint8`, `uint16` or `float32` `[C, H, W]`; other numbers become `float32`.
@@ -47,8 +51,13 @@ def read_numbers(
         UserError: a package that reads such files is missing.
     """
     with _named(path):
-        reader = _READERS.get(_kind_of(path))
-        array = _pillow(path, max_pixels) if reader is None else reader(path, page, pages)
+        kind = kind_of_file(Path(path)) if content is None else kind_of_content(content)
+        if kind in _READERS:
+            library = _package(FORMATS[kind].package, path)
+            file = path if content is None else io.BytesIO(content)
+            array = _READERS[kind](library, file, page, pages)
+        else:
+            array = _pillow(path, max_pixels, content)
         check_size(path, array.shape[-1], array.shape[-2], max_pixels)
         return as_tensor(array)
 
@@ -56,7 +65,7 @@ def read_numbers(
 def page_count(path: Path) -> int:
     """How many pages a file has: 1 for a kind of file without pages, or one that is broken."""
     try:
-        kind = _kind_of(path)
+        kind = kind_of_file(path)
         if kind == "TIFF":
             with _package("tifffile", path).TiffFile(path) as file:
                 return len(_pages(file)) or 1
@@ -70,13 +79,7 @@ def page_count(path: Path) -> int:
     return 1
 
 
-def _kind_of(path: Path) -> str:
-    suffix = path.suffix.lower()
-    kind = next((name for name, known in FORMATS.items() if suffix in known.suffixes), "")
-    return "DICOM" if not kind and is_dicom(path) else kind
-
-
-def _package(name: str, path: Path) -> Any:
+def _package(name: str, path: str | Path) -> Any:
     """An optional package.
 
     Raises:
@@ -92,7 +95,7 @@ def _package(name: str, path: Path) -> Any:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _named(path: str | Path) -> Iterator[None]:
     """A context whose errors become a `BadImageError` with the file's name."""
     try:
         yield
@@ -113,11 +116,11 @@ class _UnfitError(ValueError):
     """Why a file is no image here, in words."""
 
 
-# Kinds of files: each gives [H, W] or [C, H, W] --------------------------------------------------
+# Kinds of files: each is read by its library, as [H, W] or [C, H, W] -----------------------------
 
 
-def _tiff(path: Path, page: int | None, pages: Pages | None) -> Array:
-    with _package("tifffile", path).TiffFile(path) as file:
+def _tiff(tifffile: Any, path: Any, page: int | None, pages: Pages | None) -> Array:
+    with tifffile.TiffFile(path) as file:
         found = _pages(file)
         if not found:
             raise _UnfitError("a TIFF without a page")
@@ -157,20 +160,22 @@ def _of_page(page: Any) -> Array:
     return np.asarray(array)
 
 
-def _numpy(path: Path, page: int | None, pages: Pages | None) -> Array:
+def _numpy(numpy: Any, path: Any, page: int | None, pages: Pages | None) -> Array:
     """An .npy file, or an .npz file of one array: `[H, W]` or `[H, W, C]`."""
-    array = np.load(path, allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        with array as archive:
-            if len(archive.files) != 1:
-                raise _UnfitError(f"it has {len(archive.files)} arrays, but must have one")
-            array = archive[archive.files[0]]
+    # (NumPy does not close an archive that it cannot read.)
+    with path if isinstance(path, io.BytesIO) else Path(path).open("rb") as file:
+        array = numpy.load(file, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            with array as archive:
+                if len(archive.files) != 1:
+                    raise _UnfitError(f"it has {len(archive.files)} arrays, but must have one")
+                array = archive[archive.files[0]]
     return channels_first(array)
 
 
-def _hdf5(path: Path, page: int | None, pages: Pages | None) -> Array:
+def _hdf5(h5py: Any, path: Any, page: int | None, pages: Pages | None) -> Array:
     """An HDF5 file of one dataset: `[H, W]` or `[H, W, C]`."""
-    with _package("h5py", path).File(path, "r") as file:
+    with h5py.File(path, "r") as file:
         found: list[Any] = []
         file.visititems(lambda _, item: found.append(item) if hasattr(item, "shape") else None)
         arrays = [item for item in found if len(item.shape) in (2, 3)]
@@ -202,9 +207,8 @@ def is_channels_first(shape: tuple[int, ...]) -> bool:
     return first < last and first != middle and (middle == last or first <= 4)
 
 
-def _dicom(path: Path, page: int | None, pages: Pages | None) -> Array:
+def _dicom(pydicom: Any, path: Any, page: int | None, pages: Pages | None) -> Array:
     """Numbers by slope and intercept (Hounsfield units of a CT); dark is low."""
-    pydicom = _package("pydicom", path)
     header = pydicom.dcmread(path)
     array = np.asarray(header.pixel_array)
     samples = int(header.get("SamplesPerPixel", 1))
@@ -232,7 +236,7 @@ def _dicom(path: Path, page: int | None, pages: Pages | None) -> Array:
 
 def window_of(path: Path) -> tuple[float, float] | None:
     """The least and greatest number that a DICOM file asks to be shown; `None` where none does."""
-    if _kind_of(path) != "DICOM":
+    if kind_of_file(path) != "DICOM":
         return None
     try:
         header = _package("pydicom", path).dcmread(path, stop_before_pixels=True)
@@ -247,9 +251,9 @@ def window_of(path: Path) -> tuple[float, float] | None:
     return (centre - width / 2, centre + width / 2) if width > 0 else None
 
 
-def _pillow(path: Path, max_pixels: int) -> Array:
+def _pillow(path: str | Path, max_pixels: int, content: bytes | None) -> Array:
     """Files that Pillow opens: gray of 8 or 16 bits and RGB as they are, all others as RGB."""
-    file = EncodedImage(path, max_pixels)
+    file = EncodedImage(path, max_pixels, content)
     deep, image = file.is_deep, file.decoded()
     if image.mode == "L" and "transparency" not in image.info:
         return np.asarray(file.upright(image))[None]
@@ -262,7 +266,7 @@ def _pillow(path: Path, max_pixels: int) -> Array:
     return np.asarray(file.upright(to_rgb(image))).transpose(2, 0, 1)
 
 
-_READERS: dict[str, Callable[[Path, int | None, Pages | None], Array]] = {
+_READERS: dict[str, Callable[[Any, Any, int | None, Pages | None], Array]] = {
     "TIFF": _tiff,
     "NumPy": _numpy,
     "HDF5": _hdf5,

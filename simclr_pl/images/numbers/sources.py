@@ -22,9 +22,10 @@ from simclr_pl.core.data.sources import (
 )
 from simclr_pl.core.errors import UserError
 from simclr_pl.images.files.decode import BadImageError, DecodedImage
+from simclr_pl.images.names import Names, Paths
 from simclr_pl.images.numbers.read import page_count, read_numbers, window_of
 from simclr_pl.images.workers.crops import Reading
-from simclr_pl.images.workers.images import ImageFiles
+from simclr_pl.images.workers.images import ImageFiles, one_by_one
 
 SAMPLE = 500
 """Files whose numbers are counted for mean and standard deviation, evenly spread."""
@@ -103,18 +104,6 @@ class MemoryNumbers(Numbers, ArrayImages):
         for batch in super().batches(plan, epoch, cut, training=training):
             yield batch._replace(images=self.scaled(batch.images))
 
-    def select(self, index: Tensor) -> Self:
-        """The images at `index`, as a split of their own."""
-        return super().select(index).within(self.range)
-
-    def relabel(self, labels: Tensor) -> Self:
-        """The same images with other labels."""
-        return super().relabel(labels).within(self.range)
-
-    def on(self, device: torch.device, room: float) -> Self:
-        """The images on that device; labels and plan stay on the CPU."""
-        return super().on(device, room).within(self.range)
-
     def statistics(self) -> Statistics:
         """Counted, of at most `MOST_COUNTED` images."""
         some = self.images[:: -(-len(self) // MOST_COUNTED)]
@@ -127,8 +116,7 @@ class NumberFiles(Numbers, ImageFiles):
     Args:
         paths: the files.
         labels: `int64 [N]`, `UNLABELLED` where unknown.
-        root: folder of the split, which holds all files; without it images have no names.
-        names: of the images, where they are not the paths below `root`.
+        names: of the images; `None` without names.
         pages: what the pages of a file are, where it has several.
         reading: how files are read.
     """
@@ -139,8 +127,7 @@ class NumberFiles(Numbers, ImageFiles):
         self,
         paths: Sequence[Path],
         labels: Tensor,
-        root: Path | None = None,
-        names: Sequence[bytes] | None = None,
+        names: Names | None = None,
         pages: Pages | None = None,
         reading: Reading | None = None,
     ) -> None:
@@ -150,14 +137,11 @@ class NumberFiles(Numbers, ImageFiles):
         """`int64 [N]`, the place in `paths` as given, of each image's file."""
         if pages == "images":
             counts = [page_count(path) for path in paths]
-            names = names and [
-                n for n, count in zip(names, counts, strict=True) for _ in range(count)
-            ]
             self.files = torch.arange(len(paths)).repeat_interleave(torch.tensor(counts))
             self.pages = [page for count in counts for page in range(count)]
-            paths = [path for path, count in zip(paths, counts, strict=True) for _ in range(count)]
-            labels = labels[self.files]
-        super().__init__(paths, labels, root, names)
+            paths, labels = Paths.of(paths).at(self.files), labels[self.files]
+            names = names and names.at(self.files)
+        super().__init__(paths, labels, names)
         self.channels, self._dtype = self._first()
 
     @property
@@ -230,9 +214,11 @@ def numbers_of(source: Source, pages: Pages | None) -> Numbers | None:
     if isinstance(source, Numbers):
         return source
     if isinstance(source, ArrayImages):
-        return MemoryNumbers(source.images, source.labels)
+        kept = MemoryNumbers(source.images, source.labels)
+        kept.groups, kept.group_names = source.groups, source.group_names
+        return kept
     if type(source) is ImageFiles:
-        of = source.paths, source.labels, source.root, source.given
+        of = source.paths, source.labels, source.given
         found = NumberFiles(*of, pages, source.reading)
         if source.groups is not None:
             found.groups, found.group_names = source.groups[found.files], source.group_names
@@ -261,12 +247,18 @@ def _steps(unit: Tensor) -> Tensor:
 
 
 def counted_in(source: Numbers) -> Statistics:
-    """Statistics of at most `SAMPLE` images that are read one by one, evenly spread."""
+    """Statistics of at most `SAMPLE` images that are read one by one, evenly spread.
+
+    Raises:
+        UserError: none can be read; the sentence is of the first one.
+    """
     places = torch.linspace(0, len(source) - 1, min(SAMPLE, len(source))).long().unique()
-    found = []
-    for place in places.tolist():
+    found, said = [], None
+    for place in one_by_one(source, places.tolist()):
         try:
             found.append(_steps(source.scaled(source.numbers(place).flatten(1))))
-        except BadImageError:  # the training says so, by its own rule
-            continue
+        except BadImageError as error:  # the training says so, by its own rule
+            said = said or error
+    if not found:
+        raise UserError(str(said))
     return counted(torch.cat(found, 1).unbind(0), LEVELS)

@@ -1,7 +1,7 @@
 """Items of a Dataset that are encoded images, decoded as files are: in a column, or files."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
-from simclr_pl.core.data.sources import MAX_PIXELS
+from simclr_pl.core.data.sources import MAX_PIXELS, Source
 from simclr_pl.core.errors import UserError, in_one_line
 from simclr_pl.images.files.decode import BadImageError, Box, EncodedImage
 from simclr_pl.images.files.pixels import Range
 from simclr_pl.images.files.sample import check_ranges
-from simclr_pl.images.readers.items import DatasetImages
-from simclr_pl.images.readers.reader import OPTION
+from simclr_pl.images.numbers.read import read_numbers
+from simclr_pl.images.readers.items import DatasetImages, NumberItems, of_items
+from simclr_pl.images.readers.reader import OPTION, Raw
 from simclr_pl.images.workers.crops import Opened, Reading
-from simclr_pl.images.workers.images import WorkerImages
+from simclr_pl.images.workers.images import WorkerImages, one_by_one
 
 GRAY = ("1", "L")
 """Pillow's modes of images that stay one channel."""
@@ -35,6 +36,9 @@ class EncodedItems(DatasetImages):
         what: the data set and the split, which begin the images' names in errors.
         reading: how images are read.
     """
+
+    remedy = "give --data.range auto, which reads all of their bits"
+    """Of images of 16 bits that use few of them."""
 
     def __init__(self, dataset: Any, what: str, reading: Reading) -> None:
         WorkerImages.__init__(self, torch.full((len(dataset),), UNLABELLED))
@@ -70,21 +74,25 @@ class EncodedItems(DatasetImages):
         return torch.from_numpy(rgb.transpose(2, 0, 1)[: self.channels].copy()), label
 
     def look(self) -> int:
-        """The channels of all images: 1 where up to `LOOKED_AT` of them are gray, else 3.
+        """The channels of all images, of which up to `LOOKED_AT` are looked at together.
 
         Raises:
-            UserError: images of 16 bits that use few of them.
+            UserError: images of 16 bits that use few of them; no image of numbers can be read.
         """
-        places = torch.linspace(0, len(self) - 1, min(LOOKED_AT, len(self))).long().tolist()
+        places = torch.linspace(0, len(self) - 1, min(LOOKED_AT, len(self))).long()
+        return self._channels_of(places.tolist())
+
+    def _channels_of(self, places: Sequence[int]) -> int:
+        """1 where all images at these places are gray, else 3."""
         modes, ranges = set(), list[Range]()
-        for place in places:
+        for place in one_by_one(self, places):
             try:
                 image = EncodedImage("", MAX_PIXELS, self.content(place))
                 ranges += [found] if (found := image.sixteen_bits()) else []
             except BadImageError:  # its turn to be named comes
                 continue
             modes.add(image.mode)
-        check_ranges(self.what, ranges, "save them with 8 bits")
+        check_ranges(self.what, ranges, self.remedy)
         return 1 if modes and modes <= set(GRAY) else 3
 
     def _encoded(self, place: int, max_pixels: int) -> tuple[EncodedImage, Any]:
@@ -118,8 +126,74 @@ class EncodedItems(DatasetImages):
         return content, label
 
 
+class EncodedNumbers(NumberItems, EncodedItems):
+    """Encoded images that are read as numbers of any depth and any number of bands."""
+
+    def item(self, place: int) -> tuple[Tensor, Any]:
+        """An item's numbers, `[C, H, W]`, and its label, or `None`.
+
+        Raises:
+            BadImageError: see `read_numbers`.
+        """
+        how, (content, label) = self.reading, self._stored(place)
+        return read_numbers(self.name(place), None, how.pages, how.max_pixels, content), label
+
+    def _channels_of(self, places: Sequence[int]) -> int:
+        """Those of the first image that can be read."""
+        said = None
+        for place in places:
+            try:
+                return len(self.numbers(place))
+            except BadImageError as error:
+                said = said or error
+        raise UserError(str(said))
+
+
+def raw_of(
+    items: Mapping[str, EncodedItems],
+    channels: int | None,
+    labels: Mapping[str, Tensor],
+    classes: tuple[str, ...],
+) -> Raw:
+    """Splits of images, in memory or read by workers.
+
+    Args:
+        items: by the split's name, train among them.
+        channels: of all images; `None`: as many as those of train have that are looked at.
+        labels: `int64 [N]` of each split that has some.
+        classes: names in the order of labels.
+    """
+    looked, read = items["train"].look(), dict[str, Source]()
+    for split, images in items.items():
+        images.channels = channels or looked
+        none = torch.full((len(images),), UNLABELLED)
+        read[split] = of_items(images, labels.get(split, none))
+    return Raw(**read, classes=classes)
+
+
+def check_channels(channels: int | None, reading: Reading) -> None:
+    """Whether images can be read as an option of the data set, `channels`, wants them.
+
+    Raises:
+        UserError: they cannot; or the pages of a file are to be images.
+    """
+    if channels is not None and reading.numbers:
+        raise UserError(
+            f"{OPTION}.init_args.channels is for images of 8 bits, and with --data.range all bands "
+            "are read: leave channels out"
+        )
+    if channels not in (None, 1, 3):
+        raise UserError(f"{OPTION}.init_args.channels is {channels!r}, but must be 1 or 3")
+    if reading.pages == "images":
+        raise UserError(
+            f"data.pages is images, but an item of {OPTION} is one image: save each page as an item"
+        )
+
+
 class FileItems(EncodedItems):
     """Items of a Dataset that gives (path, label), where its `loader` reads nothing."""
+
+    remedy = "save them with 8 bits"
 
     def name(self, place: int) -> str:
         """The item's name in errors, with its file."""
@@ -171,6 +245,10 @@ class HubImages(EncodedItems):
         """The bytes, or the path, that the column keeps."""
         stored = self.dataset[number][self.column] or {}
         return stored.get("bytes"), stored.get("path"), None
+
+
+class HubNumbers(EncodedNumbers, HubImages):
+    """Images of one split of the library `datasets`, as numbers."""
 
 
 class GrayImage:

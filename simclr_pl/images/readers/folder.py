@@ -1,6 +1,5 @@
 """A folder of images as a data set: folders are splits and classes."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.errors import UserError
 from simclr_pl.images.files.listing import LeftOut, entries_of, images_below, is_a, is_hidden
 from simclr_pl.images.files.sample import look_at
+from simclr_pl.images.names import Paths
 from simclr_pl.images.readers.reader import Raw, say_once
 from simclr_pl.images.workers.images import ImageFiles
 
@@ -63,22 +63,21 @@ def read_folder(
 def _read_split(
     root: Path, known: tuple[str, ...] | None, left: LeftOut, labelled: bool
 ) -> tuple[ImageFiles, tuple[str, ...]]:
-    files = images_below(root, left)
-    if not files:
+    found = images_below(root, left)
+    if not found.names:
         raise UserError(
             f"{root} holds no images ({', '.join(sorted(left.known))}): give the folder that "
             f"holds them, or one folder a class{f' (left out: {left})' if left.counts else ''}"
         )
-    # Files beside the class folders come first, and are unlabelled.
-    files.sort(key=lambda file: file.first)
-    found = [os.fsdecode(file.first) for file in files]
-    classes = tuple(dict.fromkeys(name for name in found if name)) if labelled else ()
+    # Files beside the class folders have no folder, and are unlabelled.
+    classes = tuple(filter(None, found.folders)) if labelled else ()
     if known is not None and labelled:
         _check_classes(root, classes, known)
         classes = known
     places = {name: place for place, name in enumerate(classes)}
-    labels = torch.tensor([places.get(name, UNLABELLED) for name in found])
-    return ImageFiles([Path(file.path) for file in files], labels, root), classes
+    of_folders = torch.tensor([places.get(name, UNLABELLED) for name in found.folders])
+    labels = of_folders.repeat_interleave(torch.tensor([*found.folders.values()]))
+    return ImageFiles(Paths(root, found.names), labels, found.names), classes
 
 
 def _check_classes(root: Path, found: tuple[str, ...], known: tuple[str, ...]) -> None:

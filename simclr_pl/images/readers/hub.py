@@ -12,15 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import Labels
 from simclr_pl.core.errors import UserError, in_one_line
 from simclr_pl.core.lookup import Choice, construct
 from simclr_pl.core.paths import expanded
-from simclr_pl.images.readers.encoded import HubImages
+from simclr_pl.images.readers.encoded import HubImages, HubNumbers, check_channels, raw_of
 from simclr_pl.images.readers.hub_columns import (
     Found,
     Options,
@@ -28,7 +24,6 @@ from simclr_pl.images.readers.hub_columns import (
     labels_of,
     splits_of,
 )
-from simclr_pl.images.readers.items import of_items
 from simclr_pl.images.readers.reader import OPTION, Entry, InLibrary, Raw, first_line, say_once
 from simclr_pl.images.workers.crops import Reading
 
@@ -56,8 +51,7 @@ def hub_set(given: InLibrary, labels: Labels, reading: Reading) -> Entry:
             f"{OPTION}: {given} cannot be streamed, since a stream has no images by number, and "
             "epochs, resumes and ranks need them: leave out streaming"
         )
-    if options.channels not in (None, 1, 3):
-        raise UserError(f"{OPTION}.init_args.channels is {options.channels!r}, but must be 1 or 3")
+    check_channels(options.channels, reading)
 
     def read(_: Path) -> Raw:
         return _read(given, options, labels, reading)
@@ -69,27 +63,18 @@ def _read(given: InLibrary, options: Options, labels: Labels, reading: Reading) 
     splits = splits_of(_found(given, options), given, options)
     image = image_column(splits["train"], given, options)
     folder = expanded(given.name).resolve()
+    kind = HubNumbers if reading.numbers else HubImages
     try:
         items = {
-            part: HubImages(of, image, f"{given} {part}", reading, folder)
-            for part, of in splits.items()
+            part: kind(of, image, f"{given} {part}", reading, folder) for part, of in splits.items()
         }
     except Exception as error:  # no such column in a split, or one of another kind
         raise UserError(
             f"{OPTION}: {given}: the column {image} has no images in some split "
             f"({in_one_line(error)})"
         ) from error
-    looked = items["train"].look()
-    channels = options.channels or looked
-    known, classes = dict[str, Tensor](), tuple[str, ...]()
-    if labels == "given":
-        known, classes = labels_of(splits, given, options)
-    read = {}
-    for part, images in items.items():
-        images.channels = channels
-        none = torch.full((len(images),), UNLABELLED)
-        read[part] = of_items(images, known.get(part, none))
-    return Raw(**read, classes=classes)
+    known = labels_of(splits, given, options) if labels == "given" else ({}, ())
+    return raw_of(items, options.channels, *known)
 
 
 # Where the data are -------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from simclr_pl.images.files.pixels import to_rgb
 from simclr_pl.images.numbers.sources import MemoryNumbers, Numbers, counted_in
 from simclr_pl.images.readers.reader import OPTION, say_once
 from simclr_pl.images.workers.crops import PHOTOGRAPHS, Opened, Reading
-from simclr_pl.images.workers.images import WorkerImages
+from simclr_pl.images.workers.images import WorkerImages, one_by_one
 
 MEMORY_BYTES = 2 * 2**30
 """Images of one size are read once and kept up to this many bytes of pixels."""
@@ -162,21 +162,26 @@ def _pixels(image: Any, channels: int, name: str, *, numbers: bool) -> Tensor:
     return image
 
 
-def of_items(items: DatasetImages, labels: Tensor | None = None) -> Source:
+def of_items(
+    items: DatasetImages, labels: Tensor | None = None, *, declared: bool = True
+) -> Source:
     """Images in memory where all have one size and fit; else images that workers read.
 
     Args:
         items: the images.
         labels: `int64 [N]` (default: the Dataset's own, which may mean that each item is read).
+        declared: whether the Dataset's attributes `targets` and `labels` are the items' labels.
 
     Raises:
         UserError: an item that cannot be read, unless bad images are skipped.
     """
     count, found = len(items), list[int]()
-    labels = _declared(items.dataset, count, items.what) if labels is None else labels
+    if labels is None and declared:
+        labels = _declared(items.dataset, count, items.what)
     kept = _room_for(items)
     quiet = None if sys.stderr.isatty() else True
-    for place in tqdm(range(count), f"reading {items.what}", leave=False, delay=2, disable=quiet):
+    places, said = one_by_one(items, range(count)), f"reading {items.what}"
+    for place in tqdm(places, said, count, leave=False, delay=2, disable=quiet):
         if kept is None and labels is not None:
             break
         pixels, label = _readable(items, place)

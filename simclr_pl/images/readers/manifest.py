@@ -3,47 +3,49 @@
 import difflib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.errors import UserError
 from simclr_pl.images.files.listing import LeftOut, is_taken
 from simclr_pl.images.files.sample import look_at
-from simclr_pl.images.groups import number_groups
+from simclr_pl.images.groups import group_images
+from simclr_pl.images.hashes import hashes
+from simclr_pl.images.names import Array, Names, Paths, order_of
 from simclr_pl.images.readers.folder import CALLED, read_folder
 from simclr_pl.images.readers.reader import SPLITS, Raw, say_once
-from simclr_pl.images.readers.table import NAMED, read_table
+from simclr_pl.images.readers.table import COLUMNS, NAMED, Table, Words, read_table
 from simclr_pl.images.workers.images import ImageFiles
 from simclr_pl.writing import printable
 
 
-class Row(NamedTuple):
-    """A row of a manifest.
+class Rows(NamedTuple):
+    """Rows of a manifest.
 
     Attributes:
-        name: the path as it is written, normalised (`./a//b.png` is `a/b.png`).
-        path: where the file is.
-        label: name of the class; empty for none.
-        split: train, val or test.
-        group: name of the group; empty for none.
+        names: the paths as they are written, normalised (`./a//b.png` is `a/b.png`).
+        paths: where the files are.
+        labels: names of classes; empty for none.
+        splits: train, val or test; empty is train.
+        groups: names of groups; empty for none.
     """
 
-    name: str
-    path: str
-    label: str
-    split: str
-    group: str
+    names: Names
+    paths: Paths
+    labels: Words
+    splits: Words
+    groups: Words
 
-    @property
-    def order(self) -> tuple[bytes, bytes]:
-        """What images are sorted by, which gives a folder's files the folder's order."""
-        first, slash, _ = self.name.partition("/")
-        key = os.fsencode(self.name).replace(b"/", b"\0")
-        return os.fsencode(first if slash else ""), key
+    def at(self, index: Array) -> "Rows":
+        """The rows at `index`."""
+        names, of = self.names.at(index), self.paths
+        paths = Paths(of.folder, names) if of.names is self.names else of.at(index)
+        return Rows(names, paths, *(words.at(index) for words in self[2:]))
 
 
 def read_manifest(
@@ -67,35 +69,39 @@ def read_manifest(
             doesn't have; a group in two splits.
     """
     left = LeftOut(numbers=numbers) if left is None else left
-    columns = read_table(root)
-    rows = _rows(root, columns)
+    table = read_table(root)
+    rows, has_groups = _rows(root, table), "group" in table.words
+    del table  # which would keep paths as they are written
     _check_files(root, rows)
-    rows = sorted((row for row in rows if is_taken(row.path, left)), key=lambda row: row.order)
-    members = {name: [row for row in rows if row.split == name] for name in SPLITS}
-    if not members["train"]:
+    count = len(rows.names)
+    taken = np.fromiter((is_taken(path, left) for path in rows.paths.texts()), bool, count)
+    rows = rows.at(np.flatnonzero(taken))
+    rows = rows.at(order_of(rows.names))
+    of_split = [word or "train" for word in rows.splits.words]
+    members = {
+        name: rows.at(np.flatnonzero(np.array([of == name for of in of_split])[rows.splits.codes]))
+        for name in SPLITS
+    }
+    if not members["train"].names:
         raise UserError(
             f"{root} has no image of train{f' (left out: {left})' if left.counts else ''}: write "
             "train, or nothing, into column split"
         )
-    members = {name: of for name, of in members.items() if of}
+    members = {name: of for name, of in members.items() if of.names}
     classes = _classes(root, members) if labelled else ()
-    ids, group_names = number_groups([[row.group for row in of] for of in members.values()])
-    grouped = "group" in columns
-    if grouped:
-        _check_groups(root, members)
     place = {name: number for number, name in enumerate(classes)}
-    splits = {}
-    for (name, of), groups in zip(members.items(), ids, strict=True):
-        labels = torch.tensor([place.get(row.label, UNLABELLED) for row in of])
-        names = [os.fsencode(row.name) for row in of]
-        splits[name] = ImageFiles([Path(row.path) for row in of], labels, names=names)
-        if grouped:
-            splits[name].groups, splits[name].group_names = groups, group_names
+    number = torch.tensor([place.get(word, UNLABELLED) for word in rows.labels.words])
+    splits = {
+        name: ImageFiles(of.paths, number[torch.from_numpy(of.labels.codes).long()], of.names)
+        for name, of in members.items()
+    }
+    groups = {name: of.groups.rows() for name, of in members.items()}
+    known = group_images(str(root), splits, groups) if has_groups else None
     moving = "" if numbers else look_at(root, [split.paths for split in splits.values()])
     parts = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
     say_once(
-        f"{root}: {len(rows)} images{f' ({parts})' if len(splits) > 1 else ''}"
-        f"{f' in {len(group_names)} groups' if grouped else ''}; "
+        f"{root}: {len(rows.names)} images{f' ({parts})' if len(splits) > 1 else ''}"
+        f"{'' if known is None else f' in {known} groups'}; "
         f"{f'left out: {left}' if left.counts else 'nothing is left out'}{moving}"
     )
     return Raw(**splits, classes=classes)
@@ -110,69 +116,75 @@ def read_listed(root: Path, left: LeftOut | None = None) -> Raw:
     return read_manifest(root, left=left) if root.is_file() else read_folder(root, left=left)
 
 
-def _rows(root: Path, columns: dict[str, list[str]]) -> list[Row]:
-    written, folder = columns["path"], os.fspath(root.parent)
-    empty = [number for number, path in enumerate(written, 1) if not path]
-    if empty:
+def _rows(root: Path, table: Table) -> Rows:
+    written = table.paths
+    empty = np.flatnonzero(written.sizes() == 0) + 1
+    if len(empty):
         raise UserError(
             f"{root}: {len(empty)} of {len(written)} rows have no path (row {empty[0]} behind the "
             "header is the first one): give each row its file"
         )
-    nothing = [""] * len(written)
-    label, split, group = (columns.get(name, nothing) for name in ("label", "split", "group"))
-    for word in sorted(set(split) - {"", *SPLITS}):
+    nothing = Words([""], np.zeros(len(written), np.int32))
+    label, split, group = (table.words.get(name, nothing) for name in COLUMNS[1:])
+    for word in sorted({*split.words} - {"", *SPLITS}):
         meant = next((name for name, called in CALLED.items() if word.casefold() in called), "")
         near = meant or next(iter(difflib.get_close_matches(word.lower(), SPLITS, 1)), "")
         raise UserError(
             f"{root}: column split has '{printable(word)}', but splits are called train, val and "
             f"test{f': did you mean {near}?' if near else ''}"
         )
-    return [
-        Row(os.path.normpath(path), os.path.join(folder, path), *more)  # noqa: PTH118 - of millions
-        for path, *more in zip(
-            written, label, [name or "train" for name in split], group, strict=True
-        )
-    ]
+    names = Names.of(map(os.path.normpath, written))
+    if np.array_equal(names.letters, written.letters):  # one buffer for both
+        written = names
+    return Rows(names, Paths(root.parent, written), label, split, group)
 
 
-def _check_files(root: Path, rows: Sequence[Row]) -> None:
+def _check_files(root: Path, rows: Rows) -> None:
     """Refuses files that are missing or there twice, and folders: all of them at once."""
-    found: dict[str, str] = {}
-    twice, missing, no_files = [], [], []
-    for row in rows:
-        place = os.path.abspath(row.path)  # noqa: PTH100 - of millions
-        if place in found:
-            other = found[place]
-            twice.append(row.name if other == row.name else f"{other} and {row.name}")
+    missing, no_files = [], []
+    first = {place: alike[0] for alike in _alike(rows.paths) for place in alike[1:]}
+    for place, path in enumerate(rows.paths.texts()):
+        if place in first:
             continue
-        found[place] = row.name
         try:
-            mode = os.stat(row.path).st_mode  # noqa: PTH116 - of millions
+            mode = os.stat(path).st_mode  # noqa: PTH116 - of millions
         except OSError:
-            missing.append(row.name)
+            missing.append(place)
         else:
             if not stat.S_ISREG(mode):
-                no_files.append(row.name)
+                no_files.append(place)
     wrong = (
-        (twice, "paths are there twice", "keep one row a file"),
+        ([*first], "paths are there twice", "keep one row a file"),
         (
             missing,
-            f"of {len(rows)} files are missing",
+            f"of {len(rows.names)} files are missing",
             f"paths are absolute, or relative to {root.parent.absolute()}: put the files there, or "
             "remove their rows",
         ),
         (no_files, "paths are no files (folders, perhaps)", "list the images one by one"),
     )
-    for names, what, remedy in wrong:
-        if names:
-            shown = ", ".join(map(printable, names[:NAMED]))
-            more = ", ..." if len(names) > NAMED else ""
-            raise UserError(f"{root}: {len(names)} {what} ({shown}{more}): {remedy}")
+    for places, what, remedy in wrong:
+        if places:
+            some = [sorted({first.get(place, place), place}) for place in sorted(places)[:NAMED]]
+            named = [b" and ".join({rows.names[at]: 0 for at in of}) for of in some]
+            shown = ", ".join(printable(os.fsdecode(name)) for name in named)
+            more = ", ..." if len(places) > NAMED else ""
+            raise UserError(f"{root}: {len(places)} {what} ({shown}{more}): {remedy}")
 
 
-def _classes(root: Path, members: dict[str, list[Row]]) -> tuple[str, ...]:
+def _alike(paths: Paths) -> Iterator[list[int]]:
+    """Places of paths that lead to one name in one folder, where there are several."""
+    full = (os.fsencode(os.path.abspath(path)) for path in paths.texts())  # noqa: PTH100 - likewise
+    hashed = hashes(full, 0)
+    order = hashed.argsort(kind="stable")
+    (again,) = np.nonzero(hashed[order[1:]] == hashed[order[:-1]])
+    for run in np.split(again, np.flatnonzero(np.diff(again) > 1) + 1) if len(again) else ():
+        yield order[[*run, run[-1] + 1]].tolist()
+
+
+def _classes(root: Path, members: dict[str, Rows]) -> tuple[str, ...]:
     """The names of train's labels, sorted; refuses classes that train does not have."""
-    labels = {name: {row.label for row in of} - {""} for name, of in members.items()}
+    labels = {name: of.labels.there() for name, of in members.items()}
     for name, of in labels.items():
         if unseen := sorted(of - labels["train"]):
             raise UserError(
@@ -181,19 +193,3 @@ def _classes(root: Path, members: dict[str, list[Row]]) -> tuple[str, ...]:
                 "remove their rows or their labels, or give train such images"
             )
     return tuple(sorted(labels["train"]))
-
-
-def _check_groups(root: Path, members: dict[str, list[Row]]) -> None:
-    """Refuses groups of which two splits have images."""
-    split_of: dict[str, str] = {}
-    both: dict[str, str] = {}
-    for name, of in members.items():
-        for group in {row.group for row in of} - {""}:
-            if split_of.setdefault(group, name) != name:
-                both[group] = f"{printable(group)} in {split_of[group]} and {name}"
-    if both:
-        shown = ", ".join(both[group] for group in sorted(both)[:NAMED])
-        raise UserError(
-            f"{root}: {len(both)} groups are in two splits ({shown}"
-            f"{', ...' * (len(both) > NAMED)}): give all images of a group the same split"
-        )

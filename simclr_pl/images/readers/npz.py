@@ -1,4 +1,4 @@
-"""NumPy's .npz files: arrays as MedMNIST names them."""
+"""Arrays as MedMNIST names them, and NumPy's .npz files of them."""
 
 import zipfile
 import zlib
@@ -13,6 +13,7 @@ from torch import Tensor
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import ArrayImages, Source
 from simclr_pl.core.errors import UserError
+from simclr_pl.images.groups import group_images, names_in_array
 from simclr_pl.images.numbers.read import as_tensor, is_channels_first
 from simclr_pl.images.numbers.sources import MemoryNumbers
 from simclr_pl.images.readers.reader import SPLITS, Raw, classes_of, first_line
@@ -40,21 +41,6 @@ def load_arrays(path: Path, remedy: str) -> dict[str, Any]:
         ) from error
 
 
-def read_npz(root: Path) -> Raw:
-    """Reads arrays as MedMNIST names them: `train_images`, `train_labels`; likewise val and test.
-
-    Images are `[N, H, W]` or `[N, H, W, C]`, uint8 or (with a range) of other numbers; labels `[N]`
-    or `[N, 1]`, which may be missing. The classes are the numbers that occur as labels in any
-    split.
-
-    Raises:
-        UserError: no such file; arrays that are missing or of another shape or kind.
-    """
-    if not root.is_file():
-        raise UserError(f"there is no file {root}: give the .npz file as --data.root")
-    return of_arrays(load_arrays(root, "save it again with numpy.savez"), root, _in_memory)
-
-
 def of_arrays(
     arrays: Mapping[str, Any], root: Path, source: Callable[[str, Any, Tensor], Source]
 ) -> Raw:
@@ -66,7 +52,7 @@ def of_arrays(
         source: makes a split of the images' name, images and labels.
 
     Raises:
-        UserError: arrays that are missing or of another shape or kind.
+        UserError: arrays that are missing or of another shape or kind; a group in two splits.
     """
     if "train_images" not in arrays:
         raise UserError(
@@ -81,6 +67,14 @@ def of_arrays(
         name: source(f"{name}_images", arrays[f"{name}_images"], of)
         for name, of in zip(splits, places, strict=True)
     }
+    found = {name: arrays.get(f"{name}_groups") for name in splits}
+    if any(of is not None for of in found.values()):
+        given = {name: None if of is None else of[...] for name, of in found.items()}
+        names = {
+            name: names_in_array(of, len(made[name]), f"{root}: {name}_groups")
+            for name, of in given.items()
+        }
+        group_images(str(root), made, names)
     return Raw(**made, classes=classes)
 
 
@@ -94,19 +88,11 @@ def _check_shape(shape: tuple[int, ...], what: str) -> None:
         )
 
 
-def _in_memory(name: str, array: Any, labels: Tensor) -> Source:
-    """The images of an array as `[N, C, H, W]`."""
-    array = np.asarray(array)
-    return in_memory(
-        array[:, None] if array.ndim == 3 else array.transpose(0, 3, 1, 2), labels, name
-    )
-
-
 def in_memory(images: np.ndarray[Any, Any], labels: Tensor, name: str) -> ArrayImages:
     """Images in one tensor: 8 bits, or numbers.
 
     Args:
-        images: `[N, C, H, W]`.
+        images: `[N, H, W]` or `[N, H, W, C]`.
         labels: `int64 [N]`.
         name: of the images, for errors.
 
@@ -114,11 +100,21 @@ def in_memory(images: np.ndarray[Any, Any], labels: Tensor, name: str) -> ArrayI
         UserError: numbers that are not finite or cannot be kept.
     """
     try:
-        pixels = as_tensor(images)
+        pixels = as_tensor(images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2))
     except ValueError as error:
-        raise UserError(f"{name} cannot be used: {error}") from error
+        raise UserError(f"{name} cannot be used: {error}{_first_not_finite(images)}") from error
     kind = ArrayImages if pixels.dtype == torch.uint8 else MemoryNumbers
     return kind(pixels, labels)
+
+
+def _first_not_finite(images: np.ndarray[Any, Any]) -> str:
+    """The first image with NaN or infinity and the remedy, as the end of a sentence; or empty."""
+    if images.dtype.kind != "f":
+        return ""
+    for place, image in enumerate(images):
+        if not np.isfinite(image).all():
+            return f" (first in image {place}): replace these numbers, or leave such images out"
+    return ""
 
 
 def _labels_of(arrays: Mapping[str, Any], split: str, root: Path) -> np.ndarray[Any, Any]:

@@ -1,10 +1,10 @@
 """Data sets of the user's own: a class path or an object becomes splits, as a table's name does.
 
-A split is a map-style `torch.utils.data.Dataset` of images, or of (image, label, ...), or a pair of
-arrays. A callable may return several splits.
+A split is a map-style `torch.utils.data.Dataset` of images, or of (image, label, ...), or arrays:
+images, labels and perhaps groups. A callable may return several splits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import ArrayImages, Source, Splits
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import Choice, accepted, construct, lookup, name_of
+from simclr_pl.images.groups import group_images, names_in_array
 from simclr_pl.images.numbers.sources import MemoryNumbers, check_finite
 from simclr_pl.images.readers.items import DatasetImages, NumberItems, of_items, whole_labels
-from simclr_pl.images.readers.reader import OPTION, SHARDS, SPLITS, Raw, classes_of, in_library
+from simclr_pl.images.readers.reader import OPTION, SHARDS, SPLITS, Raw, in_library, with_classes
 from simclr_pl.images.workers.crops import Reading
 from simclr_pl.images.workers.images import WorkerImages
 
@@ -57,15 +58,20 @@ def read_own(given: Any, root: Path, reading: Reading) -> Raw:
     given_splits = {part: made[part] for part in SPLITS if made.get(part) is not None}
     what = f"{name}'s {{}} split"
     read = {part: _source(of, what.format(part), reading) for part, of in given_splits.items()}
+    if any(map(_is_grouped, given_splits.values())):
+        groups = {
+            part: names_in_array(
+                of[2] if _is_grouped(of) else None,
+                len(read[part]),
+                f"{OPTION}: groups of {what.format(part)}",
+            )
+            for part, of in given_splits.items()
+        }
+        group_images(f"{OPTION}: {name}", read, groups)
     classes = made.get("classes")
     if classes is None:
         classes = getattr(given_splits["train"], "classes", None)
-    if isinstance(classes, Sequence) and not isinstance(classes, str) and len(classes):
-        return Raw(**read, classes=tuple(map(str, classes)))
-    labels = [source.labels.numpy(force=True) for source in read.values()]
-    places, names = classes_of(labels, f"{OPTION}: {name}")
-    placed = [source.relabel(of) for source, of in zip(read.values(), places, strict=True)]
-    return Raw(**dict(zip(read, placed, strict=True)), classes=names)
+    return with_classes(read, classes, f"{OPTION}: {name}")
 
 
 def _made(given: Any, root: Path) -> Any:
@@ -82,6 +88,11 @@ def _made(given: Any, root: Path) -> Any:
     return construct(choice, OPTION, **offered)
 
 
+def _is_grouped(given: Any) -> bool:
+    """Whether a split is (images, labels, groups), and no list of three items."""
+    return isinstance(given, tuple | list) and len(given) == 3 and getattr(given[0], "ndim", 0) == 4
+
+
 # One split ----------------------------------------------------------------------------------------
 
 
@@ -94,14 +105,14 @@ def _source(given: Any, what: str, reading: Reading) -> Source:
             f"{OPTION}: {what} is an IterableDataset, which has no images by number: epochs, "
             "resumes and ranks need a map-style Dataset (__len__ and __getitem__)"
         )
-    pair = isinstance(given, tuple | list) and len(given) == 2
-    images, labels = given if pair else (given, None)
+    pair = _is_grouped(given) or (isinstance(given, tuple | list) and len(given) == 2)
+    images, labels = given[:2] if pair else (given, None)
     if isinstance(images, Tensor | np.ndarray) and (images.ndim == 4 or not pair):
         return _arrays(images, labels, what)
     if not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
         raise UserError(
             f"{OPTION}: {what} is a {type(given).__name__}, but must be a torch.utils.data.Dataset "
-            "with __len__ and __getitem__, or a pair (images uint8 [N, C, H, W], labels)"
+            "with __len__ and __getitem__, or arrays (images uint8 [N, C, H, W], labels)"
         )
     if not len(given):
         raise UserError(f"{OPTION}: {what} is empty")

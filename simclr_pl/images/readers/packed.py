@@ -1,26 +1,21 @@
-"""A packed set: a folder with one file of pixels, mapped into memory, and an index of the images.
-
-The pages of a mapped file are those of the system's cache. All ranks and workers of a machine share
-them, and pixels that do not fit into memory are read when they are asked for.
-"""
+"""A packed set: a folder with one file of pixels and an index of the images."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from simclr_pl.core.batch import UNGROUPED, Batch, Cut
-from simclr_pl.core.data.sources import Source, Statistics
+from simclr_pl.core.batch import UNGROUPED
+from simclr_pl.core.data.sources import Source
 from simclr_pl.core.errors import UserError
-from simclr_pl.core.lookup import accepted, name_of
+from simclr_pl.images.names import Names
 from simclr_pl.images.readers.npz import load_arrays
+from simclr_pl.images.readers.packed_images import MappedFile, PackedImages
 from simclr_pl.images.readers.reader import SPLITS, Raw
-from simclr_pl.images.workers.crops import PHOTOGRAPHS
 from simclr_pl.writing import whole
 
 PIXELS, INDEX = "pixels.uint8", "index.npz"
@@ -31,163 +26,6 @@ FORMAT = 1
 
 _ARRAYS = frozenset({"format", "sizes", "labels", "classes", "counts"})
 """Arrays of every index. Indices of older versions have no `names`."""
-
-
-class MappedFile:
-    """A file that is mapped into memory, and must not become shorter while it is.
-
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.found = path, path.stat()
-
-    def check(self) -> None:
-        """Looks at the file's size: the system ends a process that reads behind a file's end.
-
-        A mapped file that was removed or replaced meanwhile can still be read.
-
-        Raises:
-            UserError: the file has become shorter.
-        """
-        try:
-            now = self.path.stat()
-        except OSError:
-            return
-        same = (now.st_dev, now.st_ino) == (self.found.st_dev, self.found.st_ino)
-        if same and now.st_size < self.found.st_size:
-            raise UserError(
-                f"{self.path} was cut from {self.found.st_size} to {now.st_size} bytes while it "
-                "was in use: copy it again, or pack the images again"
-            )
-
-
-class PackedImages:
-    """Whole RGB images, whose planes `[3, H, W]` follow each other in one row of pixels.
-
-    Args:
-        pixels: `uint8 [M]`, on any device.
-        sizes: `int64 [N, 2]`, height and width of each image in pixels.
-        starts: `int64 [N]`, where each image begins in `pixels`.
-        labels: `int64 [N]`, `UNLABELLED` where unknown.
-        names: paths of the packed files below the folder of their split; `None` where the index
-            has no names.
-        file: the file that `pixels` are mapped from.
-        groups: `int64 [N]`, numbers of groups, `UNGROUPED` where an image is a group of its own;
-            `None` without groups.
-        group_names: names of the groups, in the order of their numbers.
-    """
-
-    channels = 3
-    side: int | None = None
-
-    def __init__(
-        self,
-        pixels: Tensor,
-        sizes: Tensor,
-        starts: Tensor,
-        labels: Tensor,
-        names: Sequence[bytes] | None = None,
-        file: "MappedFile | None" = None,
-        groups: Tensor | None = None,
-        group_names: Sequence[bytes] = (),
-    ) -> None:
-        self.pixels, self.sizes, self.starts, self.labels = pixels, sizes, starts, labels
-        self.names, self.file = names, file
-        self.groups, self.group_names = groups, group_names
-        # A split and its parts share their pixels, and the copies of these on other devices.
-        self._copies: WeakValueDictionary[torch.device, Tensor] = WeakValueDictionary()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def stored(self) -> str:
-        """Where the pixels are, in words."""
-        there = self.pixels.device.type
-        return "a file mapped into memory" if there == "cpu" else f"in memory ({there})"
-
-    def batches(
-        self, plan: Sequence[Tensor], epoch: int, cut: Cut, *, training: bool = False
-    ) -> Iterator[Batch]:
-        """Yields whole images, whatever `cut` is, padded with zeros to the batch's largest."""
-        device = self.pixels.device
-        pinned = device.type == "cpu" and torch.cuda.is_available()
-        for index in plan:
-            if self.file is not None and device.type == "cpu":
-                self.file.check()
-            sizes = self.sizes[index]
-            tall, wide = sizes.amax(0).tolist()
-            images = torch.zeros(
-                len(index), 3, tall, wide, dtype=torch.uint8, device=device, pin_memory=pinned
-            )
-            places = zip(images, self.starts[index].tolist(), sizes.tolist(), strict=True)
-            for there, start, (height, width) in places:
-                planes = self.pixels[start : start + 3 * height * width].view(3, height, width)
-                there[:, :height, :width] = planes
-            labels, places_in_split, sizes = (
-                column.to(device, non_blocking=True)
-                for column in (self.labels[index], index, sizes)
-            )
-            groups = None if self.groups is None else self.groups[index].to(device)
-            yield Batch(images, labels, places_in_split, epoch, sizes, groups)
-
-    def select(self, index: Tensor) -> "PackedImages":
-        """The images at `index`, as a split of their own; nothing is copied."""
-        return self._twin(self.pixels, index, self.labels[index])
-
-    def relabel(self, labels: Tensor) -> "PackedImages":
-        """The same images with other labels."""
-        return self._twin(self.pixels, torch.arange(len(labels)), labels)
-
-    def statistics(self) -> Statistics:
-        """Mean and standard deviation of photographs."""
-        return PHOTOGRAPHS
-
-    def content(self, place: int) -> bytes:
-        """The pixels of an image."""
-        start, (height, width) = int(self.starts[place]), self.sizes[place].tolist()
-        return self.pixels[start : start + 3 * height * width].cpu().numpy().tobytes()
-
-    def prepared(self, paper: Any, views: Any, workers: int) -> "PackedImages":
-        """The same images, whole: views are made on the device.
-
-        Raises:
-            UserError: the views' call takes no argument `sizes`.
-        """
-        call = views.forward if isinstance(views, nn.Module) else views
-        if not accepted(call, {"sizes": None}):
-            raise UserError(
-                f"data.views: packed images have many sizes, and {name_of(views)} takes no "
-                "argument 'sizes' (int64 [B, 2], height and width): give its call one, or "
-                "subclass SimCLRViews"
-            )
-        return self
-
-    def on(self, device: torch.device, room: float) -> "PackedImages":
-        """The same images on another device, once for all parts of a split.
-
-        Labels, sizes and plan stay on the CPU.
-        """
-        pixels = self._copies.get(device)
-        if self.pixels.device == device or (pixels is None and self.pixels.nbytes > room):
-            return self
-        if pixels is None:  # another part of the split has not copied them yet
-            pixels = self._copies[device] = self.pixels.to(device)
-        return self._twin(pixels, torch.arange(len(self)), self.labels)
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-    def _twin(self, pixels: Tensor, index: Tensor, labels: Tensor) -> "PackedImages":
-        names = None if self.names is None else [self.names[i] for i in index.tolist()]
-        starts = self.starts[index]
-        groups = None if self.groups is None else self.groups[index]
-        how = self.file, groups, self.group_names
-        twin = PackedImages(pixels, self.sizes[index], starts, labels, names, *how)
-        twin._copies = self._copies
-        return twin
 
 
 def save_pixels(file: BinaryIO, parts: Iterable[Tensor]) -> None:
@@ -235,7 +73,11 @@ def read_packed(root: Path) -> Raw:
     ends = (3 * sizes.prod(1)).cumsum(0)
     starts = ends - 3 * sizes.prod(1)
     pixels, file = _mapped(root / PIXELS, int(ends[-1])), MappedFile(root / PIXELS)
-    names = index["names"].tobytes().split(b"\0") if "names" in index else None
+    names = None
+    if "names" in index:
+        letters = index["names"]
+        zeros = np.append((letters == 0).nonzero()[0], len(letters))
+        names = Names(letters[letters != 0], zeros - np.arange(len(zeros)))
     groups = torch.from_numpy(index["groups"].astype(np.int64)) if "groups" in index else None
     found = index["group_names"].tobytes() if groups is not None else b""
     group_names = found.split(b"\0") if found else ()
@@ -248,7 +90,7 @@ def read_packed(root: Path) -> Raw:
             begin, end = int(starts[here][0]), int(ends[here][-1])
             splits[name] = PackedImages(
                 pixels[begin:end], sizes[here], starts[here] - begin, labels[here],
-                None if names is None else names[here], file,
+                None if names is None else names.at(np.arange(stop - count, stop)), file,
                 None if groups is None else groups[here], group_names,
             )  # fmt: skip
     return Raw(**splits, classes=tuple(map(str, index["classes"].tolist())))

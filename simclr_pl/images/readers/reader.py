@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,6 +130,25 @@ def classes_of(
         for known, where in parts
     ]
     return list(map(torch.from_numpy, places)), tuple(map(str, names))
+
+
+def with_classes(sources: Mapping[str, Source], classes: Any, what: str) -> Raw:
+    """The splits with their classes: the names that are given, else the numbers that are labels.
+
+    Args:
+        sources: by the splits' names.
+        classes: a sequence of names in the order of labels; anything else is none.
+        what: how the error calls the data set.
+
+    Raises:
+        UserError: as `classes_of`, without names.
+    """
+    if isinstance(classes, Sequence) and not isinstance(classes, str) and len(classes):
+        return Raw(**sources, classes=tuple(map(str, classes)))
+    labels = [source.labels.numpy(force=True) for source in sources.values()]
+    places, names = classes_of(labels, what)
+    placed = [source.relabel(of) for source, of in zip(sources.values(), places, strict=True)]
+    return Raw(**dict(zip(sources, placed, strict=True)), classes=names)
 
 
 def first_line(error: BaseException) -> str:

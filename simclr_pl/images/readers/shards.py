@@ -1,8 +1,7 @@
 """WebDataset's tar files as a data set: read by the places of their images, near or far."""
 
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -16,17 +15,20 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import Labels
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.lookup import Choice, construct, spelt_out
+from simclr_pl.images.files.formats import suffixes
+from simclr_pl.images.files.numeric import SUFFIXES
 from simclr_pl.images.hashes import hashes
-from simclr_pl.images.readers.encoded import LOOKED_AT, EncodedItems
+from simclr_pl.images.names import Names
+from simclr_pl.images.readers.encoded import EncodedItems, EncodedNumbers, check_channels, raw_of
 from simclr_pl.images.readers.folder import CALLED
-from simclr_pl.images.readers.items import of_items
 from simclr_pl.images.readers.reader import OPTION, SHARDS, Entry, Raw, classes_of, say_once
 from simclr_pl.images.shards.addresses import shards_at
-from simclr_pl.images.shards.index import Index, Names, index_of
+from simclr_pl.images.shards.index import Index
+from simclr_pl.images.shards.index_files import index_of
 from simclr_pl.images.shards.store import Range, Store, in_threads, make_room
 from simclr_pl.images.shards.transport import look
 from simclr_pl.images.workers.crops import Reading
-from simclr_pl.writing import printable
+from simclr_pl.writing import cache_folder, printable
 
 
 class Options(NamedTuple):
@@ -47,8 +49,8 @@ class Options(NamedTuple):
     @property
     def folder(self) -> Path:
         """The folder of the cache."""
-        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return Path(self.cache or f"{home}/simclr_pl/shards").expanduser().absolute()
+        given = self.cache and Path(self.cache).expanduser().absolute()
+        return given or cache_folder("shards")
 
 
 def shard_set(given: Any, labels: Labels, reading: Reading) -> Entry:
@@ -63,8 +65,7 @@ def shard_set(given: Any, labels: Labels, reading: Reading) -> Entry:
         UserError: an unknown argument, or one out of its range.
     """
     options: Options = construct(Choice(SHARDS, Options, spelt_out(given, OPTION)[1]), OPTION)
-    if options.channels not in (None, 1, 3):
-        raise UserError(f"{OPTION}.init_args.channels is {options.channels!r}, but must be 1 or 3")
+    check_channels(options.channels, reading)
     if not isinstance(options.cache_gb, int | float) or not options.cache_gb >= 0:
         raise UserError(
             f"{OPTION}.init_args.cache_gb is {options.cache_gb!r}, but must be 0 or more"
@@ -109,26 +110,22 @@ def _opened(root: str, options: Options) -> dict[str, Part]:
 
 
 def _read(root: str, options: Options, labels: Labels, reading: Reading) -> Raw:
+    suffix = "." + (options.image or "").rpartition(".")[2].lower()
+    if suffix in SUFFIXES - suffixes() and not reading.numbers:
+        raise UserError(
+            f"{OPTION}.init_args.image is {options.image}, and such files hold numbers: give "
+            "--data.range [LOW,HIGH], as in [0,4095], or auto"
+        )
     parts = _opened(root, options)
-    items = {
-        name: ShardImages(part, f"{SHARDS} {root} {name}", reading) for name, part in parts.items()
-    }
-    looked = items["train"].look()
-    channels = options.channels or looked
+    kind = ShardNumbers if reading.numbers else ShardImages
+    items = {name: kind(part, f"{SHARDS} {root} {name}", reading) for name, part in parts.items()}
     counts = ", ".join(f"{name} {len(of)}" for name, of in items.items())
     shards = sum(len(part.indexes) for part in parts.values())
     others = sum(index.others for part in parts.values() for index in part.indexes)
     left = f"; left out: {others} members that are no samples" if others else ""
     say_once(f"{root}: {shards} shards, images: {counts}{left}")
-    known, classes = dict[str, Tensor](), tuple[str, ...]()
-    if labels == "given":
-        known, classes = _labels(root, parts)
-    read = {}
-    for name, images in items.items():
-        images.channels = channels
-        none = torch.full((len(images),), UNLABELLED)
-        read[name] = of_items(images, known.get(name, none))
-    return Raw(**read, classes=classes)
+    known = _labels(root, parts) if labels == "given" else ({}, ())
+    return raw_of(items, options.channels, *known)
 
 
 def _labels(root: str, parts: dict[str, Part]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -179,7 +176,7 @@ class ShardImages(EncodedItems):
     @property
     def names(self) -> Sequence[bytes]:
         """Paths of the members, in the order of the images."""
-        return _Chosen(self.paths, self.places)
+        return self.paths.at(self.places)
 
     def name(self, place: int) -> str:
         """The image's shard and member, for errors."""
@@ -195,32 +192,13 @@ class ShardImages(EncodedItems):
         """Fetches the images at places of the split, many at a time."""
         self.store.ahead(self._range(number) for number in self.places[places].tolist())
 
-    def look(self) -> int:
-        """The channels of all images, of which some are fetched together."""
-        self.ahead(torch.linspace(0, len(self) - 1, min(LOOKED_AT, len(self))).long())
-        return super().look()
-
     def _range(self, number: int) -> Range:
         shard = int(np.searchsorted(self.first, number, "right")) - 1
         return Range(shard, int(self.offsets[number]), int(self.sizes[number]))
 
 
-class _Chosen(Sequence[bytes]):
-    """Names at places, without a list of them."""
-
-    def __init__(self, names: Names, places: Tensor) -> None:
-        self.chosen, self.places = names, places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return list(self.chosen.at(self.places[place].numpy()))
-        return self.chosen[int(self.places[place])]
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self.chosen.at(self.places.numpy())
+class ShardNumbers(EncodedNumbers, ShardImages):
+    """Images of one split's shards, as numbers."""
 
 
 def _names(indexes: Sequence[Index], stems: Sequence[str], what: str) -> Names:
@@ -239,9 +217,7 @@ def _names(indexes: Sequence[Index], stems: Sequence[str], what: str) -> Names:
         )
     say_once(f"{what}: shards use the same keys, so names begin with the shard's")
     return Names.of(
-        [
-            stem.encode(errors="surrogateescape") + b"/" + name
-            for stem, index in zip(stems, indexes, strict=True)
-            for name in index.names
-        ]
+        stem.encode(errors="surrogateescape") + b"/" + name
+        for stem, index in zip(stems, indexes, strict=True)
+        for name in index.names
     )

@@ -1,7 +1,7 @@
-"""Arrays on disk as a data set: .npy files, HDF5, zarr, named as MedMNIST names them.
+"""Arrays as a data set: .npz and .npy files, HDF5, zarr, named as MedMNIST names them.
 
-They are mapped or read item by item, never as a whole: they may be larger than memory. Those that
-fit are read once.
+All but .npz are mapped or read item by item, never as a whole: they may be larger than memory.
+Those that fit are read once.
 """
 
 import os
@@ -21,34 +21,49 @@ from simclr_pl.images.files.decode import BadImageError, DecodedImage, check_siz
 from simclr_pl.images.numbers.read import as_tensor
 from simclr_pl.images.numbers.sources import Numbers, counted_in
 from simclr_pl.images.readers.items import MEMORY_BYTES
-from simclr_pl.images.readers.npz import in_memory, of_arrays
+from simclr_pl.images.readers.npz import in_memory, load_arrays, of_arrays
 from simclr_pl.images.readers.reader import Raw
+from simclr_pl.images.workers.crops import Reading
 from simclr_pl.images.workers.images import WorkerImages
 
+KINDS = ("npz", "npy", "hdf5", "zarr")
 
-def read_stored(root: Path, kind: str) -> Raw:
-    """Reads arrays `train_images` `[N, H, W]` or `[N, H, W, C]`, `train_labels`; val and test too.
+
+def read_stored(root: Path, kind: str, reading: Reading | None = None) -> Raw:
+    """Reads arrays `train_images` `[N, H, W]` or `[N, H, W, C]`, `train_labels`, `train_groups`.
+
+    Those of val and test are read too; labels and groups may be missing. Images are uint8 or (with
+    a range) of other numbers, labels `[N]` or `[N, 1]`, groups `[N]` texts or whole numbers. The
+    classes are the numbers that occur as labels in any split.
 
     Args:
-        root: of `npy` the folder of the files (or one file, which is train's images); of `hdf5`
-            and `zarr` what the library opens.
-        kind: npy, hdf5 or zarr.
+        root: of `npy` the folder of the files (or one file, which is train's images); of `npz`,
+            `hdf5` and `zarr` what the library opens.
+        kind: one of `KINDS`.
+        reading: how images are read; arrays with numbers that are not finite are refused, or read
+            item by item, where bad images are skipped.
 
     Raises:
         UserError: nothing there; arrays that are missing or of another shape or kind.
     """
-    if not root.exists():
-        raise UserError(f"there is no {root}: give the file (of zarr the folder) as --data.root")
-    return of_arrays(_opened(root, kind), root, partial(_source, root, kind))
+    if not (root.is_file() if kind == "npz" else root.exists()):
+        what = f"there is no file {root}" if kind == "npz" else f"there is no {root}"
+        raise UserError(f"{what}: give the file (of npy and zarr the folder) as --data.root")
+    return of_arrays(_opened(root, kind), root, partial(_source, root, kind, reading or Reading()))
 
 
-def _source(root: Path, kind: str, name: str, array: Any, labels: Tensor) -> Source:
+def _source(
+    root: Path, kind: str, reading: Reading, name: str, array: Any, labels: Tensor
+) -> Source:
     size = int(np.prod(array.shape)) * array.dtype.itemsize
-    if size <= MEMORY_BYTES:
-        whole = np.asarray(array[...])
-        images = whole[:, None] if whole.ndim == 3 else whole.transpose(0, 3, 1, 2)
-        return in_memory(images, labels, f"{root}: {name}")
-    return StoredNumbers(root, kind, name, labels)
+    if kind != "npz" and size > MEMORY_BYTES:
+        return StoredNumbers(root, kind, name, labels)
+    try:
+        return in_memory(np.asarray(array[...]), labels, f"{root}: {name}")
+    except UserError:
+        if array.dtype.kind == "f" and reading.on_bad_image == "skip":
+            return StoredNumbers(root, kind, name, labels)
+        raise
 
 
 def _opened(root: Path, kind: str) -> Mapping[str, Any]:
@@ -57,6 +72,8 @@ def _opened(root: Path, kind: str) -> Mapping[str, Any]:
     Raises:
         UserError: they cannot be opened.
     """
+    if kind == "npz":
+        return load_arrays(root, "save it again with numpy.savez")
     try:
         if kind == "npy":
             files = {"train_images": root} if root.is_file() else _npy_files(root)
@@ -81,11 +98,11 @@ def _npy_files(root: Path) -> dict[str, Path]:
 
 
 class StoredNumbers(Numbers, WorkerImages):
-    """Images of an array on disk, read item by item by workers.
+    """Images of an array, read item by item by workers.
 
     Args:
         root: of the file or folder.
-        kind: npy, hdf5 or zarr.
+        kind: one of `KINDS`.
         key: the array's name.
         labels: `int64 [N]`, `UNLABELLED` where unknown.
     """
@@ -145,8 +162,8 @@ class StoredNumbers(Numbers, WorkerImages):
         return counted_in(self)
 
     def _array(self) -> Any:
-        """The array, opened in this process: handles of HDF5 don't survive a fork."""
-        if self._open is None or self._open[0] != os.getpid():
+        """The array, opened in this process: handles of HDF5 (npz has none) survive no fork."""
+        if self._open is None or (self.kind != "npz" and self._open[0] != os.getpid()):
             self._open = os.getpid(), _opened(self.root, self.kind)[self.key]
         return self._open[1]
 

@@ -1,11 +1,16 @@
-"""A manifest's table: a CSV or a parquet file, read to columns of text."""
+"""A manifest's table: a CSV or a parquet file, read to columns that ten million rows fit into."""
 
 import csv
 import os
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from simclr_pl.core.errors import UserError
+from simclr_pl.images.names import Array, Names
 from simclr_pl.images.readers.reader import first_line, say_once
 from simclr_pl.writing import printable
 
@@ -19,8 +24,44 @@ NAMED = 3
 """Columns, rows or files that a sentence names."""
 
 
-def read_table(path: Path) -> dict[str, list[str]]:
-    """The columns of a manifest that there are of `COLUMNS`, each as text; empty for nothing.
+class Words(NamedTuple):
+    """A column of texts, of which many are alike.
+
+    Attributes:
+        words: the different texts; an empty one is nothing.
+        codes: `int32 [N]`, which of them each row has.
+    """
+
+    words: list[str]
+    codes: Array
+
+    def rows(self) -> list[str]:
+        """The text of each row."""
+        return [self.words[code] for code in self.codes.tolist()]
+
+    def at(self, index: Array) -> "Words":
+        """The column's rows at `index`."""
+        return Words(self.words, self.codes[index])
+
+    def there(self) -> set[str]:
+        """The texts of all rows, without the empty one."""
+        return {self.words[code] for code in np.unique(self.codes)} - {""}
+
+
+class Table(NamedTuple):
+    """The columns of a manifest.
+
+    Attributes:
+        paths: of each row, as it is written.
+        words: the columns label, split and group, as far as they are there.
+    """
+
+    paths: Names
+    words: dict[str, Words]
+
+
+def read_table(path: Path) -> Table:
+    """The columns of a manifest that there are of `COLUMNS`; empty for nothing.
 
     A line names the columns that are not read.
 
@@ -39,17 +80,37 @@ def read_table(path: Path) -> dict[str, list[str]]:
         )
     parquet = path.suffix.lower() in PARQUET
     try:
-        columns = _of_parquet(path) if parquet else _of_csv(path)
+        table = _table(path, _of_parquet(path) if parquet else _of_csv(path))
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror or first_line(error)}): save it again"
         ) from error
-    if not columns["path"]:
+    if not table.paths:
         raise UserError(f"{path} has a header and no rows: write a row for each image")
-    for name, column in columns.items():
-        if any("\0" in value for value in column):
-            raise UserError(f"{path} has a zero byte in column {name}: save it again as text")
-    return columns
+    return table
+
+
+def _table(path: Path, read: Iterator[Sequence[Any]]) -> Table:
+    """The table of a header, which is read first, and of rows."""
+    wanted = next(read)
+    place = wanted.index("path")
+    others = {name: at for at, name in enumerate(wanted) if at != place}
+    letters, sizes = bytearray(), array("i")
+    known: dict[str, dict[str, int]] = {name: {} for name in others}
+    codes = {name: array("i") for name in others}
+    for row in read:
+        name = os.fsencode(row[place])
+        letters += name
+        sizes.append(len(name))
+        for column, at in others.items():
+            words = known[column]
+            codes[column].append(words.setdefault(row[at], len(words)))
+    broken = ["path"] * (b"\0" in letters)
+    broken += [column for column, words in known.items() if any("\0" in word for word in words)]
+    if broken:
+        raise UserError(f"{path} has a zero byte in column {broken[0]}: save it again as text")
+    of = {column: Words([*known[column]], np.frombuffer(codes[column], "i")) for column in others}
+    return Table(Names.joined(letters, sizes), of)
 
 
 def _check_header(path: Path, header: list[str]) -> list[str]:
@@ -74,13 +135,15 @@ def _check_header(path: Path, header: list[str]) -> list[str]:
     return [name for name in COLUMNS if name in header]
 
 
-def _of_csv(path: Path) -> dict[str, list[str]]:
+def _of_csv(path: Path) -> Iterator[Sequence[str]]:
+    """The names of the columns that are read, and then their texts, row by row."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = [name.strip() for name in next(reader, [])]
-            wanted = [(name, header.index(name)) for name in _check_header(path, header)]
-            columns: dict[str, list[str]] = {name: [] for name, _ in wanted}
+            wanted = _check_header(path, header)
+            yield wanted
+            places = [header.index(name) for name in wanted]
             for row in reader:
                 if not row:  # an empty line
                     continue
@@ -89,8 +152,7 @@ def _of_csv(path: Path) -> dict[str, list[str]]:
                         f"{path}, line {reader.line_num}: {len(row)} columns, and the header has "
                         f"{len(header)}: put a path with a comma into double quotes"
                     )
-                for name, place in wanted:
-                    columns[name].append(row[place])
+                yield [row[place] for place in places]
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is no text in UTF-8 ({error.reason}): save it as CSV in UTF-8, or as parquet "
@@ -100,10 +162,10 @@ def _of_csv(path: Path) -> dict[str, list[str]]:
         raise UserError(
             f"{path}, line {reader.line_num}: no CSV ({first_line(error)}): save it again"
         ) from error
-    return columns
 
 
-def _of_parquet(path: Path) -> dict[str, list[str]]:
+def _of_parquet(path: Path) -> Iterator[Sequence[str]]:
+    """As `_of_csv`."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -114,18 +176,19 @@ def _of_parquet(path: Path) -> dict[str, list[str]]:
         ) from None
     try:
         with pq.ParquetFile(path) as file:
-            wanted = _check_header(path, file.schema_arrow.names)
-            table = file.read(columns=wanted)
+            schema = file.schema_arrow
+            wanted = _check_header(path, schema.names)
+            yield wanted
+            for name in wanted:
+                if pa.types.is_nested(schema.field(name).type):
+                    raise UserError(f"{path}: column {name} holds lists or records: give it text")
+            for batch in file.iter_batches(columns=wanted):
+                columns = [map(_text, batch.column(name).to_pylist()) for name in wanted]
+                yield from zip(*columns, strict=True)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path} is no parquet file that can be read ({first_line(error)}): save it again"
         ) from error
-    columns = {}
-    for name in wanted:
-        if pa.types.is_nested(table.schema.field(name).type):
-            raise UserError(f"{path}: column {name} holds lists or records: give it text")
-        columns[name] = list(map(_text, table[name].to_pylist()))
-    return columns
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,6 @@ import inspect
 import re
 import tempfile
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,9 @@ from simclr_pl.images.readers.reader import (
     Entry,
     InLibrary,
     Raw,
-    classes_of,
     first_line,
     say_once,
+    with_classes,
 )
 from simclr_pl.images.workers.crops import Reading
 
@@ -57,6 +56,9 @@ _CALLED = {
     "test": ("test",),
 }
 """Values of the argument `split`, the best first."""
+
+_OTHER_LABELS = {"binary-category": ("_bin_labels", "bin_classes")}
+"""Attributes with the labels and the classes of arguments `target_...`: of OxfordIIITPet's."""
 
 Splits = dict[str, dict[str, Any]]
 """A class's arguments for each split."""
@@ -123,7 +125,15 @@ class _Set:
         # A class whose default is no loader has gray images (Omniglot), or may have.
         may_be_gray = "loader" in self.known and self.known["loader"].default is None
         channels = None if may_be_gray else 3
-        return _read(made, self.given, self.labels, self.reading, channels)
+        return _read(made, self.given, self.labels, self.reading, channels, self._target())
+
+    def _target(self) -> str | None:
+        """The labels that arguments ask for; `None` for those that the class has by default."""
+        for key, value in self.given.args.items():
+            default = self.known[key].default
+            if key.startswith("target_") and value not in (default, [default], (default,)):
+                return ",".join(value) if isinstance(value, list | tuple) else str(value)
+        return None
 
     def there(self, root: Path) -> bool:
         """Whether the files of all splits are there, as far as the class looks."""
@@ -186,7 +196,7 @@ def _parameters(found: Any) -> dict[str, inspect.Parameter]:
 
 def _splits(given: InLibrary, found: Any, known: dict[str, inspect.Parameter]) -> Splits:
     """A class's arguments for each split that is used; a line names the others."""
-    if "train" in known and "train" not in given.args:
+    if "train" in known and not {"train", "what"} & given.args.keys():  # QMNIST's own splits
         return {"train": {"train": True}, "test": {"train": False}}
     if given.name in _SPLITS:
         splits = _SPLITS[given.name]
@@ -227,7 +237,12 @@ def _values_of_split(found: Any, given: InLibrary) -> list[str]:
 
 
 def _read(
-    made: dict[str, Any], given: InLibrary, labels: Labels, reading: Reading, channels: int | None
+    made: dict[str, Any],
+    given: InLibrary,
+    labels: Labels,
+    reading: Reading,
+    channels: int | None,
+    target: str | None,
 ) -> Raw:
     """The sources of datasets of files, of so many channels, or of Pillow images."""
     sources = {}
@@ -237,15 +252,13 @@ def _read(
             looked = items.look()
             channels = items.channels = channels or looked
         none = torch.full((len(items),), UNLABELLED)
-        known = none if labels == "none" else _labels_of(dataset, items)
-        sources[part] = of_items(items, known)
-    names = getattr(made["train"], "classes", getattr(made["train"], "categories", None))
-    if isinstance(names, Sequence) and not isinstance(names, str) and len(names):
-        return Raw(**sources, classes=tuple(map(str, names)))
-    found = [source.labels.numpy(force=True) for source in sources.values()]
-    places, classes = classes_of(found, f"{OPTION}: {given}")
-    placed = [source.relabel(of) for source, of in zip(sources.values(), places, strict=True)]
-    return Raw(**dict(zip(sources, placed, strict=True)), classes=classes)
+        known = none if labels == "none" else _labels_of(dataset, items, target)
+        sources[part] = of_items(items, known, declared=False)
+    train, (_, other) = made["train"], _OTHER_LABELS.get(target or "", ("", ""))
+    names = getattr(train, other, None)
+    if target is None:
+        names = getattr(train, "classes", getattr(train, "categories", None))
+    return with_classes(sources, names, f"{OPTION}: {given}")
 
 
 def _items_of(dataset: Any, what: str, reading: Reading) -> DatasetImages:
@@ -257,12 +270,16 @@ def _items_of(dataset: Any, what: str, reading: Reading) -> DatasetImages:
     return DatasetImages(dataset, what, reading)
 
 
-def _labels_of(dataset: Any, items: DatasetImages) -> Tensor | None:
+def _labels_of(dataset: Any, items: DatasetImages, target: str | None) -> Tensor | None:
     """Labels `int64 [N]` that a class keeps in memory; `None` where images have to be read."""
-    for name in ("targets", "labels", "_labels", "y"):
+    pairs_kept = ["samples", "_samples", "imgs", "_flat_character_images"]
+    kept = ["targets", "labels", "_labels", "y"]
+    if target is not None:  # these may be other labels than those of the items
+        kept, pairs_kept = list(_OTHER_LABELS.get(target, ())[:1]), []
+    for name in kept:
         if (found := _whole(getattr(dataset, name, None), len(dataset))) is not None:
             return found
-    for name in ("samples", "_samples", "imgs", "_flat_character_images"):
+    for name in pairs_kept:
         pairs = getattr(dataset, name, None)
         if isinstance(pairs, list) and all(isinstance(p, tuple) and len(p) == 2 for p in pairs):
             found = _whole([label for _, label in pairs], len(dataset))

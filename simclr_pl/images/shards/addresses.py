@@ -9,6 +9,15 @@ from simclr_pl.core.errors import UserError
 from simclr_pl.images.shards.transport import attempt, is_remote, path_in, system_of
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
+COMPRESSED = (
+    "{} is compressed, so that no image can be read by its place: unpack the shard (images are "
+    "compressed already), and give the .tar"
+)
+"""What is said of such a shard."""
+
+INDEX = ".index"
+"""Suffix of the index beside a shard."""
+
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 
 
@@ -29,10 +38,7 @@ def shards_at(root: str, called: dict[str, set[str]]) -> dict[str, list[str]]:
     found = [each for pattern in _spelt_out(root) for each in _matching(pattern)]
     packed = next((each for each in found if each.endswith(_COMPRESSED)), None)
     if packed is not None:
-        raise UserError(
-            f"{packed} is compressed, so that no image can be read by its place: unpack the shard "
-            "(images are compressed already), and give the .tar"
-        )
+        raise UserError(COMPRESSED.format(packed))
     if not found:
         raise UserError(f"{root} has no .tar file: give shards, or their folder, as --data.root")
     twice = [each for each, count in Counter(found).items() if count > 1]
@@ -94,6 +100,7 @@ def _matching(pattern: str) -> list[str]:
         return [str(path)]
     relative = path.relative_to(path.anchor)
     found = sorted(map(str, Path(path.anchor).glob(str(relative)))) if "*" in pattern else []
+    found = [each for each in found if not each.endswith(INDEX)]
     if not found:
         raise UserError(f"there is no shard {path}: give shards, or their folder, as --data.root")
     return found

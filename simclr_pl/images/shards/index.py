@@ -1,24 +1,26 @@
-"""Where the images of a tar file are: its index, which is written once and kept in a file."""
+"""Where the images of a tar file are: its index, made by a walk over the headers of its members."""
 
 import hashlib
 import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from collections.abc import Iterator
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from simclr_pl.core.errors import UserError
+from simclr_pl.images.names import Array, Names
+from simclr_pl.images.shards.addresses import COMPRESSED
 from simclr_pl.images.shards.transport import Shard, fetch, is_remote
-from simclr_pl.writing import make_folder, printable, whole
+from simclr_pl.writing import printable
 
-Array = np.ndarray[Any, Any]
+HEADER = 512
+"""Bytes of a member's header, which lies right before its content."""
 
-FORMAT = 1
-"""Version of an index file; another one is written anew."""
+TAIL = 2**16
+"""Bytes by which a shard is known again."""
 
 WINDOW = 2**20
 """Bytes that are read at once from an address, to find headers in."""
@@ -31,51 +33,8 @@ IMAGES = frozenset(
 )
 """Suffixes of images."""
 
-_MANY = 2**16
-"""Names whose places are worked out at a time."""
-
 _MEMBER = re.compile(r"((?:.*/)?[^./][^/.]*)\.([^/]+)")
 """A member's key and suffix, as WebDataset splits them: at the first dot of the file's name."""
-
-
-class Names(Sequence[bytes]):
-    """Names in one buffer: about as many bytes as letters.
-
-    Args:
-        letters: `uint8`, all names, one behind the other.
-        ends: `int64 [N]`, where each name ends.
-    """
-
-    def __init__(self, letters: Array, ends: Array) -> None:
-        self.letters, self.ends = letters, ends
-
-    @classmethod
-    def of(cls, names: Sequence[bytes]) -> Self:
-        """The same names."""
-        ends = np.cumsum([len(name) for name in names], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(names), np.uint8), ends)
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return list(self.at(np.arange(len(self))[place]))
-        if not 0 <= place < len(self):
-            raise IndexError(place)
-        return self.letters[self.ends[place - 1] if place else 0 : self.ends[place]].tobytes()
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self.at(np.arange(len(self)))
-
-    def at(self, places: Array) -> Iterator[bytes]:
-        """The names at places, without a list of them."""
-        letters = self.letters.data
-        for first in range(0, len(places), _MANY):
-            some = places[first : first + _MANY]
-            starts = np.where(some > 0, self.ends[some - 1], 0)
-            for start, end in zip(starts.tolist(), self.ends[some].tolist(), strict=True):
-                yield bytes(letters[start:end])
 
 
 class Index(NamedTuple):
@@ -88,6 +47,7 @@ class Index(NamedTuple):
         words: the labels that occur.
         names: paths of the members in the tar file.
         others: members that belong to no sample.
+        tail: digest of the bytes in `tail_of`, by which the shard is known again elsewhere.
     """
 
     offsets: Array
@@ -96,66 +56,7 @@ class Index(NamedTuple):
     words: tuple[str, ...]
     names: Names
     others: int
-
-
-def index_of(shard: Shard, image: str | None, cache: Path) -> Index:
-    """A shard's index: from its file, or made and written.
-
-    Args:
-        shard: the tar file as it is now; an index of another state is made anew.
-        image: suffix of the images, where samples have several.
-        cache: folder for indexes of shards at addresses, or in folders that cannot be written.
-
-    Raises:
-        UserError: the shard is cut off, no tar file, has a sample without an image or with several.
-    """
-    mark = json.dumps([FORMAT, shard.size, shard.stamp, image])
-    digest = hashlib.sha256(shard.address.encode(errors="surrogateescape")).hexdigest()[:32]
-    far = cache / "index" / f"{digest}.index"
-    files = [far] if is_remote(shard.address) else [Path(f"{shard.address}.index"), far]
-    for file in files:
-        found = _loaded(file, mark)
-        if found is not None:
-            return found
-    try:
-        made = _scanned(shard, image)
-    except OSError as error:
-        raise UserError(f"{shard.address} cannot be read ({error.strerror or error})") from error
-    for file in files:
-        try:
-            make_folder(file.parent, "--data.dataset.cache")
-            _save(file, mark, made)
-            break
-        except UserError:
-            if file == files[-1]:
-                raise
-    return made
-
-
-def _save(file: Path, mark: str, index: Index) -> None:
-    with whole(file, "--data.dataset.cache") as out:
-        np.savez(
-            out, mark=np.array(mark), offsets=index.offsets, sizes=index.sizes, codes=index.codes,
-            words=np.array(json.dumps(index.words)), letters=index.names.letters,
-            ends=index.names.ends, others=np.array(index.others),
-        )  # fmt: skip
-
-
-def _loaded(file: Path, mark: str) -> Index | None:
-    """An index from its file; `None` where there is none of this state of the shard."""
-    try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as got:
-            if got["mark"].item() != mark:
-                return None
-            words = tuple(json.loads(got["words"].item()))
-            names = Names(got["letters"], got["ends"])
-            others = int(got["others"])
-            return Index(got["offsets"], got["sizes"], got["codes"], words, names, others)
-    except Exception:  # not there, or broken: NumPy and zipfile raise anything
-        return None
-
-
-# Making an index ----------------------------------------------------------------------------------
+    tail: bytes
 
 
 class _Window(io.RawIOBase):
@@ -190,7 +91,17 @@ class _Window(io.RawIOBase):
         return self.held[at : at + size]
 
 
-def _scanned(shard: Shard, image: str | None) -> Index:
+def scanned(shard: Shard, image: str | None) -> Index:
+    """A shard's index, made.
+
+    Args:
+        shard: the tar file.
+        image: suffix of the images, where samples have several.
+
+    Raises:
+        UserError: see `index_of`.
+        OSError: the file cannot be read.
+    """
     if shard.size == 0:
         raise UserError(f"{shard.address} is empty: write or copy the shard again")
     file: IO[bytes] = (
@@ -199,14 +110,20 @@ def _scanned(shard: Shard, image: str | None) -> Index:
         else open(shard.address, "rb")  # noqa: PTH123, SIM115 - closed below
     )
     with file:
-        begin = file.read(512)
+        begin = file.read(HEADER)
         if begin[:2] == b"\x1f\x8b" or begin[:3] == b"BZh" or begin[:6] == b"\xfd7zXZ\0":
-            raise UserError(
-                f"{shard.address} is compressed, so that no image can be read by its place: unpack "
-                "the shard (images are compressed already)"
-            )
+            raise UserError(COMPRESSED.format(shard.address))
         file.seek(0)
-        return _Samples(shard.address, image).read(file)
+        index = _Samples(shard.address, image).read(file)
+        start, size = tail_of(shard, index)
+        file.seek(start)
+        return index._replace(tail=hashlib.sha256(file.read(size)).digest())
+
+
+def tail_of(shard: Shard, index: Index) -> tuple[int, int]:
+    """The first byte and the number of bytes from the last image's header on, `TAIL` at most."""
+    start = int(index.offsets[-1]) - HEADER
+    return start, min(TAIL, shard.size - start)
 
 
 class _Samples:
@@ -250,6 +167,7 @@ class _Samples:
             tuple(words),
             Names.of(self.names),
             self.others,
+            b"",
         )
 
     def _members(self, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
@@ -264,8 +182,8 @@ class _Samples:
                     yield member
                 file.seek(tar.offset)
                 # (tarfile takes a broken header, or a hole of zeros, for the end.)
-                rest = file.read(512)
-                if rest != bytes(512):
+                rest = file.read(HEADER)
+                if rest != bytes(HEADER):
                     raise UserError(cut)
                 while rest:
                     if rest.strip(b"\0"):
@@ -288,7 +206,10 @@ class _Samples:
             images = [suffix for suffix in sample if suffix == self.image]
         has = ", ".join(f".{printable(suffix)}" for suffix in sample)
         if not images:
-            raise UserError(f"{named} has no image, but {has}: take it out of the shard")
+            raise UserError(
+                f"{named} has no image, but {has}: take it out of the shard, or give the suffix of "
+                "its image as --data.dataset.image (npy and the like need a --data.range, too)"
+            )
         if len(images) > 1:
             raise UserError(
                 f"{named} has several images ({has}): give the suffix of those to train on, as in "

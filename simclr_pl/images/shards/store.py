@@ -76,9 +76,13 @@ class Store:
             return self._local(wanted)
         if not self.kept[wanted.shard]:
             return fetch(shard, wanted.start, wanted.size)
-        held = b"".join(self._block(wanted.shard, block) for block in _blocks(wanted))
-        skipped = wanted.start % BLOCK
-        return held[skipped : skipped + wanted.size]
+        end = wanted.start + wanted.size
+        return b"".join(
+            self._block(
+                wanted.shard, block, max(wanted.start - block * BLOCK, 0), end - block * BLOCK
+            )
+            for block in _blocks(wanted)
+        )
 
     def ahead(self, wanted: Iterable[Range]) -> None:
         """Fetches what is going to be read next, many ranges at a time.
@@ -96,7 +100,7 @@ class Store:
             return
         with ThreadPoolExecutor(THREADS) as pool:
             # (Blocks lie on the disk then: none of them is held in memory meanwhile.)
-            done = [pool.submit(lambda at: len(self._block(*at)), each) for each in missing]
+            done = [pool.submit(self._block, *each, 0, 0) for each in missing]
             got = pool.map(
                 lambda each: fetch(self.shards[each.shard], each.start, each.size), single
             )
@@ -116,14 +120,20 @@ class Store:
     def _path(self, number: int, block: int) -> Path:
         return self.cache / self.kept[number] / str(block)
 
-    def _block(self, number: int, block: int) -> bytes:
-        """A block of a shard, from the cache, or else fetched and kept."""
+    def _block(self, number: int, block: int, start: int, end: int) -> bytes:
+        """Bytes of a shard's block, from the cache; a block that is not there is fetched and kept.
+
+        Args:
+            number: of the shard.
+            block: its number.
+            start: the first byte, from the block's begin.
+            end: behind the last one; beyond the block, all of them are meant.
+        """
         path, shard = self._path(number, block), self.shards[number]
         size = min(BLOCK, shard.size - block * BLOCK)
-        with suppress(OSError):
-            held = path.read_bytes()
-            if len(held) == size:
-                return held
+        with suppress(OSError), path.open("rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size == size:
+                return os.pread(file.fileno(), min(end, size) - start, start)
         held = fetch(shard, block * BLOCK, size)
         unfinished = beside(path)
         try:
@@ -135,7 +145,7 @@ class Store:
                 unfinished.unlink(missing_ok=True)
             if not isinstance(error, FileNotFoundError):  # another run has made room
                 raise cannot_write(path, error, "--data.dataset.cache") from error
-        return held
+        return held[start:end]
 
     def _local(self, wanted: Range) -> bytes:
         shard = self.shards[wanted.shard]

@@ -1,12 +1,16 @@
 """Bytes of shards, by range, from a disk or any address that fsspec knows; with retries."""
 
+import base64
 import os
 import random
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from simclr_pl.core.errors import UserError, in_one_line
+from simclr_pl.passwords import password_for
 
 TRIES = 6
 """Times that a request is made before a run ends."""
@@ -19,7 +23,7 @@ TIMEOUT_S = 60.0
 
 T = TypeVar("T")
 
-_systems: dict[tuple[int, str], Any] = {}
+_systems: dict[tuple[int, str, str], Any] = {}
 
 
 class Shard(NamedTuple):
@@ -51,8 +55,9 @@ def system_of(address: str) -> Any:
     Raises:
         UserError: an unknown kind of address, or one whose package is missing.
     """
-    protocol = address.partition("://")[0]
-    if (os.getpid(), protocol) not in _systems:
+    protocol, server = address.split("://", 1)[0], urlsplit(address).netloc
+    key = os.getpid(), protocol, server if protocol in ("http", "https") else ""
+    if key not in _systems:
         import fsspec
 
         try:
@@ -66,11 +71,26 @@ def system_of(address: str) -> Any:
             raise UserError(f"{address} needs a package that is not here: {remedy}") from error
         how: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
         if protocol in ("http", "https"):
-            import aiohttp
+            how["client_kwargs"] = _session(urlsplit(address))
+        _systems[key] = kind(**how)
+    return _systems[key]
 
-            how["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=TIMEOUT_S)}
-        _systems[os.getpid(), protocol] = kind(**how)
-    return _systems[os.getpid(), protocol]
+
+def _session(address: SplitResult) -> dict[str, Any]:
+    """How HTTP asks a server: with the password of the netrc file, through the user's proxy.
+
+    aiohttp's `trust_env` would look for both anew for each request.
+    """
+    import aiohttp
+
+    how: dict[str, Any] = {"timeout": aiohttp.ClientTimeout(total=TIMEOUT_S)}
+    host = address.hostname or ""
+    if not proxy_bypass(host):
+        how["proxy"] = getproxies().get(address.scheme)
+    if "@" not in address.netloc and (known := password_for(host)):
+        coded = base64.b64encode(":".join(known).encode()).decode()
+        how["headers"] = {"Authorization": f"Basic {coded}"}
+    return how
 
 
 def path_in(address: str) -> str:
@@ -120,7 +140,10 @@ def _for_good(error: Exception) -> str:
     if isinstance(answer := getattr(cause, "response", None), dict):  # botocore's
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if status in (401, 403) or isinstance(error, PermissionError) or "Credential" in repr(cause):
-        return "the server wants to know who asks: give credentials (of S3 in AWS_PROFILE, say)"
+        return (
+            "the server wants to know who asks: give credentials (of HTTP in ~/.netrc, of S3 in "
+            "AWS_PROFILE, say)"
+        )
     if isinstance(cause, FileNotFoundError) or status in (404, 410):
         return "there is nothing at this address"
     if status == 416:

@@ -15,15 +15,12 @@ from simclr_pl.core.errors import check
 from simclr_pl.core.randomness import uniform
 from simclr_pl.core.views.crop import CLEAN_SHARE, centre_boxes
 from simclr_pl.core.views.parameters import ViewParameters
-from simclr_pl.core.views.simclr import SimCLRViews
+from simclr_pl.core.views.simclr import SCALE, SimCLRViews
 from simclr_pl.images.views.orient import reoriented, shifted
 from simclr_pl.images.views.turn import hulls, inside_hulls, largest_share, turned
 
 STREAM = 0x6D6F7265
 """Apart from the paper's draws, which are those of streams 0, 1, ...: none of them moves."""
-
-SCALE = (0.08, 1.0)
-"""The crop's area unless it is given."""
 
 THRESHOLD = 0.5
 """Pixels at least as bright are inverted where a view is solarised (BYOL: 128 of 255)."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from simclr_pl.core.batch import Batch, Cut
-from simclr_pl.core.data.sources import MAX_PIXELS, OnBadImage, Statistics
+from simclr_pl.core.data.sources import MAX_PIXELS, OnBadImage, Pages, Statistics
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.randomness import epoch_order
 from simclr_pl.core.views.crop import CLEAN_SHARE, centre_boxes
@@ -22,6 +22,9 @@ PHOTOGRAPHS = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CHUNK = 32
 """Images that a worker holds at a time."""
 
+Places = np.ndarray[Any, np.dtype[np.int64]]
+"""Of a batch's images in their split."""
+
 
 class Reading(NamedTuple):
     """How images are read.
@@ -30,11 +33,13 @@ class Reading(NamedTuple):
         on_bad_image: whether an image that cannot be read is an error, or is stepped over.
         max_pixels: larger images count as images that cannot be read.
         numbers: whether images are numbers of any depth, since a range is given.
+        pages: what the pages of a file are, where it has several.
     """
 
     on_bad_image: OnBadImage = "error"
     max_pixels: int = MAX_PIXELS
     numbers: bool = False
+    pages: Pages | None = None
 
 
 class Opened(Protocol):
@@ -91,6 +96,25 @@ class Read(NamedTuple):
     bad: list[tuple[str | Path, str]]
 
 
+class Work:
+    """Reads batches of images, cut as is wanted of each.
+
+    Args:
+        images: the N images.
+        views: the paper's views, which give boxes and the seed.
+    """
+
+    def __init__(self, images: Images, views: SimCLRViews) -> None:
+        self.images, self.views = images, views
+        self._crops: dict[tuple[Cut, bool], Crops] = {}
+
+    def __call__(self, places: Places, cut: Cut, training: bool, epoch: int) -> Read:
+        """Reads one batch; see `Crops`."""
+        if (cut, training) not in self._crops:
+            self._crops[cut, training] = Crops(self.images, self.views, cut, training=training)
+        return self._crops[cut, training].read(places, epoch)
+
+
 class Crops:
     """Opens the images of a batch and cuts the views, the clean image, or both from each.
 
@@ -113,16 +137,16 @@ class Crops:
         self.kinds, self.side = kinds(cut, views.count), side_of(views, cut)
         self._order: tuple[int, Tensor] | None = None
 
-    def read(self, asked: tuple[int, np.ndarray[Any, np.dtype[np.int64]]]) -> Read:
+    def read(self, places: Places, epoch: int) -> Read:
         """Reads one batch.
 
         Args:
-            asked: the epoch, and `int64 [B]`, places of the images in the split.
+            places: `int64 [B]`, of the images in the split.
+            epoch: that the views are of.
 
         Raises:
             UserError: an image that cannot be read, where that is an error; or all of them.
         """
-        epoch, places = asked
         index = torch.tensor(places)
         shape = (sum(self.kinds), self.images.channels, self.side, self.side)
         crops = torch.empty(len(index), *shape, dtype=self.images.pixel_dtype)

@@ -1,25 +1,31 @@
 """Sources whose images worker processes read: files, and the items of a Dataset."""
 
 import copy
-import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from simclr_pl.core.batch import Batch, Cut
 from simclr_pl.core.data.sources import MAX_PIXELS, Statistics
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.views.simclr import SimCLRViews
 from simclr_pl.images.files.decode import EncodedImage
-from simclr_pl.images.workers.crops import PHOTOGRAPHS, Crops, Opened, Read, Reading, kinds, side_of
-from simclr_pl.images.workers.processes import batches_of, check_room, end_workers, loader_of
+from simclr_pl.images.names import Names, Paths
+from simclr_pl.images.workers.crops import PHOTOGRAPHS, Opened, Reading, Work, kinds, side_of
+from simclr_pl.images.workers.pool import Pass, Pool, shared_pool
+from simclr_pl.images.workers.room import batches_ahead
 from simclr_pl.images.workers.unreadable import Unreadable
+
+TOGETHER = 64
+"""Images that are fetched together where they are read one by one."""
+
+Following = Callable[[], tuple[Sequence[Tensor], int]]
+"""Gives the plan of an epoch, and the epoch."""
 
 
 class WorkerImages(ABC):
@@ -50,7 +56,10 @@ class WorkerImages(ABC):
         self.labels = labels
         self.views: SimCLRViews | None = None
         self.workers = 0
-        self._loaders: dict[tuple[Cut, bool], tuple[list[Any], DataLoader[Read]]] = {}
+        self._pool: Pool | None = None
+        self._number = 0
+        self._ahead: dict[Cut, int] = {}
+        self._following: Following | None = None
         self._missing = 0
 
     def __len__(self) -> int:
@@ -106,7 +115,23 @@ class WorkerImages(ABC):
             )
         twin = self.relabel(self.labels)
         twin.views, twin.workers = paper, workers
+        # All splits are prepared for the same views, and share workers.
+        twin._pool = shared_pool(paper, workers)
+        twin._number = twin._pool.join(twin)
         return twin
+
+    def work(self) -> Work:
+        """What workers do: they read a batch."""
+        assert self.views is not None
+        return Work(self.relabel(self.labels), self.views)
+
+    def expect(self, following: Following) -> None:
+        """Hears what training will ask for behind the epoch that it asks for next.
+
+        Args:
+            following: gives plan and epoch, as `batches` takes them.
+        """
+        self._following = following
 
     def batches(
         self, plan: Sequence[Tensor], epoch: int, cut: Cut, *, training: bool = False
@@ -116,20 +141,17 @@ class WorkerImages(ABC):
         Where images that cannot be read are stepped over, other images take their rows in training;
         in evaluation a batch has fewer rows, and perhaps none.
         """
-        if (cut, training) not in self._loaders:
-            if self.views is None:
-                raise ValueError("call prepared before asking for batches")
-            crop = self.channels * side_of(self.views, cut) ** 2 * self.pixel_dtype.itemsize
-            largest = max(map(len, plan), default=0) * sum(kinds(cut, self.views.count)) * crop
-            check_room(largest, self.workers, len(plan))
-            crops = Crops(self.relabel(self.labels), self.views, cut, training=training)
-            asked = list[Any]()
-            loader = loader_of(crops.read, asked, self.workers, pinned=torch.cuda.is_available())
-            self._loaders[cut, training] = asked, loader
-        asked, loader = self._loaders[cut, training]
-        asked[:] = [(epoch, index.numpy()) for index in plan]
+        if self.views is None or self._pool is None:
+            raise ValueError("call prepared before asking for batches")
+        if cut not in self._ahead:
+            largest = self.batch_bytes(max(map(len, plan), default=0), cut)
+            self._ahead[cut] = batches_ahead(largest, self.workers, len(plan))
+        asked = Pass(self._number, plan, cut, training, epoch, most_ahead=self._ahead[cut])
+        if training and self._following is not None:
+            asked.after = _following(self._following, asked)
+            self._following = None
         missing = 0
-        for done, read in enumerate(batches_of(loader), 1):
+        for done, read in enumerate(self._pool.results(asked), 1):
             for path, why in read.bad:
                 if self.unreadable is not None:
                     self.unreadable.add(path, why)
@@ -137,6 +159,12 @@ class WorkerImages(ABC):
             if done == len(plan):  # now, since a caller may not ask for a batch behind the last
                 self._say_missing(missing, sum(map(len, plan)))
             yield read.batch
+
+    def batch_bytes(self, images: int, cut: Cut) -> int:
+        """The size of a batch of so many images."""
+        assert self.views is not None
+        crop = self.channels * side_of(self.views, cut) ** 2 * self.pixel_dtype.itemsize
+        return images * sum(kinds(cut, self.views.count)) * crop
 
     def _say_missing(self, missing: int, images: int) -> None:
         """Prints how many images an evaluation has left out, where the number has changed."""
@@ -151,10 +179,10 @@ class WorkerImages(ABC):
         return self
 
     def close(self) -> None:
-        """Ends the worker processes; the next batches start new ones."""
-        for _, loader in self._loaders.values():
-            end_workers(loader)
-        self._loaders.clear()
+        """Ends the worker processes, once no split needs them; the next batches start new ones."""
+        if self._pool is not None:
+            self._pool.close(self._number)
+        self._ahead.clear()
 
     def select(self, index: Tensor) -> Self:
         """The images at `index`, as a split of their own."""
@@ -170,48 +198,62 @@ class WorkerImages(ABC):
         return twin
 
 
+def _following(following: Following, asked: Pass) -> Callable[[], Pass]:
+    """What gives the pass behind another one, of the same images."""
+    member, (cut, training, _) = asked.member, asked.how
+
+    def after() -> Pass:
+        plan, epoch = following()
+        return Pass(member, plan, cut, training, epoch)
+
+    return after
+
+
+def one_by_one(source: object, places: Sequence[int]) -> Iterator[int]:
+    """Yields the places of images that are read one by one; far ones are fetched together.
+
+    Raises:
+        UserError: images that cannot be fetched.
+    """
+    for first in range(0, len(places), TOGETHER):
+        some = places[first : first + TOGETHER]
+        if isinstance(source, WorkerImages):
+            source.ahead(torch.tensor(some))
+        yield from some
+
+
 class ImageFiles(WorkerImages):
     """Image files, decoded to RGB by worker processes.
 
     Args:
         paths: the files.
         labels: `int64 [N]`, `UNLABELLED` where unknown.
-        root: folder of the split, which holds all files; without it images have no names.
-        names: of the images, where they are not the paths below `root`.
+        names: of the images; `None` without names.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        labels: Tensor,
-        root: Path | None = None,
-        names: Sequence[bytes] | None = None,
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], labels: Tensor, names: Names | None = None) -> None:
         super().__init__(labels)
-        self.paths, self.root, self.given = list(paths), root, names
+        self.paths, self.given = Paths.of(paths), names
 
     @property
     def names(self) -> Sequence[bytes] | None:
-        """As they were given, or paths below `root`; `None` without either."""
-        if self.given is not None or self.root is None:
-            return self.given
-        start = len(self.root.parts)
-        return [os.fsencode("/".join(path.parts[start:])) for path in self.paths]
+        """As they were given."""
+        return self.given
 
     def name(self, place: int) -> Path:
         """The file's path."""
-        return self.paths[place]
+        path: Path = self.paths[place]
+        return path
 
     def content(self, place: int) -> bytes:
         """The file's bytes."""
-        return self.paths[place].read_bytes()
+        return self.name(place).read_bytes()
 
     def open(self, place: int, max_pixels: int = MAX_PIXELS) -> EncodedImage:
         """Reads a file and its header."""
-        return EncodedImage(self.paths[place], max_pixels)
+        return EncodedImage(self.name(place), max_pixels)
 
     def keep(self, index: Tensor) -> None:
         """Keeps the paths at `index` alone."""
-        places = index.tolist()
-        self.paths = [self.paths[i] for i in places]
-        self.given = self.given and [self.given[i] for i in places]
+        self.paths = self.paths.at(index)
+        self.given = self.given and self.given.at(index)

@@ -3,24 +3,24 @@
 import atexit
 import os
 import pickle
-import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess, active_children
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from simclr_pl.core.errors import UserError
+from simclr_pl.images.workers.room import SHARED_REMEDY, is_of_handles, no_room
 from simclr_pl.lightning_internals import (
     answer_within,
     count_as_ended,
@@ -45,12 +45,6 @@ WORKER_EXIT_TIMEOUT_S = 5.0
 NOTICE_S = 60.0
 """Wait for a batch after which a line says so; the next line comes after twice that time."""
 
-PREFETCH = 2
-"""Batches that a worker keeps ready: torch's default."""
-
-SHARED_MEMORY = Path("/dev/shm")
-"""The folder of shared memory on Linux."""
-
 LOOK_S = 1.0
 """Pause between two looks: of a worker for its parent process, of the parent for a batch."""
 
@@ -71,7 +65,18 @@ def _begin(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    sys.excepthook = _say
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+
+
+def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints an error of a thread, unless the other end of a connection is gone.
+
+    A thread of Python's own hands tensors over, and prints such an error where the main process has
+    just been killed. A main process that lives says itself what it has not got.
+    """
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _follow(parent: int) -> None:
@@ -105,145 +110,55 @@ class Parcel:
         return pickle.loads, (self.sent,)
 
 
-def _sent(result: Any) -> Any:
-    """A `collate_fn` that changes nothing, and puts results of a worker into parcels."""
-    return result if get_worker_info() is None else Parcel(result)
-
-
-class _Results(Dataset[Any]):
-    """What a function returns of each item."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function = function
-
-    def __getitem__(self, item: Any) -> Any:
-        return self.function(item)
-
-
-# Shared memory ------------------------------------------------------------------------------------
-
-
-_SHARED = (
-    "give a container more shared memory (docker run --shm-size 8g), or fewer --data.num_workers, "
-    "or a smaller --data.batch_size; --data.num_workers 0 needs none"
-)
-
-
-def check_room(batch_bytes: int, workers: int, batches: int) -> None:
-    """Whether shared memory has room for the batches that workers keep ready.
-
-    Args:
-        batch_bytes: size of the largest batch.
-        workers: processes, each with `PREFETCH` batches ready.
-        batches: number of batches of an epoch.
-
-    Raises:
-        UserError: shared memory is too small: a worker would fail, or the system would end it.
-    """
-    ready = min(PREFETCH * workers, batches) + 1  # and one that is being trained on
-    if not workers or not SHARED_MEMORY.is_dir():
-        return
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    if batch_bytes * ready > free:
-        raise UserError(
-            f"{workers} workers put {ready} batches of {_mib(batch_bytes)} into shared memory, "
-            f"{_mib(batch_bytes * ready)} in all, and {SHARED_MEMORY} has {_mib(free)} left: "
-            f"{_SHARED}"
-        )
-
-
-def no_room(error: Exception) -> UserError:
-    """The error of a batch that could not be handed to the main process."""
-    if _is_of_handles(error):
-        return UserError(
-            "a batch cannot be handed over, too many files are open: raise the limit "
-            "(ulimit -n 4096), or give --data.num_workers 0"
-        )
-    there = ""
-    if SHARED_MEMORY.is_dir():
-        room = shutil.disk_usage(SHARED_MEMORY)
-        there = f", {SHARED_MEMORY} has {_mib(room.total)}, of which {_mib(room.free)} are free"
-    why = str(error).splitlines()[0]
-    return UserError(f"a batch cannot be put into shared memory ({why}){there}: {_SHARED}")
-
-
-def _is_of_handles(error: Exception) -> bool:
-    """Whether the limit on open files was reached ("ancdata": a handle could not be received)."""
-    return any(words in str(error) for words in ("Too many open files", "items of ancdata"))
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.3g} MiB"
-
-
 # In the main process ------------------------------------------------------------------------------
 
 
 def loader_of(
-    function: Callable[[Any], Any], items: Sequence[Any], workers: int, *, pinned: bool = False
+    results: Dataset[Any], items: Iterable[Any], workers: int, *, pinned: bool = False
 ) -> DataLoader[Any]:
-    """A loader of what a function returns of each item, in order, for `batches_of`.
+    """A loader of the results of items, in order, for `start`.
 
     Args:
-        function: is called in the workers; with spawned ones it has to be pickled.
-        items: its arguments. A pass takes those that are there when the pass begins.
-        workers: processes, which stay until `end_workers`; with 0 this process does the work.
+        results: works on an item when it is asked for it, in a worker.
+        items: are asked for when a worker has room for one.
+        workers: processes, one at least, which stay until `end_workers`.
         pinned: whether tensors are copied to pinned memory, for a GPU.
     """
     return DataLoader(
-        _Results(function),
+        results,
         batch_size=None,
         sampler=items,
         num_workers=workers,
-        collate_fn=_sent,
+        collate_fn=Parcel,
         worker_init_fn=_begin,
-        persistent_workers=workers > 0,
+        persistent_workers=True,
         pin_memory=pinned,
     )
 
 
-def results_of(
-    function: Callable[[Any], Any], items: Sequence[Any], workers: int
-) -> Generator[Any, None, None]:
-    """Yields what a function returns of each item, in order, and then ends the workers.
+def start(loader: DataLoader[Any]) -> None:
+    """Starts the workers of a loader that `loader_of` made.
 
-    Args:
-        function: see `loader_of`.
-        items: its arguments.
-        workers: processes.
+    Raises:
+        UserError: too many files are open.
     """
-    loader = loader_of(function, items, workers)
-    try:
-        yield from batches_of(loader)
-    finally:
-        end_workers(loader)
-
-
-def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Yields the results of one pass of a loader that `loader_of` made."""
-    if not loader.num_workers:
-        yield from loader
-        return
     others = active_children()
     try:
-        # A start of workers holds signals back. Where workers run already, the wait may be long.
-        with _signals_held() if running_iterator(loader) is None else nullcontext():
+        with _signals_held():
             passing: Any = iter(loader)
     except OSError as error:
         _kill(worker for worker in active_children() if worker not in others)
         _abandon(error)
-        if _is_of_handles(error):
+        if is_of_handles(error):
             raise no_room(error) from error
         raise
-    if passing not in _iterators:
-        _iterators.add(passing)
-        _workers.update(worker_processes(passing))
-        atexit.unregister(_end_all)  # registered last, `_end_all` runs before torch's own handler
-        atexit.register(_end_all)
-        # Torch's handler of SIGCHLD would raise an error at any point of the main process.
-        ignore_worker_deaths(passing)
-        wait_by(passing, _Patient(passing))
-    yield from passing
+    _iterators.add(passing)
+    _workers.update(worker_processes(passing))
+    atexit.unregister(_end_all)  # registered last, `_end_all` runs before torch's own handler
+    atexit.register(_end_all)
+    # Torch's handler of SIGCHLD would raise an error at any point of the main process.
+    ignore_worker_deaths(passing)
+    wait_by(passing, _Patient(passing))
 
 
 def _abandon(error: OSError) -> None:
@@ -314,12 +229,12 @@ def _explained(error: Exception, workers: list[BaseProcess]) -> Exception:
                 worker.join()  # its exit code comes a moment after its files are closed
     died = next((worker for worker in workers if worker.exitcode), None)
     if died is None:
-        return no_room(error) if _is_of_handles(error) else error
+        return no_room(error) if is_of_handles(error) else error
     code = died.exitcode or 0
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     hints = {
         "SIGKILL": "the system does so when memory runs out: give fewer --data.num_workers",
-        "SIGBUS": f"shared memory is full, or a file has shrunk: {_SHARED}",
+        "SIGBUS": f"shared memory is full, or a file has shrunk: {SHARED_REMEDY}",
     }
     hint = hints.get(name, "--data.num_workers 0 shows where")
     return UserError(f"a worker process that decodes images was ended by {name}: {hint}")

@@ -2,6 +2,8 @@
 
 import csv
 import sys
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,8 @@ class Unreadable:
 
     def __init__(self, root: str | Path, images: int, file: Path | None = None) -> None:
         self.root, self.images, self.file = root, images, file
-        self.listed: list[Path] = []
-        """The files of a data set that is no folder; empty for a folder, whose files it holds."""
+        self.listed: list[Sequence[Path]] = []
+        """Each split's files, of a data set that is no folder; empty for a folder."""
         self._known: set[str] = set()
 
     def add(self, path: str | Path, why: str) -> None:
@@ -86,7 +88,7 @@ class Unreadable:
             sys.stdout.write(f"{self.file} cannot be written ({error.strerror})\n")
             return set()
         if self.listed:
-            return {str(path) for path in self.listed} & names | {name}
+            return {path for path in map(str, chain(*self.listed)) if path in names} | {name}
         root = str(self.root)
         is_folder = isinstance(self.root, Path)
         return {n for n in names if (n.startswith(root) if is_folder else root in n)} | {name}

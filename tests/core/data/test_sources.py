@@ -2,6 +2,7 @@
 
 import gc
 import io
+import pickle
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -282,12 +283,12 @@ def test_selected_files_keep_their_labels_and_places_of_their_own(
     files: list[Path], views: SimCLRViews
 ) -> None:
     source = ImageFiles(files, torch.arange(8)).select(torch.tensor([6, 2]))
-    assert source.paths == [files[6], files[2]]
+    assert list(source.paths) == [files[6], files[2]]
     (batch,) = source.prepared(views, views, 0).batches(plan([1, 0]), 0, "clean")
     assert batch.labels.tolist() == [2, 6]
     assert batch.index.tolist() == [1, 0]
     relabelled = source.relabel(torch.tensor([UNLABELLED, 5]))
-    assert relabelled.paths == source.paths
+    assert list(relabelled.paths) == list(source.paths)
     assert relabelled.labels.tolist() == [UNLABELLED, 5]
     assert source.labels.tolist() == [6, 2]
 
@@ -346,6 +347,33 @@ def test_selected_images_are_a_split_of_their_own(array: ArrayImages) -> None:
 def test_unfit_arrays_are_refused(images: Tensor, labels: Tensor, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         ArrayImages(images, labels)
+
+
+def test_a_set_goes_to_another_device_once_for_as_long_as_a_loader_has_it(
+    array: ArrayImages,
+) -> None:
+    """The only other device that every machine has holds no data, but moves as a GPU does."""
+    meta, room = torch.device("meta"), array.images.nbytes
+    assert array.on(meta, room - 1).images is array.images
+    there = array.on(meta, room)
+    again = array.relabel(torch.zeros(len(array), dtype=torch.int64)).on(meta, 0)
+    assert again.images is there.images
+    assert (there.images.device, there.labels.device.type) == (meta, "cpu")
+    part = array.select(torch.tensor([2, 0]))
+    assert part.on(meta, 0).images is part.images  # other pixels
+    copied = pickle.loads(pickle.dumps(array))
+    assert copied.on(meta, 0).images is copied.images
+    del there, again
+    assert array.on(meta, 0).images is array.images
+
+
+def test_groups_go_with_the_images(array: ArrayImages) -> None:
+    array.groups, array.group_names = torch.arange(len(array)) // 2 - 1, [b"a", b"b", b"c"]
+    some = array.select(torch.tensor([4, 1])).relabel(torch.tensor([7, 8]))
+    (batch,) = some.on(torch.device("cpu"), 0).batches(plan([1, 0]), 0, "views")
+    assert batch.groups is not None
+    assert batch.groups.tolist() == [-1, 1]
+    assert list(some.group_names) == [b"a", b"b", b"c"]
 
 
 @pytest.mark.gpu

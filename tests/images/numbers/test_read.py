@@ -10,44 +10,18 @@ import pydicom
 import pytest
 import tifffile
 import torch
+from number_files import Array, deep, dicom
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from simclr_pl import UserError
 from simclr_pl.images.files.decode import BadImageError
 from simclr_pl.images.numbers.read import page_count, read_numbers, window_of
-
-Array = np.ndarray[Any, Any]
-
-RNG = np.random.default_rng(0)
-
-
-def deep(*shape: int, top: int = 2**16, kind: Any = np.uint16) -> Array:
-    return RNG.integers(0, top, shape).astype(kind)
 
 
 def same(read: torch.Tensor, array: Array) -> None:
     """The same numbers `[C, H, W]`, of the same kind."""
     assert str(read.dtype).removeprefix("torch.") == str(array.dtype)
     np.testing.assert_array_equal(read.numpy(), array)
-
-
-def dicom(path: Path, array: Array, **about: Any) -> Path:
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    file = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
-    file.Rows, file.Columns = array.shape[-2:]
-    file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
-    file.BitsAllocated = file.BitsStored = 16
-    file.HighBit, file.PixelRepresentation = 15, int(array.dtype.kind == "i")
-    file.PixelData = array.tobytes()
-    for name, value in about.items():
-        setattr(file, name, value)
-    file.save_as(path, enforce_file_format=True)
-    return path
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
@@ -253,3 +227,20 @@ def test_a_missing_package_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match=r"needs the package pydicom: pip install 'simclr_pl\[dico"):
         read_numbers(path)
     assert pydicom
+
+
+def test_the_content_of_a_file_is_read_as_the_file_is(tmp_path: Path) -> None:
+    array = deep(1, 9, 7)
+    tifffile.imwrite(tmp_path / "a.tif", array[0])
+    tifffile.imwrite(tmp_path / "b.tif", array[0], byteorder=">", bigtiff=True)
+    np.save(tmp_path / "a.npy", array[0])
+    np.savez(tmp_path / "a.npz", array[0])
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = array[0]
+    dicom(tmp_path / "a.dcm", array[0])
+    Image.fromarray(array[0]).save(tmp_path / "a.png")
+    for path in sorted(tmp_path.iterdir()):
+        content = path.read_bytes()
+        same(read_numbers("an item", content=content), array)
+        with pytest.raises(BadImageError, match="an item cannot be"):
+            read_numbers("an item", content=content[: len(content) // 3])

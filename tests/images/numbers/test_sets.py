@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import h5py
 import numpy as np
 import pytest
 import tifffile
 import torch
-import zarr
+from number_files import write_stored
 from PIL import Image
 
 from simclr_pl import ContrastiveDataModule, UserError
@@ -63,49 +62,28 @@ def test_the_same_pixels_of_16_bits_are_the_same_views(tmp_path: Path) -> None:
         assert (clean[0] - clean[1]).abs().max() < 1e-5
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["npy", "hdf5", "zarr"])
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
 def test_arrays_on_disk_are_read_once_where_they_fit(
     tmp_path: Path, kind: str, depth: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = pixels(40, 16, 16, 5).astype(depth) * (257 if depth == np.uint16 else 1)
-    root = written(tmp_path / kind, kind, images)
+    labels = np.arange(len(images)) % 3
+    root = write_stored(tmp_path / kind, kind, train_images=images, train_labels=labels)
     given = {"range": (0, 65535)} if depth == np.uint16 else {}
     options = {"jitter": 0.0, "grayscale": 0.0, **given}
     whole = module(kind, root, **options)
     assert isinstance(whole.splits.train, ArrayImages)
     monkeypatch.setattr(stored, "MEMORY_BYTES", 0)
-    parts = [module(kind, root, num_workers=workers, **options) for workers in (0, 2)]
-    for part in parts:
-        train = part.splits.train
-        assert isinstance(train, StoredNumbers)
-        assert (train.channels, train.side, part.image_size) == (5, 16, 16)
-        assert train.labels.tolist() == whole.splits.train.labels.tolist()
-        assert torch.equal(train.numbers(7), whole.splits.train.images[7])
-        assert (part.mean, part.std) == (whole.mean, whole.std)
-    views = [first_views(part) for part in parts]
-    for part in parts:
-        part.teardown()
-    assert torch.equal(*views)
+    part = module(kind, root, **options)
+    train = part.splits.train
+    assert isinstance(train, StoredNumbers)
+    assert (train.channels, train.side, part.image_size) == (5, 16, 16)
+    assert train.labels.tolist() == whole.splits.train.labels.tolist()
+    assert torch.equal(train.numbers(7), whole.splits.train.images[7])
+    assert (part.mean, part.std) == (whole.mean, whole.std)
     # Workers cut with Pillow's filter, which agrees with ours to rounding.
-    assert (views[0] - first_views(whole)).abs().max() < 1e-4
-
-
-def written(root: Path, kind: str, images: Array) -> Path:
-    labels = np.arange(len(images)) % 3
-    if kind == "npy":
-        root.mkdir()
-        np.save(root / "train_images.npy", images)
-        np.save(root / "train_labels.npy", labels)
-    elif kind == "hdf5":
-        with h5py.File(root, "w") as file:
-            file["train_images"], file["train_labels"] = images, labels
-    else:
-        group = zarr.open_group(root, mode="w")
-        group.create_array("train_images", data=images)
-        group.create_array("train_labels", data=labels)
-    return root
+    assert (first_views(part) - first_views(whole)).abs().max() < 1e-4
 
 
 def bands(folder: Path, count: int = 12, channels: int = 5, top: int = 4096) -> Path:
@@ -122,21 +100,16 @@ def bands(folder: Path, count: int = 12, channels: int = 5, top: int = 4096) -> 
 FLAT = {"jitter": 0.0, "grayscale": 0.0, "image_size": 16}
 
 
-@pytest.mark.processes
-def test_a_folder_of_bands_is_the_same_with_any_workers(tmp_path: Path) -> None:
+def test_a_folder_of_bands_has_their_statistics(tmp_path: Path) -> None:
     root = bands(tmp_path / "images")
-    several = [module("folder", root, range=(0, 4095), num_workers=n, **FLAT) for n in (0, 2)]
-    train = several[0].splits.train
+    data = module("folder", root, range=(0, 4095), **FLAT)
+    train = data.splits.train
     assert isinstance(train, NumberFiles)
-    assert (train.channels, several[0].range) == (5, (0, 4095))
-    assert several[0].num_classes == 2
-    views = [first_views(data) for data in several]
-    for data in several:
-        data.teardown()
-    assert views[0].shape == (8, 5, 16, 16)
-    assert torch.equal(*views)
+    assert (train.channels, data.range) == (5, (0, 4095))
+    assert data.num_classes == 2
+    assert first_views(data).shape == (8, 5, 16, 16)
     mean = np.stack([tifffile.imread(path) for path in root.rglob("*.tif")]).mean((0, 2, 3)) / 4095
-    np.testing.assert_allclose(several[0].mean or (), mean, atol=0.02)
+    np.testing.assert_allclose(data.mean or (), mean, atol=0.02)
 
 
 def test_pages_may_be_images(tmp_path: Path) -> None:
@@ -309,15 +282,15 @@ def test_items_of_a_dataset_may_be_numbers(tmp_path: Path) -> None:
         of(Items([*(image.float() for image in same[:3]), bad]))
 
 
-def test_sixteen_bits_of_a_hub_that_would_be_16_shades_are_refused(tmp_path: Path) -> None:
-    """A camera of 12 bits; of a folder, the sentence names the option that reads all of them."""
+def test_sixteen_bits_that_would_be_16_shades_are_refused(tmp_path: Path) -> None:
+    """A camera of 12 bits."""
     images = [Image.fromarray(pixels(16, 16, seed=n).astype(np.uint16) * 16) for n in range(12)]
     column = datasets.Dataset.from_dict(
         {"image": images}, datasets.Features(image=datasets.Image())
     )
     column.save_to_disk(tmp_path / "hub")
     said = "images of 16 bits that use the range .* which would be 16 of 256 shades"
-    with pytest.raises(UserError, match=rf"{said}: save them with 8 bits"):
+    with pytest.raises(UserError, match=rf"{said}: give --data.range auto, which reads all"):
         load(f"hub:{tmp_path / 'hub'}", tmp_path)
     (tmp_path / "folder").mkdir()
     for place, image in enumerate(images):

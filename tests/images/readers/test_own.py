@@ -21,7 +21,7 @@ from simclr_pl.core.views.simclr import SimCLRViews
 from simclr_pl.images.fingerprint import fingerprint
 from simclr_pl.images.readers import items
 from simclr_pl.images.workers.crops import Reading
-from simclr_pl.images.workers.images import ImageFiles, WorkerImages
+from simclr_pl.images.workers.images import WorkerImages
 from simclr_pl.images.workers.unreadable import Unreadable
 
 
@@ -159,30 +159,6 @@ def test_an_iterable_dataset_is_refused() -> None:
 
 
 # What is read by workers --------------------------------------------------------------------------
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> ImageFiles:
-    paths = [tmp_path / f"{i:02}.png" for i in range(12)]
-    for path, image in zip(paths, photographs(), strict=True):
-        image.save(path)
-    return ImageFiles(paths, torch.arange(12) % 2, tmp_path)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_images_of_differing_sizes_are_cut_by_workers_as_files_are(
-    files: ImageFiles, workers: int
-) -> None:
-    source = ready(Items([(image, i % 2) for i, image in enumerate(photographs())])).whole.train
-    assert isinstance(source, WorkerImages)
-    views, plan = SimCLRViews(16, seed=3), [torch.tensor([3, 11, 0]), torch.tensor([7])]
-    cut = source.prepared(views, views, workers)
-    mine = list(cut.batches(plan, 5, "both", training=True))
-    cut.close()
-    files = files.prepared(views, views, 0)
-    for got, want in zip(mine, files.batches(plan, 5, "both"), strict=True):
-        assert got.images.equal(want.images)
-        assert got.index.equal(want.index)
 
 
 def test_what_does_not_fit_memory_is_read_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ from simclr_pl import SimCLRViews, UserError
 from simclr_pl.commands.pack.pack import pack
 from simclr_pl.core.batch import UNLABELLED, Batch, Cut
 from simclr_pl.images.datasets import load
-from simclr_pl.images.readers.packed import INDEX, PIXELS, MappedFile, PackedImages
+from simclr_pl.images.readers.packed import INDEX, PIXELS
+from simclr_pl.images.readers.packed_images import MappedFile, PackedImages
 
 SIZES = [(40, 30), (33, 50), (64, 64), (25, 21), (60, 31), (20, 40)]
 """Width and height."""
@@ -89,14 +90,14 @@ def test_another_device_is_gone_to_once_for_all_parts(source: PackedImages) -> N
     """The only other device that every machine has holds no data, but moves as a GPU does."""
     meta = torch.device("meta")
     room = source.pixels.nbytes
-    assert source.on(meta, room - 1) is source
+    assert source.on(meta, room - 1).pixels is source.pixels
     there = source.on(meta, room)
     part = source.select(torch.tensor([2, 0])).relabel(torch.tensor([0, 1]))
     assert part.on(meta, 0).pixels is there.pixels
     assert (there.pixels.device, there.labels.device.type) == (meta, "cpu")
     del there
-    assert part.on(meta, room - 1) is part  # nobody has kept it
-    assert source.on(torch.device("cpu"), 0) is source
+    assert part.on(meta, room - 1).pixels is part.pixels  # nobody has kept it
+    assert source.on(torch.device("cpu"), 0).pixels is source.pixels
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from arrays import array, same_batches, sentence
+from arrays import array, sentence
 from hub_files import named, png
 from noise import pixels
 from shard_files import odd_images, samples, write_shards, write_tar
@@ -70,8 +70,7 @@ def both(tmp_path: Path) -> tuple[Splits, Splits]:
     return load("folder", tmp_path / "folder"), read(tmp_path / "shards")
 
 
-@pytest.mark.processes
-def test_a_folder_of_the_same_files_has_the_same_names_classes_and_batches(tmp_path: Path) -> None:
+def test_a_folder_of_the_same_files_has_the_same_names_and_classes(tmp_path: Path) -> None:
     folder, splits = both(tmp_path)
     assert isinstance(splits.train, ShardImages)
     for name in ("train", "val"):
@@ -79,18 +78,6 @@ def test_a_folder_of_the_same_files_has_the_same_names_classes_and_batches(tmp_p
         assert list(one.names) == list(two.names)
         assert one.labels.equal(two.labels)
     assert folder.classes == splits.classes == ("a", "b")
-    views, plan = SimCLRViews(8, seed=2), list(torch.randperm(40).split(8))
-    want = list(folder.train.prepared(views, views, 0).batches(plan, 3, "both", training=True))
-    for workers in (0, 2):
-        mine = pickle.loads(pickle.dumps(splits.train)).prepared(views, views, workers)
-        assert same_batches(list(mine.batches(plan, 3, "both", training=True)), want)
-        mine.close()
-    for world in (2, 3):
-        for rank in range(world):
-            part = [batch[rank::world] for batch in plan]
-            mine = splits.train.prepared(views, views, 0)
-            for got, whole in zip(mine.batches(part, 3, "views"), want, strict=True):
-                assert got.images.equal(whole.images[rank::world, :2])
 
 
 def test_splits_patterns_and_lists(tmp_path: Path) -> None:

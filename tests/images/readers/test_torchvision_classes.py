@@ -55,7 +55,6 @@ def write_eurosat(root: Path, names: str = "abcd") -> list[Path]:
     return sorted(files)
 
 
-@pytest.mark.processes
 def test_a_set_of_files_is_read_as_a_folder_is(tmp_path: Path) -> None:
     files = write_eurosat(tmp_path)
     splits = read("EuroSAT", tmp_path)
@@ -65,9 +64,8 @@ def test_a_set_of_files_is_read_as_a_folder_is(tmp_path: Path) -> None:
     assert splits.test is None
     views, plan = SimCLRViews(16, seed=3), [torch.arange(0, 40, 3), torch.tensor([10, 17, 7])]
     theirs = ImageFiles(files, torch.zeros(40, dtype=torch.long)).prepared(views, views, 0)
-    mine = splits.train.prepared(views, views, 1)
-    got = list(mine.batches(plan, 2, "both", training=True))
-    mine.close()
+    mine = splits.train.prepared(views, views, 0)
+    got = mine.batches(plan, 2, "both", training=True)
     for batch, want in zip(got, theirs.batches(plan, 2, "both", training=True), strict=True):
         assert batch.images.equal(want.images)
 
@@ -169,6 +167,65 @@ def test_a_class_with_the_argument_train_has_train_and_test(tmp_path: Path) -> N
     assert array(splits.train).images.equal(torch.from_numpy(pixels(40, 28, 28))[:, None])
     assert array(splits.test).labels.tolist() == list(range(10))
     assert splits.classes == tuple(tv.KMNIST.classes)
+
+
+def write_pets(root: Path) -> None:
+    """Four breeds, two of cats; files of several sizes."""
+    folder = root / "oxford-iiit-pet"
+    (folder / "images").mkdir(parents=True)
+    (folder / "annotations").mkdir()
+    for split, count in {"trainval": 40, "test": 8}.items():
+        lines = []
+        for number in range(count):
+            name = f"{'abcd'[number % 4]}_{split}{number}"
+            Image.fromarray(pixels(20, 20 + number % 2, 3)).save(folder / "images" / f"{name}.jpg")
+            lines.append(f"{name} {number % 4 + 1} {number % 4 // 2 + 1} 1\n")
+        (folder / "annotations" / f"{split}.txt").write_text("".join(lines))
+
+
+def test_labels_are_those_that_arguments_ask_for(tmp_path: Path) -> None:
+    write_pets(tmp_path)
+    breeds = [place % 4 for place in range(40)]
+    for given in ({}, {"target_types": "category"}, {"target_types": ["category"]}):
+        splits = read("OxfordIIITPet", tmp_path, **given)
+        assert splits.classes == ("A", "B", "C", "D")
+        assert whole_labels(splits) == breeds
+    for kind in ("binary-category", ["binary-category"]):
+        splits = read("OxfordIIITPet", tmp_path, target_types=kind)
+        assert splits.classes == ("Cat", "Dog")
+        assert whole_labels(splits) == [breed // 2 for breed in breeds]
+        assert splits.test is not None
+        assert splits.test.labels.tolist() == [0, 0, 1, 1] * 2
+    with pytest.raises(UserError, match=r"the label of item 0 .*must be a whole number"):
+        read("OxfordIIITPet", tmp_path, target_types=["category", "binary-category"])
+
+
+def test_a_target_transform_changes_the_labels(tmp_path: Path) -> None:
+    write_eurosat(tmp_path)
+    splits = read("EuroSAT", tmp_path, target_transform=lambda label: 10 + label // 2)
+    assert splits.classes == ("10", "11")
+    assert whole_labels(splits) == [place // 20 for place in range(40)]
+
+
+def test_a_set_of_one_given_part_has_no_other_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QMNIST's `what` beats `train`: test would be train's images again."""
+    raw = tmp_path / "QMNIST" / "raw"
+    raw.mkdir(parents=True)
+    rows = np.zeros((60, 8), np.int32)
+    rows[:, 0] = np.arange(60) % 10
+    arrays = {"images-idx3-ubyte": pixels(60, 28, 28), "labels-idx2-int": rows}
+    for kind, (name, values) in zip((8, 12), arrays.items(), strict=True):
+        head = bytes([0, 0, kind, values.ndim]) + np.array(values.shape, ">i4").tobytes()
+        swapped = values.astype(values.dtype.newbyteorder(">"))
+        (raw / f"qmnist-test-{name}").write_bytes(head + swapped.tobytes())
+    monkeypatch.setattr(tv.QMNIST, "_check_exists", lambda self: True)
+    splits = read("QMNIST", tmp_path, what="test")
+    assert splits.test is None
+    assert whole_labels(splits) == [place % 10 for place in range(60)]
+    odd = read("QMNIST", tmp_path, what="test", target_transform=lambda label: int(label) % 2)
+    assert whole_labels(odd) == [place % 2 for place in range(60)]
 
 
 def test_arguments_of_the_class_are_given_below_init_args(tmp_path: Path) -> None:

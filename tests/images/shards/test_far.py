@@ -1,5 +1,7 @@
 """Shards at addresses: indexes by ranges, a bounded cache, retries, and sentences."""
 
+import base64
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,10 @@ from simclr_pl.core.batch import Batch
 from simclr_pl.core.errors import UserError
 from simclr_pl.core.views.simclr import SimCLRViews
 from simclr_pl.images.datasets import load, prepare
+from simclr_pl.images.fingerprint import fingerprint
 from simclr_pl.images.shards import index, store, transport
+from simclr_pl.images.shards.index_files import index_of
+from simclr_pl.images.survey import survey
 
 
 @pytest.fixture(autouse=True)
@@ -123,23 +128,105 @@ def test_an_index_is_made_by_few_requests_and_kept(
     monkeypatch.setattr(index, "WINDOW", 4096)
     with serving(big.parent) as other:
         shard = transport.look(f"{other.address}/0.tar")
-        made = index.index_of(shard, None, tmp_path / "elsewhere")
+        made = index_of(shard, None, tmp_path / "elsewhere")
         assert len(made.offsets) == 20
-        assert sum(count for *_, count in other.asked) < 26 * 4096 < big.stat().st_size / 10
+        most = 26 * 4096 + index.TAIL
+        assert sum(count for *_, count in other.asked) < most < big.stat().st_size / 10
 
 
-def test_a_batch_is_fetched_together(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = read(server.address, cache_gb=0)
-    at_once: list[int] = []
+def test_an_index_beside_a_far_shard_takes_the_place_of_a_walk_over_it(
+    tmp_path: Path, server: Server
+) -> None:
+    path = tmp_path / "set" / "0000.tar"
+    near = index_of(transport.look(str(path)), None, tmp_path / "one")
+    far = transport.look(f"{server.address}/0000.tar")
+    tail = index.tail_of(far, near)
+    assert sum(tail) == far.size
+    size = path.with_name("0000.tar.index").stat().st_size
+    for _ in range(2):  # then it is kept
+        got = index_of(far, None, tmp_path / "two")
+        assert server.asked == [("0000.tar.index", 0, size), ("0000.tar", *tail)]
+        assert list(got.names) == list(near.names)
+        assert (got.offsets == near.offsets).all()
+
+
+@pytest.mark.parametrize("unfit", ["absent", "broken", "other suffix", "other size", "other bytes"])
+def test_an_index_of_another_shard_is_left_where_it_is(
+    tmp_path: Path, server: Server, unfit: str
+) -> None:
+    members = samples([bytes(2000)] * 9)
+    path = write_tar(tmp_path / "set" / "0.tar", members)
+    image = "png" if unfit == "other suffix" else None
+    index_of(transport.look(str(path)), None, tmp_path / "one")
+    beside = path.with_name("0.tar.index")
+    if unfit == "absent":
+        beside.unlink()
+    elif unfit == "broken":
+        beside.write_bytes(b"<html>")
+    elif unfit == "other size":
+        write_tar(path, [*members, ("z.png", bytes(9000))])
+    elif unfit == "other bytes":
+        write_tar(path, [*members[:-1], (members[-1][0], b"9")])
+    far = index_of(transport.look(f"{server.address}/0.tar"), image, tmp_path / "two")
+    path.with_name("0.tar.index").unlink(missing_ok=True)
+    near = index_of(transport.look(str(path)), image, tmp_path / "one")
+    assert list(far.names) == list(near.names)
+    assert (far.tail, far.words) == (near.tail, near.words)
+    assert far.offsets.tolist() == near.offsets.tolist()
+
+
+def test_an_image_in_the_cache_is_read_without_the_rest_of_its_block(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "BLOCK", 1000)
+    source = read(server.address, cache_gb=1)
+    want = [source.content(place) for place in range(40)]
+    near, read_in_all = os.pread, list[int]()
+
+    def counted(file: int, size: int, start: int) -> bytes:
+        read_in_all.append(size)
+        return near(file, size, start)
+
+    monkeypatch.setattr(os, "pread", counted)
+    assert [source.content(place) for place in range(40)] == want
+    assert sum(read_in_all) == sum(map(len, want))
+    assert len(read_in_all) > 40
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images were fetched together, each time."""
+    found: list[int] = []
 
     class Pool(store.ThreadPoolExecutor):
         def map(self, call: Any, *items: Any) -> Any:
-            at_once.append(len(items[0]))
+            found.append(len(items[0]))
             return super().map(call, *items)
 
     monkeypatch.setattr(store, "ThreadPoolExecutor", Pool)
+    return found
+
+
+def test_a_batch_is_fetched_together(server: Server, at_once: list[int]) -> None:
+    source = read(server.address, cache_gb=0)
+    at_once.clear()
     batches(source)
     assert at_once == [8] * 5
+
+
+def test_images_that_are_looked_at_one_by_one_are_fetched_together(
+    server: Server, at_once: list[int]
+) -> None:
+    given = named("shards", cache_gb=0)
+    prepare(given, server.address)
+    splits = load(given, server.address)
+    at_once.clear()
+    asked = len(server.asked)
+    fingerprint(splits)
+    assert at_once == [40]
+    survey({"train": splits.train}, None, 0)
+    assert at_once == [40, 16, 16, 8]
+    assert len(server.asked) == asked + 80
 
 
 def test_a_server_that_stays_ill_is_a_sentence_and_no_bad_image(server: Server) -> None:
@@ -162,6 +249,21 @@ def test_a_refusal_is_a_sentence(server: Server, status: int, said: str) -> None
     with pytest.raises(UserError, match=said) as caught:
         read(f"{server.address}/0000.tar")
     assert f"{server.address}/0000.tar cannot be read" in sentence(caught)
+
+
+def test_a_server_that_wants_a_password_gets_that_of_netrc(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.wanted = "Basic " + base64.b64encode(b"me:secret").decode()
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text("")
+    with pytest.raises(UserError, match=r"cannot be listed: .* credentials \(of HTTP in ~/.netrc"):
+        read(server.address)
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setattr(transport, "_systems", {})  # another process
+    read(server.address)
+    (tmp_path / "netrc").unlink()  # which was read once, not for each request
+    assert len(read(server.address)) == 40
 
 
 def test_a_server_without_ranges_is_a_sentence(server: Server) -> None:

@@ -25,7 +25,8 @@ def test_a_shards_own_word_names_its_split_however_the_root_is_written(tmp_path:
     for name in ("train-0", "val-0"):
         write_tar(tmp_path / "test" / f"{name}.tar", samples(odd_images(4)))
     want = {name: [str(tmp_path / "test" / f"{name}-0.tar")] for name in ("train", "val")}
-    for root in (str(tmp_path / "test"), "test", "test/{train,val}-0.tar", "test/*.tar"):
+    (tmp_path / "test" / "val-0.tar.index").touch()
+    for root in (str(tmp_path / "test"), "test", "test/{train,val}-0.tar", "test/*.tar", "test/*"):
         assert shards_at(root, CALLED) == want
 
 

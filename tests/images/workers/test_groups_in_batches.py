@@ -127,7 +127,7 @@ def test_a_packed_manifest_has_its_groups_names_and_holdout(root: Path, tmp_path
     for seed in range(8):
         one: Any = load("manifest", listed, seed)
         other: Any = load("packed", tmp_path / "set", seed)
-        assert other.val.names == one.val.names
+        assert list(other.val.names) == list(one.val.names)
         for name in ("train", "val"):
             mine, its = getattr(one, name), getattr(other, name)
             assert its.groups.equal(mine.groups)

@@ -4,9 +4,12 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,9 @@ from torch import Tensor
 
 from simclr_pl import SimCLRViews, UserError
 from simclr_pl.images.workers import processes as workers
+from simclr_pl.images.workers import room
 from simclr_pl.images.workers.images import ImageFiles
+from simclr_pl.images.workers.pool import results_of
 from simclr_pl.images.workers.processes import told_of_waiting
 
 pytestmark = [
@@ -56,7 +61,7 @@ def test_batches_that_shared_memory_cannot_hold_are_refused_before_any_is_read(
     assert " in all, and /dev/shm has " in said
     assert "docker run --shm-size 8g" in said
     assert children() == []
-    monkeypatch.setattr(workers, "SHARED_MEMORY", Path("/none"))  # where nobody knows how much
+    monkeypatch.setattr(room, "SHARED_MEMORY", Path("/none"))  # where nobody knows how much
     source.views = SimCLRViews(20)
     assert len(list(source.batches(plan(3), 0, "views"))) == 3
 
@@ -147,6 +152,22 @@ def test_a_wait_for_images_is_said_and_watched(
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert said.startswith("no images for 2 s: 2 worker processes are still reading or decoding; ")
+
+
+def hand_over_to_nobody(item: int) -> int:
+    """Takes the other side of a hand-over, and hangs up."""
+    address, _ = resource_sharer.DupFd(0)._id
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(address)
+    time.sleep(0.2)
+    return item
+
+
+def test_a_worker_says_nothing_of_a_main_process_that_is_gone(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert list(results_of(hand_over_to_nobody, [1], 1)) == [1]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_workers_leave_signals_alone(source: ImageFiles) -> None:

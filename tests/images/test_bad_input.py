@@ -1,0 +1,120 @@
+"""Bad input: each kind of file cut off or empty, NaN, and channels first, as errors or skipped."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from arrays import sentence
+from number_files import SUFFIXES, deep, write_numbers, write_stored
+from photographs import photograph
+
+from simclr_pl import SimCLRViews, UserError
+from simclr_pl.core.data.sources import OnBadImage, Range
+from simclr_pl.images.datasets import load
+from simclr_pl.images.readers import stored
+from simclr_pl.images.workers.images import WorkerImages
+
+COUNT, BAD = 100, 50
+"""One bad image of 100 is as many as may be skipped."""
+
+PHOTOGRAPHS = (".jpg", ".png", ".webp", ".tif", ".bmp", ".gif", ".ppm", ".jp2")
+STORED = ("npy", "hdf5", "zarr")
+
+
+def read(given: str, root: Path, how: OnBadImage, limits: Range | None) -> list[int]:
+    """Places of the images that come of the bad one and its neighbours."""
+    source = load(given, root, on_bad_image=how, range=limits).train
+    assert isinstance(source, WorkerImages)
+    source.statistics()
+    views = SimCLRViews(12, seed=1)
+    (batch,) = source.prepared(views, views, 0).batches(
+        [torch.arange(BAD - 1, BAD + 2)], 0, "clean"
+    )
+    return batch.index.tolist()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.97])
+@pytest.mark.parametrize(
+    ("suffix", "limits"),
+    [(s, None) for s in PHOTOGRAPHS] + [(s, (0.0, 4095.0)) for s in SUFFIXES],
+)
+def test_a_file_that_is_cut_off_or_empty(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    suffix: str,
+    limits: Range | None,
+    share: float,
+) -> None:
+    first = tmp_path / f"000{suffix}"
+    if limits is None:
+        photograph(31, 30, 1).save(first)
+    else:
+        write_numbers(first, deep(1, 30, 31, top=4096))
+    content = first.read_bytes()
+    for place in range(1, COUNT):
+        (tmp_path / f"{place:03}{suffix}").write_bytes(content)
+    bad = tmp_path / f"{BAD:03}{suffix}"
+    bad.write_bytes(content[: int(len(content) * share)])
+
+    with pytest.raises(UserError) as caught:
+        read("folder", tmp_path, "error", limits)
+    said = sentence(caught)
+    assert said.startswith(f"{bad} cannot be ")
+    assert said.endswith("remove it, or save it again")
+    assert read("folder", tmp_path, "skip", limits) == [BAD - 1, BAD + 1]
+    assert f"{bad} is left out (" in capsys.readouterr().out
+
+
+@pytest.fixture
+def numbers() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.random.default_rng(0).random((COUNT, 14, 13, 5)).astype(np.float32)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", STORED)
+def test_numbers_that_are_not_finite_in_an_array_on_disk(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    numbers: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    kind: str,
+    value: float,
+) -> None:
+    monkeypatch.setattr(stored, "MEMORY_BYTES", 0)
+    numbers[BAD, 0, 0, 0] = value
+    root = write_stored(tmp_path / "set", kind, train_images=numbers)
+    with pytest.raises(UserError) as caught:
+        read(kind, root, "error", (0.0, 1.0))
+    said = sentence(caught)
+    assert f"train_images[{BAD}] cannot be read (1 of its numbers are NaN or infinite)" in said
+    assert read(kind, root, "skip", (0.0, 1.0)) == [BAD - 1, BAD + 1]
+
+    numbers[:] = value
+    root = write_stored(tmp_path / "all", kind, train_images=numbers)
+    for how in ("error", "skip"):
+        with pytest.raises(UserError, match=r"train_images\[0\] cannot be read"):
+            read(kind, root, how, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("kind", ["npz", *STORED])
+def test_an_array_in_memory(
+    tmp_path: Path,
+    numbers: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    kind: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    numbers[BAD, 0, 0, 0] = np.nan
+    root = write_stored(tmp_path / "set", kind, train_images=numbers)
+    with pytest.raises(UserError) as caught:
+        load(kind, root, range=(0.0, 1.0))
+    said = sentence(caught)
+    assert f"(first in image {BAD}): replace these numbers, or leave such images out" in said
+    assert read(kind, root, "skip", (0.0, 1.0)) == [BAD - 1, BAD + 1]
+    assert f"{root}: train_images[{BAD}] is left out (" in capsys.readouterr().out
+
+    first = write_stored(tmp_path / "first", kind, train_images=np.zeros((9, 4, 32, 32), np.uint8))
+    for how in ("error", "skip"):
+        with pytest.raises(UserError) as caught:
+            load(kind, first, on_bad_image=how)
+        said = sentence(caught)
+        assert "train_images is [9, 4, 32, 32], which looks like [N, C, H, W]: save it as" in said

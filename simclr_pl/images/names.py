@@ -1,5 +1,6 @@
 """Names and paths of millions of images in one buffer."""
 
+import copy
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +24,9 @@ class Names(Sequence[bytes]):
 
     A list of as many `bytes` is several times as large, and workers would copy it: Python counts
     references inside the objects that it reads. Forked workers share the arrays of this class with
-    their parent, which nobody writes to; spawned workers get them as shared memory.
+    their parent, which nobody writes to; spawned workers get them as shared memory. (That is what
+    the tensors are for, and why they are kept: a process that is being spawned finds their memory
+    only while they are there.)
 
     Args:
         letters: `uint8`, all names, one behind the other.
@@ -32,7 +35,23 @@ class Names(Sequence[bytes]):
     """
 
     def __init__(self, letters: Array, ends: Array, places: Array | None = None) -> None:
-        self.letters, self.ends, self.places = letters, ends, places
+        self._letters, self._ends = torch.from_numpy(letters), torch.from_numpy(ends)
+        self._places = None if places is None else torch.from_numpy(places)
+
+    @property
+    def letters(self) -> Array:
+        """All names, one behind the other, `uint8`."""
+        return self._letters.numpy()
+
+    @property
+    def ends(self) -> Array:
+        """Where each name of the buffer ends, `int64 [M]`."""
+        return self._ends.numpy()
+
+    @property
+    def places(self) -> Array | None:
+        """Which names of the buffer these are, `int64 [N]`; `None` for all."""
+        return None if self._places is None else self._places.numpy()
 
     @classmethod
     def of(cls, names: Iterable[bytes]) -> Self:
@@ -75,9 +94,10 @@ class Names(Sequence[bytes]):
 
     def at(self, index: Array | Tensor) -> Self:
         """The names at `index`, in the same buffer."""
-        index = np.asarray(index)
-        places = index if self.places is None else self.places[index]
-        return type(self)(self.letters, self.ends, places)
+        index = torch.as_tensor(index)
+        some = copy.copy(self)
+        some._places = index if self._places is None else self._places[index]
+        return some
 
     def words(self, index: Array, depth: int) -> Array:
         """Eight letters of the names at `index` behind so many, as numbers, `uint64`.
@@ -97,11 +117,6 @@ class Names(Sequence[bytes]):
                 found[first : first + _MANY] <<= np.uint64(8)
                 found[first : first + _MANY] |= there
         return found
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # (Tensors are pickled for workers as shared memory, arrays as copies.)
-        parts = self.letters, self.ends, self.places
-        return _of_tensors, tuple(None if of is None else torch.from_numpy(of) for of in parts)
 
 
 def order_of(names: Names) -> Array:
@@ -127,10 +142,6 @@ def order_of(names: Names) -> Array:
         order[at], words = order[at][ranked], words[ranked]
         begins[at[1:]] |= words[1:] != words[:-1]
         depth += 8
-
-
-def _of_tensors(letters: Tensor, ends: Tensor, places: Tensor | None) -> Names:
-    return Names(letters.numpy(), ends.numpy(), None if places is None else places.numpy())
 
 
 class Paths(Sequence[Path]):

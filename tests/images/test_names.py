@@ -32,7 +32,7 @@ def test_some_names_share_the_buffer_of_all() -> None:
     assert list(some) == [GIVEN[i] for i in (6, 0, 1, 3)] == [some[place] for place in range(4)]
     assert list(some.at(np.array([3, 0]))) == [GIVEN[3], GIVEN[6]]
     assert some[1:3] == [GIVEN[0], GIVEN[1]]
-    assert some.letters is found.letters
+    assert np.shares_memory(some.letters, found.letters)
 
 
 def test_names_go_to_spawned_workers_as_shared_memory() -> None:
@@ -40,6 +40,23 @@ def test_names_go_to_spawned_workers_as_shared_memory() -> None:
     sent = ForkingPickler.dumps(letters)
     assert len(sent) < 10**4
     assert list(pickle.loads(sent)) == [b"x" * 10**6]
+
+
+@pytest.mark.processes
+def test_shared_memory_is_there_until_the_workers_are(tmp_path: Path) -> None:
+    """A process that is being spawned gets the memory's file when all is pickled."""
+    context = torch.multiprocessing.get_context("spawn")
+    found = Names.of([b"x" * 10**5, b"a", b"b"])
+    halves = [found.at(np.array([0, 2])), found.at(np.array([1])), Names.of([b"y" * 10**5])]
+    worker = context.Process(target=_write, args=(halves, tmp_path / "names"))
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 0
+    assert (tmp_path / "names").read_bytes() == b"x" * 10**5 + b"b" + b"a" + b"y" * 10**5
+
+
+def _write(parts: list[Names], file: Path) -> None:
+    file.write_bytes(b"".join(name for part in parts for name in part))
 
 
 def test_paths_are_those_of_a_list() -> None:

@@ -94,7 +94,7 @@ class Names(Sequence[bytes]):
 
     def at(self, index: Array | Tensor) -> Self:
         """The names at `index`, in the same buffer."""
-        index = torch.as_tensor(index)
+        index = torch.from_numpy(np.ascontiguousarray(index))
         some = copy.copy(self)
         some._places = index if self._places is None else self._places[index]
         return some

@@ -7,9 +7,10 @@ or one pixel a block, which saves most of what a large image costs.
 import io
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -30,8 +31,13 @@ from simclr_pl.images.files.pixels import (
     turn_of,
 )
 
+LOOKED_AT = 100
+"""Images of a set that are looked at for what all have in common."""
+
 SCALES = (8, 4, 2, 1)
 """Pixels of a JPEG's row that may be decoded as one, from fewer frequencies."""
+
+T = TypeVar("T")
 
 Box = Sequence[float]
 """Top, left, height, width in pixels of the whole image."""
@@ -48,6 +54,36 @@ class BadImageError(UserError):
     def __init__(self, message: str, why: str = "") -> None:
         super().__init__(message)
         self.why = why or message
+
+
+def readable(places: Iterable[int], read: Callable[[int], T]) -> Iterator[T]:
+    """Yields what `read` gives for the places of images that can be read.
+
+    The others are named when a training reads them, by its own rule.
+
+    Raises:
+        UserError: none can be read; the sentence is of the first one.
+    """
+    said, some = None, False
+    for place in places:
+        try:
+            found = read(place)
+        except BadImageError as error:
+            said = said or error
+            continue
+        some = True
+        yield found
+    if said and not some:
+        raise UserError(str(said))
+
+
+def first_readable(count: int, read: Callable[[int], T]) -> T:
+    """What `read` gives for the first of the places 0 to `count` - 1 that can be read.
+
+    Raises:
+        UserError: as `readable`, for the first `LOOKED_AT`.
+    """
+    return next(readable(range(min(count, LOOKED_AT)), read))
 
 
 class EncodedImage:

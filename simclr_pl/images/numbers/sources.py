@@ -21,7 +21,7 @@ from simclr_pl.core.data.sources import (
     counted,
 )
 from simclr_pl.core.errors import UserError
-from simclr_pl.images.files.decode import BadImageError, DecodedImage
+from simclr_pl.images.files.decode import BadImageError, DecodedImage, first_readable, readable
 from simclr_pl.images.names import Names, Paths
 from simclr_pl.images.numbers.read import page_count, read_numbers, window_of
 from simclr_pl.images.workers.crops import Reading
@@ -142,7 +142,9 @@ class NumberFiles(Numbers, ImageFiles):
             paths, labels = Paths.of(paths).at(self.files), labels[self.files]
             names = names and names.at(self.files)
         super().__init__(paths, labels, names)
-        self.channels, self._dtype = self._first()
+        self.channels = 0  # unknown
+        first = first_readable(len(self), self.numbers)
+        self.channels, self._dtype = len(first), first.dtype
 
     @property
     def dtype(self) -> torch.dtype:
@@ -192,22 +194,6 @@ class NumberFiles(Numbers, ImageFiles):
         """Counted in a sample."""
         return counted_in(self)
 
-    def _first(self) -> tuple[int, torch.dtype]:
-        """Channels and kind of the first file that can be read.
-
-        Raises:
-            UserError: none can be read; the sentence is of the first one.
-        """
-        self.channels, said = 0, None
-        for place in range(min(SAMPLE, len(self.paths))):
-            try:
-                read = self.numbers(place)
-            except BadImageError as error:
-                said = said or error
-                continue
-            return len(read), read.dtype
-        raise UserError(str(said))
-
 
 def numbers_of(source: Source, pages: Pages | None) -> Numbers | None:
     """The same images as numbers; `None` for a source that has 8-bit pixels and nothing else."""
@@ -253,12 +239,9 @@ def counted_in(source: Numbers) -> Statistics:
         UserError: none can be read; the sentence is of the first one.
     """
     places = torch.linspace(0, len(source) - 1, min(SAMPLE, len(source))).long().unique()
-    found, said = [], None
-    for place in one_by_one(source, places.tolist()):
-        try:
-            found.append(_steps(source.scaled(source.numbers(place).flatten(1))))
-        except BadImageError as error:  # the training says so, by its own rule
-            said = said or error
-    if not found:
-        raise UserError(str(said))
+
+    def steps(place: int) -> Tensor:
+        return _steps(source.scaled(source.numbers(place).flatten(1)))
+
+    found = list(readable(one_by_one(source, places.tolist()), steps))
     return counted(torch.cat(found, 1).unbind(0), LEVELS)

@@ -12,7 +12,7 @@ from torch import Tensor
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import MAX_PIXELS, Source
 from simclr_pl.core.errors import UserError, in_one_line
-from simclr_pl.images.files.decode import BadImageError, Box, EncodedImage
+from simclr_pl.images.files.decode import LOOKED_AT, BadImageError, Box, EncodedImage, readable
 from simclr_pl.images.files.pixels import Range
 from simclr_pl.images.files.sample import check_ranges
 from simclr_pl.images.numbers.read import read_numbers
@@ -23,9 +23,6 @@ from simclr_pl.images.workers.images import WorkerImages, one_by_one
 
 GRAY = ("1", "L")
 """Pillow's modes of images that stay one channel."""
-
-LOOKED_AT = 100
-"""Images whose headers say whether a set is gray, evenly spread."""
 
 
 class EncodedItems(DatasetImages):
@@ -140,13 +137,7 @@ class EncodedNumbers(NumberItems, EncodedItems):
 
     def _channels_of(self, places: Sequence[int]) -> int:
         """Those of the first image that can be read."""
-        said = None
-        for place in places:
-            try:
-                return len(self.numbers(place))
-            except BadImageError as error:
-                said = said or error
-        raise UserError(str(said))
+        return len(next(readable(places, self.item))[0])
 
 
 def raw_of(

@@ -14,7 +14,14 @@ from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import MAX_PIXELS, ArrayImages, Source, Statistics, counted
 from simclr_pl.core.errors import UserError, in_one_line
 from simclr_pl.core.views.parameters import MIN_SIDE
-from simclr_pl.images.files.decode import BadImageError, DecodedImage, check_size
+from simclr_pl.images.files.decode import (
+    LOOKED_AT,
+    BadImageError,
+    DecodedImage,
+    check_size,
+    first_readable,
+    readable,
+)
 from simclr_pl.images.files.pixels import to_rgb
 from simclr_pl.images.numbers.sources import MemoryNumbers, Numbers, counted_in
 from simclr_pl.images.readers.reader import OPTION, say_once
@@ -44,7 +51,7 @@ class DatasetImages(WorkerImages):
         self.dataset, self.what, self.reading = dataset, what, reading
         self.places = torch.arange(len(dataset))
         self.channels = 0  # unknown
-        self.channels = len(self.item(0)[0])
+        self.channels = len(first_readable(len(self), self.item)[0])
 
     def name(self, place: int) -> str:
         """The item's name in errors."""
@@ -55,12 +62,13 @@ class DatasetImages(WorkerImages):
         return self.item(place)[0].numpy().tobytes()
 
     def statistics(self) -> Statistics:
-        """Photographs' for 3 channels; else counted in up to 100 evenly spread images."""
+        """Photographs' for 3 channels; else counted in up to `LOOKED_AT` evenly spread images."""
         if self.channels == 3:
             return PHOTOGRAPHS
-        places = torch.linspace(0, len(self) - 1, min(100, len(self))).long().tolist()
-        pixels = [self.item(place)[0].flatten(1) for place in places]
-        return counted(torch.cat(pixels, 1).unbind(0))
+        places = torch.linspace(0, len(self) - 1, min(LOOKED_AT, len(self))).long().tolist()
+        most = self.reading.max_pixels
+        pixels = readable(places, lambda place: self.checked(place, most).flatten(1))
+        return counted(torch.cat(list(pixels), 1).unbind(0))
 
     def open(self, place: int, max_pixels: int = MAX_PIXELS) -> Opened:
         """Reads an item, from which crops are cut.
@@ -118,12 +126,16 @@ class NumberItems(Numbers, DatasetImages):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the first item."""
-        return self.numbers(0).dtype
+        """Of the first item that can be read."""
+        return first_readable(len(self), self.numbers).dtype
 
     def numbers(self, place: int) -> Tensor:
-        """An image's numbers: `[C, H, W]`."""
-        return self.item(place)[0]
+        """An image's numbers: `[C, H, W]`.
+
+        Raises:
+            BadImageError: as `checked`.
+        """
+        return self.checked(place, self.reading.max_pixels)
 
     def open(self, place: int, max_pixels: int = MAX_PIXELS) -> DecodedImage:
         """Reads an item and puts it on a scale from 0 to 1."""

@@ -71,7 +71,7 @@ class Looked:
         """
         found = os.stat(path)  # noqa: PTH116 - of a string, for every folder
         self._paths.append(os.fsencode(path))
-        self._digest.update(_state(path, found))
+        self._digest.update(state_of(path, found))
         self._newest_ns = max(self._newest_ns, found.st_mtime_ns, found.st_ctime_ns)
         return found
 
@@ -178,11 +178,11 @@ def _is_same(got: Any) -> bool:
     digest = hashlib.blake2b(digest_size=16)
     for name in Names(got["looked_letters"], got["looked_ends"]):
         path = os.fsdecode(name)
-        digest.update(_state(path, os.stat(path)))  # noqa: PTH116 - of a string, for every folder
+        digest.update(state_of(path, os.stat(path)))  # noqa: PTH116 - of a string, for every folder
     return bool(digest.hexdigest() == got["digest"].item())
 
 
-def _state(path: str, found: os.stat_result) -> bytes:
+def state_of(path: str, found: os.stat_result) -> bytes:
     """What changes when a file does, or when a name comes to a folder or goes.
 
     Devices have other numbers on other machines; the times and the inode of a folder that is

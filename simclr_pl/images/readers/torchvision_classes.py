@@ -18,6 +18,7 @@ from torch import Tensor
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import Labels
 from simclr_pl.core.errors import UserError, in_one_line
+from simclr_pl.images.readers.checksums import checked_once
 from simclr_pl.images.readers.encoded import FileItems
 from simclr_pl.images.readers.items import DatasetImages, label_of, of_items
 from simclr_pl.images.readers.reader import (
@@ -87,7 +88,7 @@ class _Set:
 
     def __init__(self, given: InLibrary, labels: Labels, reading: Reading) -> None:
         self.given, self.labels, self.reading = given, labels, reading
-        self.kind = _class_of(given)
+        self.kind = checked_once(_class_of(given))
         self.known = _parameters(self.kind)
         for key in given.args.keys() - self.known:
             takes = f"takes no argument '{key}', but {', '.join(self.known)}"

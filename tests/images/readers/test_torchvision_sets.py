@@ -13,11 +13,19 @@ import torch
 from arrays import Arrays, array, counts, sentence
 from noise import pixels
 from torchvision import datasets as tv
-from torchvision.datasets.utils import check_integrity
+from torchvision.datasets import utils
 
 from simclr_pl import UserError
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.images.datasets import load, prepare
+from simclr_pl.images.readers import checksums
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(checksums, "_whole", set())
+
 
 # torchvision's sets, from small files in their own formats ---------------------------------------
 
@@ -99,10 +107,8 @@ def test_cifar_is_read_from_torchvisions_files(
     assert counts(array(splits.val).labels, classes) == [1] * classes
 
 
-def test_stl10_is_read_with_its_unlabelled_images_in_train(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "stl10_binary"
+def stl10(root: Path, monkeypatch: pytest.MonkeyPatch) -> Arrays:
+    folder = root / "stl10_binary"
     folder.mkdir()
     arrays = {
         "train": pixels(20, 3, 96, 96),
@@ -122,18 +128,15 @@ def test_stl10_is_read_with_its_unlabelled_images_in_train(
     }
     monkeypatch.setattr(tv.STL10, "train_list", [table[name] for name in train_files])
     monkeypatch.setattr(tv.STL10, "test_list", [table["test_X.bin"], table["test_y.bin"]])
+    return arrays
 
-    hashed: Counter[str] = Counter()
 
-    def check(path: str, md5: str) -> bool:
-        hashed[Path(path).name] += 1
-        return check_integrity(path, md5)
-
-    monkeypatch.setattr("torchvision.datasets.stl10.check_integrity", check)
+def test_stl10_is_read_with_its_unlabelled_images_in_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = stl10(tmp_path, monkeypatch)
     prepare("stl10", tmp_path)
     splits = load("stl10", tmp_path)
-    # Gigabytes: once to know whether they must be downloaded, and once to read them.
-    assert set(hashed.values()) == {2}, hashed
     train, test = array(splits.train), array(splits.test)
     want = np.concatenate([arrays["train"], arrays["unlabeled"]])
     assert torch.equal(train.images, torch.from_numpy(want))
@@ -142,6 +145,49 @@ def test_stl10_is_read_with_its_unlabelled_images_in_train(
     assert train.labels[20:].tolist() == [UNLABELLED] * 30
     assert counts(array(splits.val).labels, 10) == [1] * 10
     assert splits.classes == tuple(f"class{i}" for i in range(10))
+
+
+# Checksums ---------------------------------------------------------------------------------------
+
+WRITERS = {"cifar10": cifar10, "cifar100": cifar100, "stl10": stl10, "torchvision:STL10": stl10}
+
+
+@pytest.mark.parametrize("home", ["written", "not written"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_gigabytes_are_hashed_once_and_again_when_a_file_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, home: str
+) -> None:
+    if home == "not written":
+        (tmp_path / "home").write_text("a file, in which no cache can be")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    WRITERS[name](tmp_path, monkeypatch)
+    hashed: Counter[Path] = Counter()
+    calculate = utils.calculate_md5
+
+    def count(path: str, *args: Any, **options: Any) -> str:
+        hashed[Path(path)] += "meta" not in Path(path).name  # a file of 200 bytes
+        return calculate(path, *args, **options)
+
+    monkeypatch.setattr(utils, "calculate_md5", count)
+
+    def start() -> list[int]:
+        """A process: how often it hashes each of the files that it hashes."""
+        hashed.clear()
+        monkeypatch.setattr(checksums, "_whole", set())
+        prepare(name, tmp_path)
+        load(name, tmp_path)
+        return sorted((+hashed).values())
+
+    files = {"cifar10": 6, "cifar100": 2}.get(name, 5)
+    assert start() == [1] * files
+    assert start() == ([] if home == "written" else [1] * files)
+
+    changed = max(tmp_path.rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)  # as many bytes, in the same file
+    with pytest.raises(UserError, match="or not whole"):
+        load(name, tmp_path)
 
 
 # Downloads that fail, and names ----------------------------------------------------------------

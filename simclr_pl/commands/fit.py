@@ -30,7 +30,7 @@ from simclr_pl.run.derived import DerivedTable
 from simclr_pl.run.directory import RunDirectory, choose_directory, run_of
 from simclr_pl.run.metrics import MetricsFile
 from simclr_pl.run.results import write_result
-from simclr_pl.run.seen import keep_range, kept_by, say_missing, sees_own_data
+from simclr_pl.run.seen import keep_statistics, kept_by, say_missing, sees_own_data
 from simclr_pl.run.yaml_file import read_config
 from simclr_pl.tracking.evaluations import log_evaluation
 from simclr_pl.tracking.tensorboard import check_tensorboard
@@ -163,7 +163,7 @@ class PretrainingCLI(SimCLRCLI):
         """Trains; resumes where that was asked for and there is something to resume."""
         if self.session and self.session.resume_from:
             datamodule.kept = kept_by(self.session.run, self.session.resume_from)
-            keep_range(datamodule, self.session.resume_from)
+            keep_statistics(datamodule, self.session.resume_from)
         with self.session or nullcontext():
             self.train(model, datamodule)
 
@@ -195,7 +195,7 @@ class PretrainingCLI(SimCLRCLI):
         The run's directory is also where files are named that cannot be read.
         """
         run, data = run_of(checkpoint), self.datamodule
-        keep_range(data, checkpoint)
+        keep_statistics(data, checkpoint)
         if run is not None and sees_own_data(run, data.given_dataset, data.root):
             data.kept = kept_by(run, checkpoint)
         run = run or self.run

@@ -76,7 +76,8 @@ def report(
 def _pictures(run: Run) -> dict[str, Figure]:
     """Everything that needs images."""
     checkpoint = run.directory.last_checkpoint
-    seen = range_in(read_checkpoint(checkpoint)[KEY])
+    about = read_checkpoint(checkpoint)[KEY]
+    seen = {"mean": tuple(about["mean"]), "std": tuple(about["std"]), **range_in(about)}
     data = data_of([run.directory.config], seen, kept_by(run.directory, checkpoint))
     try:
         figures = {"views": draw_views(data, images=8, epochs=3)}

@@ -289,6 +289,8 @@ def _number(value: float) -> str:
 
 
 def _short(value: float) -> float:
+    """In six digits, as the line about the range has it."""
+    value = float(f"{value:.6g}")
     return int(value) if value == int(value) else value
 
 

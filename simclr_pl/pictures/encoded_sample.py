@@ -167,7 +167,7 @@ def _encode(
     places = candidates(source.labels)
     if len(places) > most:
         places = places[epoch_order(data.split_seed, SAMPLE, len(places))[:most].sort().values]
-    features, projections = [], []
+    parts, projections = [], []
     plan, device = places.split(ROWS), next(module.parameters()).device
     projector = getattr(module, "projector", None)
     views = split == "val" and projector is not None
@@ -176,11 +176,13 @@ def _encode(
     for batch in bar:
         clean = data.make_clean(batch.to(device), views=views)
         with context():
-            features.append(module(clean.clean).float().cpu())
+            features = module(clean.clean).float().cpu()
+        # (Where images that cannot be read are skipped, a batch has fewer rows than the plan.)
+        parts.append(Features(features, clean.labels.cpu(), clean.index.cpu()))
         if clean.views is not None and projector is not None:
             with context():
                 z = projector(module(clean.views.views))
             z = F.normalize(z.float(), dim=1).cpu().unflatten(0, (clean.views.per_image, -1))
             projections.append(z[:2])  # of more than two views, the first two
-    encoded = Features(torch.cat(features), source.labels[places], places)
+    encoded = Features(*map(torch.cat, zip(*parts, strict=True)))
     return encoded, torch.cat(projections, 1) if projections else torch.empty(0)

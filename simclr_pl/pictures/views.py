@@ -31,10 +31,11 @@ def draw_views(data: ContrastiveDataModule, images: int, epochs: int) -> Figure:
         made = data.make_views(batch)
         for number, view in enumerate(made.views.chunk(made.per_image), 1):
             columns[f"epoch {epoch}\nview {number}"] = view
+    rows = len(columns["clean"])  # fewer than `some` where bad images are skipped
     figure = Figure(
-        figsize=(max(1.1 * len(columns) + 0.3, 4), 1.1 * len(some) + 0.9), layout="constrained"
+        figsize=(max(1.1 * len(columns) + 0.3, 4), 1.1 * rows + 0.9), layout="constrained"
     )
-    axes = figure.subplots(len(some), len(columns), squeeze=False)
+    axes = figure.subplots(rows, len(columns), squeeze=False)
     for column, (title, pixels) in enumerate(columns.items()):
         axes[0][column].set_title(title, fontsize=9)
         for row, image in enumerate(displayable(pixels, data)):

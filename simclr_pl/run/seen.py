@@ -114,15 +114,19 @@ def range_in(about: dict[str, Any]) -> dict[str, Any]:
     return {} if about.get("range") is None else {"range": tuple(about["range"])}
 
 
-def keep_range(data: ContrastiveDataModule, checkpoint: Path) -> None:
-    """Gives data whose range is found in a sample the range that a model was trained on.
+def keep_statistics(data: ContrastiveDataModule, checkpoint: Path) -> None:
+    """Gives data mean, std, and the numbers of an `auto` range, of the images of a model.
+
+    Files that have come, gone or changed since do not change what a trained network sees.
 
     Args:
-        data: not set up yet.
+        data: not set up yet; where an option gives its statistics, they stay.
         checkpoint: the model.
     """
+    about = read_checkpoint(checkpoint)[KEY]
+    data.counted = tuple(about["mean"]), tuple(about["std"])
     if data.reading["range"] == "auto":
-        data.reading |= range_in(read_checkpoint(checkpoint)[KEY])
+        data.reading |= range_in(about)
 
 
 def sees_own_data(run: RunDirectory, dataset: Any, root: str) -> bool:

@@ -13,7 +13,7 @@ from commands import REPOSITORY, called, environment
 CORE = REPOSITORY / "simclr_pl" / "core"
 FILES = sorted(CORE.rglob("*.py"))
 
-MOST_LINES = 2_614
+MOST_LINES = 2_617
 """Lines of code in all: without blanks, comments and docstrings."""
 
 LONGEST = 300

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from figures import texts
+from noise import write_images
 
 from simclr_pl.commandline.call import data_of
 from simclr_pl.core.data.datamodule import ContrastiveDataModule
@@ -12,7 +13,7 @@ from simclr_pl.pictures import encoded_sample as snapshots
 from simclr_pl.pictures.encoded_sample import Snapshot, take_snapshot
 from simclr_pl.pictures.features import draw_confusion, draw_map, draw_neighbours, draw_similarities
 from simclr_pl.pictures.map import flatten
-from simclr_pl.pictures.views import displayable
+from simclr_pl.pictures.views import displayable, draw_views
 from simclr_pl.protocols.features import Features
 from simclr_pl.run.directory import RunDirectory
 
@@ -70,6 +71,33 @@ def test_large_splits_are_sampled_and_say_so(source: Path, monkeypatch: pytest.M
     assert "50 of 146 val images" in texts(draw_map(few))
     everything = few.data.splits.val.labels
     assert torch.equal(few.val.labels, everything[few.val.index])
+
+
+def test_images_that_cannot_be_read_are_in_no_picture(tmp_path: Path) -> None:
+    for name in "ab":
+        write_images(tmp_path / name, 60, 20, 20)
+    data = ContrastiveDataModule("folder", str(tmp_path), on_bad_image="skip", num_workers=0)
+    (tmp_path / "a" / "040.png").write_bytes(b"")
+    data.setup()
+    few = snapshots.snap(Flat(), data, "now", (200, 200), quiet=True)
+    assert few is not None
+    both = ((few.train, data.splits.train), (few.val, data.splits.val))
+    assert sum(len(part.index) for part, _ in both) == 119
+    for part, source in both:
+        assert torch.equal(part.labels, source.labels[part.index])
+        assert len(part.features) == len(part.index)
+    assert len(draw_views(data, images=120, epochs=1).axes) == 3 * 119
+
+
+class Flat(torch.nn.Module):
+    """Features that are the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.scale * images.flatten(1)
 
 
 def test_many_classes_are_drawn_in_part_and_it_is_said(digits: Snapshot) -> None:

@@ -113,6 +113,8 @@ class ContrastiveDataModule(L.LightningDataModule):
         self._loaded: dict[str, Any] | None = None
         self.kept: Any = None
         """The validation images of the run that these data are for (`HeldOut`), if it has begun."""
+        self.counted: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+        """Mean and standard deviation that this run has counted, if it has begun."""
         self.whole: sources.Splits
         """As they were read; of `splits` some images may have been left out."""
         self.splits: sources.Splits
@@ -139,6 +141,8 @@ class ContrastiveDataModule(L.LightningDataModule):
         splits = read_dataset(self.given_dataset, *where)
         channels = splits.train.channels
         mean, std, self.empty_channels = splits.train.statistics()
+        if self.counted and len(self.counted[0]) == channels:
+            mean, std = self.counted
         self.range = getattr(splits.train, "range", None)
         self.mean = sources.per_channel("mean", self._mean or mean, channels)
         self.std = sources.per_channel("std", self._std or std, channels)

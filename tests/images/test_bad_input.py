@@ -1,6 +1,7 @@
 """Bad input: each kind of file cut off or empty, NaN, and channels first, as errors or skipped."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -21,8 +22,13 @@ COUNT, BAD = 100, 50
 PHOTOGRAPHS = (".jpg", ".png", ".webp", ".tif", ".bmp", ".gif", ".ppm", ".jp2")
 STORED = ("npy", "hdf5", "zarr")
 
+CALLED = {".tif": "TIFF", ".npy": "NumPy", ".npz": "NumPy", ".h5": "HDF5", ".dcm": "DICOM"}
+"""What a suffix says that a file is, where numbers are read."""
 
-def read(given: str, root: Path, how: OnBadImage, limits: Range | None) -> list[int]:
+
+def read(
+    given: str, root: Path, how: OnBadImage, limits: Range | Literal["auto"] | None
+) -> list[int]:
     """Places of the images that come of the bad one and its neighbours."""
     source = load(given, root, on_bad_image=how, range=limits).train
     assert isinstance(source, WorkerImages)
@@ -64,6 +70,87 @@ def test_a_file_that_is_cut_off_or_empty(
     assert said.endswith("remove it, or save it again")
     assert read("folder", tmp_path, "skip", limits) == [BAD - 1, BAD + 1]
     assert f"{bad} is left out (" in capsys.readouterr().out
+
+
+def write_other(path: Path, what: str) -> None:
+    """A file that is something else than its suffix says, or a text."""
+    if what == "text":
+        path.write_text("<!DOCTYPE html> not found\n" * 20)
+        return
+    suffix = {"PNG": ".png", "JPEG": ".jpg"}.get(what) or next(
+        s for s in CALLED if CALLED[s] == what
+    )
+    twin = path.with_suffix(suffix)
+    if what == "JPEG":
+        photograph(31, 30, 1).save(twin)
+    else:
+        write_numbers(twin, deep(1, 30, 31, top=4096))
+    twin.rename(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "what"),
+    [
+        (suffix, what)
+        for suffix, called in CALLED.items()
+        for what in ("PNG", "JPEG", "text", *dict.fromkeys(CALLED.values()))
+        if what != called
+    ],
+)
+def test_a_file_of_numbers_that_is_another_kind_than_its_suffix(
+    tmp_path: Path, suffix: str, what: str
+) -> None:
+    """The sentence says what the file is, in place of a library's advice to load it unsafely."""
+    bad = tmp_path / f"{BAD:03}{suffix}"
+    write_other(bad, what)
+    content = write_numbers(tmp_path / f"000{suffix}", deep(1, 30, 31, top=4096)).read_bytes()
+    for place in {*range(1, COUNT)} - {BAD}:
+        (tmp_path / f"{place:03}{suffix}").write_bytes(content)
+
+    limits = (0.0, 4095.0)
+    with pytest.raises(UserError) as caught:
+        read("folder", tmp_path, "error", limits)
+    is_what = f"it is {what}, but its name says {CALLED[suffix]}"
+    why = f"it is no {CALLED[suffix]} file" if what == "text" else is_what
+    assert sentence(caught) == f"{bad} cannot be read ({why}): remove it, or save it again"
+    assert read("folder", tmp_path, "skip", limits) == [BAD - 1, BAD + 1]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_photographs_are_what_they_begin_with_whatever_their_suffix(
+    tmp_path: Path, suffix: str
+) -> None:
+    for place in range(COUNT):
+        photograph(31, 30, 1).save(tmp_path / f"{place:03}{suffix}", ("PNG", "JPEG")[place % 2])
+    assert read("folder", tmp_path, "error", None) == [BAD - 1, BAD, BAD + 1]
+    bad = tmp_path / f"{BAD:03}{suffix}"
+    bad.write_text("no image")
+    with pytest.raises(UserError, match=r"cannot be decoded \(no kind of image that PIL knows\)"):
+        read("folder", tmp_path, "error", None)
+    assert read("folder", tmp_path, "skip", None) == [BAD - 1, BAD + 1]
+
+
+@pytest.mark.parametrize("limits", [(0.0, 1.0), "auto"])
+@pytest.mark.parametrize("fault", ["nan", "-inf", "5 bands"])
+@pytest.mark.parametrize("suffix", [".tif", ".npy", ".npz", ".h5"])
+def test_numbers_that_are_not_finite_or_of_other_bands_in_one_file(
+    tmp_path: Path, suffix: str, fault: str, limits: Any
+) -> None:
+    good = np.random.default_rng(0).random((1, 12, 13)).astype(np.float32)
+    content = write_numbers(tmp_path / f"000{suffix}", good).read_bytes()
+    for place in range(1, COUNT):
+        (tmp_path / f"{place:03}{suffix}").write_bytes(content)
+    bad = tmp_path / f"{BAD:03}{suffix}"
+    spoilt, why = good.copy(), "has 5 channels, but the first image has 1"
+    if fault == "5 bands":
+        spoilt = spoilt.repeat(5, 0)
+    else:
+        spoilt[0, 3, 4], why = float(fault), "cannot be read (1 of its numbers are NaN or infinite)"
+    write_numbers(bad, spoilt)
+    with pytest.raises(UserError) as caught:
+        read("folder", tmp_path, "error", limits)
+    assert sentence(caught).startswith(f"{bad} {why}")
+    assert read("folder", tmp_path, "skip", limits) == [BAD - 1, BAD + 1]
 
 
 @pytest.fixture

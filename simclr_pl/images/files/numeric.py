@@ -1,7 +1,13 @@
 """Kinds of files that hold numbers, beside those that Pillow opens."""
 
+import io
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from PIL import Image
+
+from simclr_pl.images.files.formats import decoders, kind_of
 
 
 class Kind(NamedTuple):
@@ -61,3 +67,32 @@ def kind_of_content(content: bytes) -> str:
     if content[128:132] == b"DICM":
         return "DICOM"
     return next((kind for begin, kind in _BEGINS.items() if content.startswith(begin)), "")
+
+
+_BEGIN_BYTES = 4096
+"""Bytes of a file that say what it is."""
+
+
+def unlike(path: Path, kind: str) -> str:
+    """What a file is by its first bytes, in words; empty where it begins as its name says.
+
+    Args:
+        path: the file, which cannot be read as `kind`.
+        kind: a key of `FORMATS`.
+    """
+    with path.open("rb") as file:
+        begin = file.read(_BEGIN_BYTES)
+    found = kind_of_content(begin) or _pillows(begin)
+    if found == kind:
+        return ""
+    if found:
+        return f"it is {found}, but its name says {kind}"
+    known = kind_of(begin)
+    return known if known.startswith("it is ") else f"it is no {kind} file"
+
+
+def _pillows(begin: bytes) -> str:
+    """Pillow's name for the format of a file; empty for one that it does not read."""
+    with suppress(Exception), Image.open(io.BytesIO(begin), formats=decoders()) as image:
+        return str(image.format)
+    return ""

@@ -17,7 +17,7 @@ from torch import Tensor
 from simclr_pl.core.data.sources import MAX_PIXELS, Pages
 from simclr_pl.core.errors import UserError, in_one_line
 from simclr_pl.images.files.decode import BadImageError, EncodedImage, check_size
-from simclr_pl.images.files.numeric import FORMATS, kind_of_content, kind_of_file
+from simclr_pl.images.files.numeric import FORMATS, kind_of_content, kind_of_file, unlike
 from simclr_pl.images.files.pixels import to_rgb
 
 Array = np.ndarray[Any, Any]
@@ -50,8 +50,8 @@ def read_numbers(
         BadImageError: the file cannot be read, its shape is of no image, or a number is lost.
         UserError: a package that reads such files is missing.
     """
-    with _named(path):
-        kind = kind_of_file(Path(path)) if content is None else kind_of_content(content)
+    kind = kind_of_file(Path(path)) if content is None else kind_of_content(content)
+    with _named(path, kind if content is None else ""):
         if kind in _READERS:
             library = _package(FORMATS[kind].package, path)
             file = path if content is None else io.BytesIO(content)
@@ -95,8 +95,8 @@ def _package(name: str, path: str | Path) -> Any:
 
 
 @contextmanager
-def _named(path: str | Path) -> Iterator[None]:
-    """A context whose errors become a `BadImageError` with the file's name."""
+def _named(path: str | Path, kind: str) -> Iterator[None]:
+    """A context whose errors become a `BadImageError` of a file whose name says `kind`, if any."""
     try:
         yield
     except (UserError, MemoryError):
@@ -107,6 +107,8 @@ def _named(path: str | Path) -> Iterator[None]:
             why = error.strerror
         elif isinstance(error, _UnfitError):
             why = str(error)
+        elif kind:
+            why = unlike(Path(path), kind) or why
         raise BadImageError(
             f"{path} cannot be read ({why}): remove it, or save it again", why
         ) from error

@@ -128,14 +128,9 @@ def load(
             source.reading = reading
     sources = in_range(raw.splits, range, pages, name)
     raw = raw._replace(**sources, classes=tuple(map(printable, raw.classes)))
-    check_splits(raw, name)
-    where = name if name == SHARDS or name not in DATASETS else Path(root)
-    unreadable = Unreadable(where, sum(map(len, raw.splits.values())), left_out)
-    for source in raw.splits.values():
-        if isinstance(source, WorkerImages):
-            source.unreadable = unreadable
-        if given == "manifest":
-            unreadable.listed.append(getattr(source, "paths", []))
+    what = str(root) if name in _AT_ROOT else name
+    check_splits(raw, what)
+    _count_bad(name, root, raw, left_out, reading)
     if kept is not None:
         kept.check(own=raw.val is not None)
     _say_unseen(name, raw)
@@ -143,7 +138,7 @@ def load(
         return Splits(raw.train, raw.val, raw.test, raw.classes)
     groups = Groups.of(raw.train)
     if kept is None:
-        held = holdout(raw.train.labels, split_seed, raw.train.names, groups)
+        held = holdout(raw.train.labels, split_seed, raw.train.names, groups, what)
     else:
         held = kept.among(raw.train, split_seed)
     shown, hidden = raw.train.labels.clone(), hidden_with(held, groups)
@@ -168,8 +163,11 @@ def read_raw(given: Any, root: str | Path, labels: Labels, reading: Reading) -> 
         raw = read_own(given, place, reading)
     elif given in ("folder", "manifest"):
         # Classes of val and test that train lacks are no error where nothing is labelled.
-        read = {"folder": read_folder, "manifest": read_manifest}[given]
-        raw = read(place, labelled=labels == "given", numbers=reading.numbers)
+        how: dict[str, Any] = {"labelled": labels == "given", "numbers": reading.numbers}
+        if given == "folder":
+            raw = read_folder(place, **how)
+        else:
+            raw = read_manifest(place, **how, skip=reading.on_bad_image == "skip")
     else:
         raw = _entry(given, labels, reading).read(place)
     if labels == "given":
@@ -202,6 +200,23 @@ def _entry(given: Any, labels: Labels, reading: Reading) -> Entry:
         known = ", ".join([*DATASETS, *(f"{library}:NAME" for library in LIBRARIES)])
         raise UserError(f"unknown data set '{name}': there are {known}{hint}")
     return DATASETS[name]
+
+
+def _count_bad(
+    name: str, root: str | Path, raw: Raw, left_out: Path | None, reading: Reading
+) -> None:
+    """Gives all splits one count of their bad images."""
+    where = name if name == SHARDS or name not in DATASETS else Path(root)
+    unreadable = Unreadable(where, sum(map(len, raw.splits.values())), left_out)
+    if name in _AT_ROOT and (reading.numbers or name in KINDS):  # `pack` reads 8 bits alone
+        pages = "" if reading.pages is None else f" --data.pages {reading.pages}"
+        data = f"--data.dataset {name} --data.root {root} --data.range auto{pages}"
+        unreadable.lists = f"python -m simclr_pl stats {data} --images all"
+    for source in raw.splits.values():
+        if isinstance(source, WorkerImages):
+            source.unreadable = unreadable
+        if name == "manifest":
+            unreadable.listed.append(getattr(source, "paths", []))
 
 
 def _say_unseen(name: str, raw: Raw) -> None:
@@ -245,3 +260,6 @@ DATASETS: dict[str, Entry] = {
     SHARDS: shard_set(SHARDS, "given", Reading()),
     **{kind: Entry(partial(read_stored, kind=kind)) for kind in KINDS},
 }
+
+_AT_ROOT = ("folder", "manifest", "packed", *KINDS)
+"""Data sets that are known by their root, in errors."""

@@ -27,6 +27,7 @@ def holdout(
     seed: int,
     names: Sequence[bytes] | None = None,
     groups: Groups | None = None,
+    what: str = "",
 ) -> Tensor:
     """Indices of the validation holdout: `HOLDOUT` of each class, at least one, in rising order.
 
@@ -42,12 +43,13 @@ def holdout(
         seed: of the choice.
         names: names of the N images, no two alike; `None` for images without names.
         groups: of the N images; `None` without groups.
+        what: the data set, which begins errors.
 
     Raises:
         UserError: groups so large that more than half of the images would be held out.
     """
     if groups is not None:
-        return _hold_out_groups(labels, seed, groups)
+        return _hold_out_groups(labels, seed, groups, what)
     # Epoch -1 is none of training, in which the first batches would be the holdout.
     order = epoch_order(seed, -1, len(labels)) if names is None else by_hash(names, seed)
     known = bool((labels != UNLABELLED).any())
@@ -184,17 +186,18 @@ def no_labels(split: str) -> UserError:
     )
 
 
-def _hold_out_groups(labels: Tensor, seed: int, groups: Groups) -> Tensor:
+def _hold_out_groups(labels: Tensor, seed: int, groups: Groups, what: str) -> Tensor:
     known = labels != UNLABELLED
     counted = known if bool(known.any()) else torch.ones_like(known)
     images = int(counted.sum())
     held = groups.first(max(1, round(HOLDOUT * images)), counted, groups.ranks(seed))
     if (taken := int(counted[held].sum())) > images / 2:
         largest = groups.largest(held[counted[held]])
+        kind = "labelled images" if bool(known.any()) else "images"
         raise UserError(
-            f"the group {largest} is so large that {taken} of train's {images} images "
-            "would be held out for validation, and a group is never cut: give finer groups, a "
-            "validation split of your own, or another --data.split_seed"
+            f"{f'{what}: ' if what else ''}the group {largest} is so large that {taken} of train's "
+            f"{images} {kind} would be held out for validation, and a group is never cut: give "
+            "finer groups, a validation split of your own, or another --data.split_seed"
         )
     return held
 

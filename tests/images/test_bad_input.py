@@ -205,3 +205,38 @@ def test_an_array_in_memory(
             load(kind, first, on_bad_image=how)
         said = sentence(caught)
         assert "train_images is [9, 4, 32, 32], which looks like [N, C, H, W]: save it as" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "lists"),
+    [
+        ("folder", "pack {root} --check"),
+        ("folder of numbers", "stats --data.dataset folder --data.root {root} --data.range auto"),
+        ("npz", "stats --data.dataset npz --data.root {root} --data.range auto"),
+    ],
+)
+def test_more_than_one_in_a_hundred_names_the_command_that_lists_all(
+    tmp_path: Path,
+    numbers: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    kind: str,
+    lists: str,
+) -> None:
+    """`pack --check` decodes 8 bits, and calls each file of numbers a bad one."""
+    root, limits = tmp_path / "set", None if kind == "folder" else (0.0, 1.0)
+    numbers[BAD - 1 : BAD + 1, 0, 0, 0] = np.nan
+    if kind == "npz":
+        write_stored(root, kind, train_images=numbers)
+    else:
+        suffix = ".png" if limits is None else ".npy"
+        for place, image in enumerate(numbers):
+            path = root / f"{place:03}{suffix}"
+            if limits is not None:
+                write_numbers(path, image.transpose(2, 0, 1))
+                continue
+            path.parent.mkdir(exist_ok=True)
+            photograph(12, 12, 1).save(path)
+            if np.isnan(image).any():
+                path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"2 of 100 images of .*, more than 1%") as caught:
+        read(kind.partition(" ")[0], root, "skip", limits)
+    assert f"list all with python -m simclr_pl {lists.format(root=root)}" in sentence(caught)

@@ -112,8 +112,9 @@ def test_a_group_that_fills_a_split_is_said(sizes: list[int]) -> None:
         holdout(labels, seed, groups=groups)
     sentence = f"the group g0 ({sizes[0]} images) is so large that "
     assert str(refused.value).startswith(sentence)
-    assert "of train's 40 images would be held out for validation, and a group is never cut" in str(
-        refused.value
+    assert (
+        "of train's 40 labelled images would be held out for validation, and a group is never cut"
+        in str(refused.value)
     )
 
 

@@ -290,9 +290,9 @@ def check_splits(splits: Any, name: str) -> None:
         if source is None:
             continue
         if not len(source):
-            raise UserError(f"{name}'s {split} split is empty")
+            raise UserError(f"{name}'s {split} split is empty: give it images, or leave it out")
         low, high, given = int(source.labels.min()), int(source.labels.max()), source.channels
-        wrong = f"images of {given} channels, but train has {channels}"
+        wrong = f"images of {given} channels, but train has {channels}: give both as many"
         if low < UNLABELLED or high >= classes:
             fit = f"from 0 to {classes - 1} (or {UNLABELLED} for unlabelled)"
             wrong = f"labels from {low} to {high}, but they must be {fit}"

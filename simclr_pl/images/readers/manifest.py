@@ -21,6 +21,7 @@ from simclr_pl.images.readers.folder import CALLED, read_folder
 from simclr_pl.images.readers.reader import SPLITS, Raw, say_once
 from simclr_pl.images.readers.table import COLUMNS, NAMED, Table, Words, read_table
 from simclr_pl.images.workers.images import ImageFiles
+from simclr_pl.images.workers.unreadable import MOST
 from simclr_pl.writing import printable
 
 
@@ -49,7 +50,12 @@ class Rows(NamedTuple):
 
 
 def read_manifest(
-    root: Path, *, labelled: bool = True, numbers: bool = False, left: LeftOut | None = None
+    root: Path,
+    *,
+    labelled: bool = True,
+    numbers: bool = False,
+    skip: bool = False,
+    left: LeftOut | None = None,
 ) -> Raw:
     """Reads the files that a table lists, with columns `path`, and perhaps `label, split, group`.
 
@@ -61,6 +67,7 @@ def read_manifest(
         root: the table, see `read_table`.
         labelled: whether labels are read; else nothing is labelled.
         numbers: whether files of numbers (NumPy, HDF5, DICOM) are images, too.
+        skip: whether up to `MOST` of the files may be missing: each is a bad image in its turn.
         left: counts the files that are left out, with the reason.
 
     Raises:
@@ -72,7 +79,7 @@ def read_manifest(
     table = read_table(root)
     rows, has_groups = _rows(root, table), "group" in table.words
     del table  # which would keep paths as they are written
-    _check_files(root, rows)
+    _check_files(root, rows, skip=skip)
     count = len(rows.names)
     taken = np.fromiter((is_taken(path, left) for path in rows.paths.texts()), bool, count)
     rows = rows.at(np.flatnonzero(taken))
@@ -139,7 +146,7 @@ def _rows(root: Path, table: Table) -> Rows:
     return Rows(names, Paths(root.parent, written), label, split, group)
 
 
-def _check_files(root: Path, rows: Rows) -> None:
+def _check_files(root: Path, rows: Rows, *, skip: bool) -> None:
     """Refuses files that are missing or there twice, and folders: all of them at once."""
     missing, no_files = [], []
     first = {place: alike[0] for alike in _alike(rows.paths) for place in alike[1:]}
@@ -153,6 +160,8 @@ def _check_files(root: Path, rows: Rows) -> None:
         else:
             if not stat.S_ISREG(mode):
                 no_files.append(place)
+    if skip and len(missing) <= MOST * len(rows.names):
+        missing = []
     wrong = (
         ([*first], "paths are there twice", "keep one row a file"),
         (

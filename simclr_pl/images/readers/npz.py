@@ -13,6 +13,7 @@ from torch import Tensor
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import ArrayImages, Source
 from simclr_pl.core.errors import UserError
+from simclr_pl.core.views.parameters import MIN_SIDE
 from simclr_pl.images.groups import group_images, names_in_array
 from simclr_pl.images.numbers.read import as_tensor, is_channels_first
 from simclr_pl.images.numbers.sources import MemoryNumbers
@@ -56,7 +57,8 @@ def of_arrays(
     """
     if "train_images" not in arrays:
         raise UserError(
-            f"{root} has no array 'train_images', only {', '.join(arrays) or 'nothing'}"
+            f"{root} has no array 'train_images', only {', '.join(arrays) or 'nothing'}: give the "
+            "images that name, and their labels the name train_labels"
         )
     splits = [name for name in SPLITS if f"{name}_images" in arrays]
     for name in splits:
@@ -85,6 +87,11 @@ def _check_shape(shape: tuple[int, ...], what: str) -> None:
         raise UserError(
             f"{what} is {[*shape]}, which looks like [N, C, H, W]: save it as [N, H, W, C], as "
             "by numpy.moveaxis(images, 1, -1)"
+        )
+    if min(shape[1:3]) < MIN_SIDE:
+        raise UserError(
+            f"{what} is {[*shape]}, too small to crop: give images of at least {MIN_SIDE} x "
+            f"{MIN_SIDE} pixels"
         )
 
 

@@ -23,6 +23,9 @@ PARQUET = (".parquet", ".pq")
 NAMED = 3
 """Columns, rows or files that a sentence names."""
 
+SHOWN = 40
+"""Letters of a column's name that a sentence shows."""
+
 
 class Words(NamedTuple):
     """A column of texts, of which many are alike.
@@ -116,11 +119,13 @@ def _table(path: Path, read: Iterator[Sequence[Any]]) -> Table:
 def _check_header(path: Path, header: list[str]) -> list[str]:
     """The columns of the header that are read."""
     if "path" not in header:
-        found = ", ".join(map(printable, header[: NAMED + 3])) or "nothing"
+        found = ", ".join(printable(name[:SHOWN]) for name in header[: NAMED + 3]) or "nothing"
         other = any(mark in name for name in header for mark in ";\t|")
+        named = {name.strip().lower() for name in header} & {*COLUMNS}
+        remedy = "name the column of the files so" if named else "begin with a line as path,label"
         raise UserError(
             f"{path} has no column path (its first line has {found}): "
-            + ("separate the columns by commas" if other else "name the column of the files so")
+            + ("separate the columns by commas" if other else remedy)
         )
     for name in COLUMNS:
         if header.count(name) > 1:

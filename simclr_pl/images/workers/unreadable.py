@@ -33,6 +33,9 @@ class Unreadable:
         self.root, self.images, self.file = root, images, file
         self.listed: list[Sequence[Path]] = []
         """Each split's files, of a data set that is no folder; empty for a folder."""
+        is_folder = isinstance(root, Path)
+        self.lists = f"python -m simclr_pl pack {root} --check" if is_folder else ""
+        """The command that lists all bad images; empty where there is none."""
         self._known: set[str] = set()
 
     def add(self, path: str | Path, why: str) -> None:
@@ -56,18 +59,16 @@ class Unreadable:
 
     @property
     def _listed(self) -> str:
-        """How to list all of a folder's bad images; empty for other data sets."""
-        is_folder = isinstance(self.root, Path)
-        return f"list all with python -m simclr_pl pack {self.root} --check, and " * is_folder
+        """How to list all bad images, as a part of the sentence; or empty."""
+        return f"list all with {self.lists}, and " if self.lists else ""
 
     def _say(self, name: str, why: str) -> None:
         count = len(self._known)
         if count <= NAMED:
             sys.stdout.write(f"{name} is left out ({why})\n")
         elif count == NAMED + 1:
-            check = f"python -m simclr_pl pack {self.root} --check"
-            where = self.file or (check if isinstance(self.root, Path) else None)
-            named = "" if where is None else f": {where} names them"
+            where = self.file or self.lists
+            named = f": {where} names them" if where else ""
             sys.stdout.write(f"more files are left out{named}\n")
 
     def _written(self, name: str, why: str) -> set[str]:

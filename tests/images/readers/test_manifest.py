@@ -12,7 +12,7 @@ from manifests import write_manifest
 from photographs import fill
 from PIL import Image
 
-from simclr_pl import UserError
+from simclr_pl import SimCLRViews, UserError
 from simclr_pl.commands.pack.check import check_images
 from simclr_pl.commands.pack.pack import pack
 from simclr_pl.core.batch import UNLABELLED
@@ -154,6 +154,10 @@ WRONG: dict[str, tuple[str, list[tuple[str, ...]], str]] = {
         "path,label,split", [("a.png", "x", ""), ("b.png", "y", "val")],
         "1 classes of val have no image in train (y): remove their rows or their labels, or give",
     ),
+    "one group": (
+        "path,group", [("a.png", "p1"), ("b.png", "p1"), ("d/c.png", "p1")],
+        "images.csv: the group p1 (3 images) is so large that 3 of train's 3 images would be held",
+    ),
     "a group in two splits": (
         "path,split,group", [("a.png", "", "p1"), ("b.png", "test", "p1"), ("d/c.png", "", "p2")],
         "1 groups are in two splits (p1 in train and test): give all images of a group the same",
@@ -170,6 +174,31 @@ def test_what_is_wrong_with_a_manifest_is_said(tmp_path: Path, kind: str) -> Non
         load("manifest", root)
     assert f"{root}" in str(refused.value)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("gone", [1, 2])
+def test_a_missing_file_is_left_out_where_bad_images_are(
+    tmp_path: Path, gone: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of a hundred is as many as may be bad; the list's other faults stay errors."""
+    paths = fill(tmp_path / "images", 100)
+    root = write_manifest(tmp_path / "images.csv", [[path] for path in paths])
+    for path in paths[50 : 50 + gone]:
+        path.unlink()
+    with pytest.raises(UserError, match=f"{gone} of 100 files are missing"):
+        load("manifest", root)
+    if gone > 1:
+        with pytest.raises(UserError, match="2 of 100 files are missing"):
+            load("manifest", root, on_bad_image="skip")
+        return
+    train: Any = load("manifest", root, on_bad_image="skip").train
+    views = SimCLRViews(12)
+    (batch,) = train.prepared(views, views, 0).batches([torch.arange(49, 52)], 0, "clean")
+    assert batch.index.tolist() == [49, 51]
+    assert f"{paths[50]} is left out (No such file or directory)" in capsys.readouterr().out
+    again = write_manifest(tmp_path / "twice.csv", [[path] for path in [*paths[51:], paths[60]]])
+    with pytest.raises(UserError, match="1 paths are there twice"):
+        load("manifest", again, on_bad_image="skip")
 
 
 def test_bad_images_of_a_manifest_are_counted_over_resumes(tmp_path: Path) -> None:

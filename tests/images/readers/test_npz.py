@@ -115,14 +115,17 @@ def test_classes_that_train_does_not_have_are_named(
 
 
 BAD_ARRAYS: dict[str, tuple[Arrays, str]] = {
-    "no train_images": ({"images": pixels(4, 8, 8)}, "no array 'train_images', only images"),
+    "no train_images": (
+        {"images": pixels(4, 8, 8)},
+        "a.npz has no array 'train_images', only images: give",
+    ),
     "label below -1": ({**medmnist(), "test_labels": np.full(6, -2)}, "has a label -2: only -1"),
     "images without a shape": ({"train_images": np.uint8(7)}, "train_images"),
     "empty split": (
         {**medmnist(), "test_images": pixels(0, 10, 10, 3), "test_labels": np.zeros(0, int)},
-        "npz's test split is empty",
+        "a.npz's test split is empty: give it images, or leave it out",
     ),
-    "empty train": ({"train_images": pixels(0, 8, 8)}, "train split is empty"),
+    "empty train": ({"train_images": pixels(0, 8, 8)}, "a.npz's train split is empty"),
     "float images": (
         {"train_images": np.zeros((4, 8, 8))},
         "1 x float32 a pixel",
@@ -138,8 +141,11 @@ BAD_ARRAYS: dict[str, tuple[Arrays, str]] = {
     "labels with fractions": ({**medmnist(), "train_labels": np.full(30, 0.5)}, "train_labels"),
     "labels in words": ({**medmnist(), "train_labels": np.array(["cat"] * 30)}, "train_labels"),
     "objects": ({"train_images": np.array([None] * 3, dtype=object)}, "not a readable .npz"),
-    "too small": ({"train_images": pixels(4, 3, 3)}, "too small"),
-    "gray val beside RGB": ({**medmnist(3), "val_images": pixels(9, 10, 10)}, "val split"),
+    "too small": ({"train_images": pixels(4, 3, 3)}, "a.npz: train_images is [4, 3, 3], too small"),
+    "gray val beside RGB": (
+        {**medmnist(3), "val_images": pixels(9, 10, 10)},
+        "a.npz's val split has images of 1 channels, but train has 3: give both as many",
+    ),
 }
 
 

@@ -69,7 +69,10 @@ def test_columns_that_are_not_read_are_named_once(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "has no column path (its first line has nothing): name the column of the files so"),
+        ("", "has no column path (its first line has nothing): begin with a line as path,label"),
+        ("a.png,cat\nb.png,dog\n", "(its first line has a.png, cat): begin with a line as path,"),
+        ("Path,label\na.png,b\n", "(its first line has Path, label): name the column of the files"),
+        ("PK" + "x" * 99, f"(its first line has PK{'x' * 38}): begin with a line"),
         ("file,label\na,b\n", "(its first line has file, label): name the column"),
         ("path;label\na;b\n", "(its first line has path;label): separate the columns by commas"),
         ("path\tlabel\n", "separate the columns by commas"),

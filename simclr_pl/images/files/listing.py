@@ -123,13 +123,16 @@ def images_below(root: Path, left: LeftOut) -> Listing:
 
 def _walked(root: str, left: LeftOut, looked: Looked) -> Listing:
     letters, sizes, folders = bytearray(), array("i"), dict[str, int]()
-    runs = sorted(_runs(root, left, looked), reverse=True)
+    topmost = set[bytes]()
+    runs = sorted(_runs(root, left, looked, topmost), reverse=True)
     while runs:  # each makes room for the next one's paths
         _, below, joined = runs.pop()
         names, first = joined.split(b"\0"), os.fsdecode(below.partition(b"/")[0])
         letters += below + below.join(names)
         sizes.extend(len(below) + len(name) for name in names)
         folders[first] = folders.get(first, 0) + len(names)
+    for name in sorted({*map(os.fsdecode, topmost)} - {"", *folders}):
+        left.add("folders without images", name)
     return Listing(Names.joined(letters, sizes), folders)
 
 
@@ -138,9 +141,11 @@ Run = tuple[tuple[bool, bytes], bytes, bytes]
 folder with a slash behind it, and their names in order, joined by zeros."""
 
 
-def _runs(root: str, left: LeftOut, looked: Looked) -> Iterator[Run]:
+def _runs(root: str, left: LeftOut, looked: Looked, topmost: set[bytes]) -> Iterator[Run]:
+    """All runs; the names of the topmost folders come to `topmost`."""
     for folder, names, folders in _folders(root, left, looked):
         below = os.fsencode(_below(folder, root)).replace(_SEPARATOR, b"/")
+        topmost.add(below.partition(b"/")[0])
         below += b"/" * bool(below)
         names.sort()
         folders.sort()

@@ -38,15 +38,18 @@ def look_at(folder: Path, splits: Iterable[Sequence[Path]]) -> str:
     Raises:
         UserError: all files of 16 bits together use a quarter of the range, or less.
     """
-    files, moving, ranges = 0, 0, list[Range]()
+    files, moving, deep = 0, 0, dict[Path, Range]()
     for paths in splits:
         places = torch.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).long().unique()
         for place in places.tolist():
             with suppress(Exception):
                 found, moves = _look(paths[place])
                 files, moving = files + 1, moving + moves
-                ranges += [] if found is None else [found]
-    check_ranges(folder, ranges, "give --data.range auto, which reads all of their bits")
+                deep |= {} if found is None else {paths[place]: found}
+    remedy = "give --data.range auto, which reads all of their bits"
+    if 0 < len(deep) < files:  # strangers among images of 8 bits
+        remedy = f"remove them (the first one is {next(iter(deep))}), or give --data.range auto"
+    check_ranges(folder, [*deep.values()], remedy)
     said = f"; {moving} of {files} files looked at are animations, of which the first frame is used"
     return said if moving else ""
 

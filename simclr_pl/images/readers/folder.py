@@ -65,9 +65,12 @@ def _read_split(
 ) -> tuple[ImageFiles, tuple[str, ...]]:
     found = images_below(root, left)
     if not found.names:
+        remedy = "give the folder that holds them, or one folder a class"
+        if known is not None:
+            remedy = "put images there, or remove the folder"
         raise UserError(
-            f"{root} holds no images ({', '.join(sorted(left.known))}): give the folder that "
-            f"holds them, or one folder a class{f' (left out: {left})' if left.counts else ''}"
+            f"{root} holds no images ({', '.join(sorted(left.known))}): {remedy}"
+            f"{f' (left out: {left})' if left.counts else ''}"
         )
     # Files beside the class folders have no folder, and are unlabelled.
     classes = tuple(filter(None, found.folders)) if labelled else ()
@@ -103,7 +106,7 @@ def _check_names(root: Path) -> None:
         if name.casefold() in names
     }
     # One such name alone may well be a class, beside others.
-    alone = len(folders) == 1 and "train" in meant.values()
+    alone = len(folders) == 1 and bool(meant)
     if "train" not in meant and len(set(meant.values())) < 2 and not alone:
         return
     found = f"{root} has {' and '.join(f'{name}/' for name in meant)}, but"
@@ -113,7 +116,9 @@ def _check_names(root: Path) -> None:
             f"{found} splits are called train/, val/ and test/: rename {' and '.join(wrong)}"
         )
     if "train" not in meant:
-        raise UserError(f"{found} no train/: give it one")
+        raise UserError(
+            f"{found} no train/: give it one, or give the folder to train on as --data.root"
+        )
 
 
 def _count_beside(root: Path, left: LeftOut) -> None:

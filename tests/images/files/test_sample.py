@@ -2,6 +2,7 @@
 
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,18 @@ def test_few_bits_in_sixteen_are_refused_with_the_numbers_seen(
         load("folder", tmp_path)
     with pytest.raises(UserError, match=why):
         pack(str(tmp_path), str(tmp_path / "set"), num_workers=0)
+
+
+@pytest.mark.parametrize("how", ["error", "skip"])
+def test_a_file_of_sixteen_bits_among_photographs_is_named(tmp_path: Path, how: Any) -> None:
+    for place in range(20):
+        photograph(31, 30, place).save(tmp_path / f"{place:02}.png")
+    gray(tmp_path / "07.png", numbers(0, 4095, 30, 31))
+    why = (
+        rf"\(1 files were looked at\), .*: remove them \(the first one is {tmp_path}/07.png\), or "
+    )
+    with pytest.raises(UserError, match=why):
+        load("folder", tmp_path, on_bad_image=how)
 
 
 def test_colours_of_few_bits_in_sixteen_are_refused(tmp_path: Path) -> None:

@@ -150,7 +150,29 @@ def test_a_folder_without_images_is_said(tmp_path: Path, split: str | None) -> N
         empty = tmp_path / split
         for path in list((empty / "a").iterdir()):
             path.unlink()
-    with pytest.raises(UserError, match=f"{split or tmp_path.name} holds no images"):
+    with pytest.raises(UserError, match=f"{split or tmp_path.name} holds no images") as refused:
+        load("folder", tmp_path)
+    remedy = "remove the folder" if split in ("val", "test") else "give the folder that holds them"
+    assert remedy in str(refused.value)
+
+
+def test_a_class_folder_without_images_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        fill(tmp_path / split / "a", 3)
+        fill(tmp_path / split / "b" / "below", 3)
+    (tmp_path / "train" / "c" / "below").mkdir(parents=True)
+    (tmp_path / "train" / "c" / "notes.txt").touch()
+    (tmp_path / "train" / "d").mkdir()
+    (tmp_path / "train" / "e").symlink_to("a")  # is there already, under its own name
+    for _ in range(2):
+        assert load("folder", tmp_path).classes == ("a", "b")
+    said = capsys.readouterr().out
+    assert "2 folders without images (c, d)" in said
+    assert "1 of kinds that are not read (.txt)" in said
+    fill(tmp_path / "val" / "c", 1)
+    with pytest.raises(UserError, match="val/c is a class that train/ doesn't have"):
         load("folder", tmp_path)
 
 
@@ -312,7 +334,9 @@ def test_the_order_is_that_of_names_whatever_the_disk_says(
         (("train", "valid"), "rename valid to val"),
         (("train", "val", "Testing"), "rename Testing to test"),
         (("training",), "rename training to train"),
-        (("val", "test"), "but no train/"),
+        (("val", "test"), "but no train/: give it one, or give the folder to train on as"),
+        (("test",), "has test/, but no train/"),
+        (("valid",), "rename valid to val"),
     ],
 )
 def test_folders_that_look_like_splits_are_no_classes(

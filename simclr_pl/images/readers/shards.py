@@ -98,7 +98,9 @@ def _opened(root: str, options: Options) -> dict[str, Part]:
     """All splits, in their order; indexes are written where there are none."""
     splits = shards_at(root, CALLED)
     if "train" not in splits:
-        raise UserError(f"{root} has shards of {' and '.join(splits)}, but none of train")
+        raise UserError(
+            f"{root} has shards of {' and '.join(splits)}, but none of train: give those, too"
+        )
     room, parts = options.cache_gb * 1e9, dict[str, Part]()
     for name in sorted(splits, key=list(CALLED).index):
         shards = in_threads(look, splits[name])

@@ -113,7 +113,10 @@ def _remote(pattern: str) -> list[str]:
     path = path_in(pattern)
 
     def listed() -> list[str]:
-        return list(system.glob(path) if "*" in pattern else system.find(path))
+        found = list(system.glob(path) if "*" in pattern else system.find(path))
+        if not found:  # which may be that nobody answered: both say nothing of that
+            system.ls(path.partition("*")[0].rpartition("/")[0] if "*" in pattern else path)
+        return found
 
     paths = attempt(pattern, "listed", listed)
     return sorted(system.unstrip_protocol(each) for each in paths if each.endswith(".tar"))

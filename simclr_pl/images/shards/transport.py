@@ -72,7 +72,13 @@ def system_of(address: str) -> Any:
         how: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
         if protocol in ("http", "https"):
             how["client_kwargs"] = _session(urlsplit(address))
-        _systems[key] = kind(**how)
+        try:
+            _systems[key] = kind(**how)
+        except Exception as error:  # each kind wants arguments of its own
+            raise UserError(
+                f"{address}: addresses of {protocol}:// cannot be opened ({in_one_line(error)}): "
+                "give the shards at https:// or s3://, or on a disk"
+            ) from error
     return _systems[key]
 
 
@@ -123,23 +129,28 @@ def attempt(address: str, what: str, call: Callable[[], T]) -> T:
             if tried == TRIES:
                 raise UserError(
                     f"{address} cannot be {what}: {TRIES} tries failed, the last one with "
-                    f"{in_one_line(error)}; go on with --resume when the server is well"
+                    f"{in_one_line(_cause(error))}; go on with --resume when the server is well"
                 ) from error
         # (Ranks and workers that failed together don't come back together.)
         time.sleep(PAUSE_S * 2 ** (tried - 1) * (0.75 + random.random() / 2))
     raise AssertionError("unreachable")
 
 
+def _cause(error: Exception) -> Exception:
+    """What went wrong: fsspec calls every failure to learn a file's size a FileNotFoundError."""
+    return error.__cause__ if isinstance(error.__cause__, Exception) else error
+
+
 def _for_good(error: Exception) -> str:
     """Why no other try would help; empty where one may."""
     if isinstance(error, RefusedError):
         return str(error)
-    # (fsspec calls every failure to learn a file's size a FileNotFoundError.)
-    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    cause = _cause(error)
     status = getattr(cause, "status", None)
     if isinstance(answer := getattr(cause, "response", None), dict):  # botocore's
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    if status in (401, 403) or isinstance(error, PermissionError) or "Credential" in repr(cause):
+    unknown = any(word in repr(cause) for word in ("Credential", "ProfileNotFound"))
+    if unknown or status in (401, 403) or isinstance(error, PermissionError):
         return (
             "the server wants to know who asks: give credentials (of HTTP in ~/.netrc, of S3 in "
             "AWS_PROFILE, say)"

@@ -3,10 +3,12 @@
 import base64
 import os
 import pickle
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from arrays import same_batches, sentence
@@ -240,15 +242,86 @@ def test_a_server_that_stays_ill_is_a_sentence_and_no_bad_image(server: Server) 
     assert "cannot be read" in sentence(caught)
 
 
+@pytest.mark.parametrize("place", ["/0000.tar", "/", "/train-*.tar", "/list.txt"])
 @pytest.mark.parametrize(
     ("status", "said"),
-    [(403, "give credentials"), (404, "nothing at this address"), (500, "4 tries failed")],
+    [
+        (401, "give credentials"),
+        (403, "give credentials"),
+        (404, "nothing at this address"),
+        (500, "4 tries failed, the last one with ClientResponseError: 500"),
+    ],
 )
-def test_a_refusal_is_a_sentence(server: Server, status: int, said: str) -> None:
+def test_a_refusal_is_a_sentence(server: Server, status: int, said: str, place: str) -> None:
     server.status = status
     with pytest.raises(UserError, match=said) as caught:
-        read(f"{server.address}/0000.tar")
-    assert f"{server.address}/0000.tar cannot be read" in sentence(caught)
+        read(server.address + place)
+    how = "read" if place in ("/0000.tar", "/list.txt") else "listed"
+    assert sentence(caught).startswith(f"{server.address}{place} cannot be {how}: ")
+
+
+@pytest.mark.parametrize("place", ["/0000.tar", "/", "/train-*.tar", "/list.txt"])
+def test_a_server_that_is_not_there_is_a_sentence(place: str) -> None:
+    """A folder of a server that nobody answers for is no empty one."""
+    with pytest.raises(UserError, match=r"4 tries failed, the last one with .*Connect") as caught:
+        read(f"http://127.0.0.1:9{place}")
+    assert sentence(caught).startswith(f"http://127.0.0.1:9{place} cannot be ")
+
+
+class NoCredentialsError(Exception):
+    """As botocore's is called."""
+
+
+class ProfileNotFound(Exception):  # noqa: N818 - likewise
+    pass
+
+
+@pytest.mark.parametrize("error", [NoCredentialsError, ProfileNotFound])
+@pytest.mark.parametrize("place", ["0000.tar", "", "train-*.tar", "list.txt"])
+def test_a_store_without_credentials_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, place: str, error: type[Exception]
+) -> None:
+    tried = []
+
+    class Store(fsspec.AbstractFileSystem):
+        protocol = "store"
+
+        def ls(self, *_: Any, **__: Any) -> Any:
+            tried.append(place)
+            raise error("who are you")
+
+        info = cat_file = ls
+
+    fsspec.register_implementation("store", Store, clobber=True)
+    monkeypatch.setattr(transport, "_systems", {})
+    with pytest.raises(UserError, match=r"give credentials .* of S3 in AWS_PROFILE") as caught:
+        read(f"store://bucket/{place}")
+    assert sentence(caught).startswith(f"store://bucket/{place} cannot be ")
+    assert len(tried) == 1  # another try would change nothing
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("nothing://host/a.tar", "there are no addresses that begin nothing://"),
+        ("needy://host/a.tar", "addresses of needy:// cannot be opened (TypeError: "),
+        ("s3://bucket/a.tar", "needs a package that is not here: pip install 'simclr_pl[s3]'"),
+    ],
+)
+def test_an_address_that_cannot_be_opened_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, address: str, said: str
+) -> None:
+    class Needy(fsspec.AbstractFileSystem):
+        def __init__(self, host: str, **_: Any) -> None:
+            """As FTP's."""
+
+    fsspec.register_implementation("needy", Needy, clobber=True)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.setattr(transport, "_systems", {})
+    with pytest.raises(UserError) as caught:
+        read(address)
+    assert sentence(caught).startswith(f"{address}")
+    assert said in sentence(caught)
 
 
 def test_a_server_that_wants_a_password_gets_that_of_netrc(

@@ -44,6 +44,11 @@ def _read(root: Path) -> Raw:
     def split(prefix: str) -> ArrayImages:
         images = _read_idx(folder / f"{prefix}-images-idx3-ubyte", 3)
         labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte", 1)
+        if len(images) != len(labels):
+            raise UserError(
+                f"{folder} has {len(images)} images in {prefix}-images-idx3-ubyte, and "
+                f"{len(labels)} labels in {prefix}-labels-idx1-ubyte: copy both again"
+            )
         return ArrayImages(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long())
 
     return Raw(split("train"), test=split("t10k"), classes=_CLASSES)
@@ -67,12 +72,19 @@ def _read_idx(path: Path, dims: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         else:
             path = path.with_name(path.name + ".gz")
             raw = gzip.decompress(path.read_bytes())
-        shape = np.frombuffer(raw, ">i4", dims, offset=4)
-        return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape).copy()
+        return _array_of(raw, dims)
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise UserError(
             f"{path} is truncated or not an IDX file ({first_line(error)}): copy it again"
         ) from error
+
+
+def _array_of(raw: bytes, dims: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The array of an IDX file's content; any `ValueError` says why there is none."""
+    if raw[:4] != bytes((0, 0, 8, dims)):  # 8: bytes without a sign
+        raise ValueError(f"it begins {raw[:4].hex(' ')}" if raw else "it is empty")
+    shape = np.frombuffer(raw, ">i4", dims, offset=4)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape).copy()
 
 
 FASHION_MNIST = Entry(_read, _fetch, _is_there, _FILES)

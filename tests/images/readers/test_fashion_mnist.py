@@ -51,7 +51,7 @@ def test_fashion_mnist_is_read_from_idx_files(tmp_path: Path, gzipped: bool) -> 
 
 
 @pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
-@pytest.mark.parametrize("damage", ["short", "header", "empty", "changed"])
+@pytest.mark.parametrize("damage", ["short", "header", "empty", "changed", "no IDX"])
 @pytest.mark.parametrize("gzipped", [False, True])
 @pytest.mark.usefixtures("no_debian")
 def test_a_broken_idx_file_is_named(tmp_path: Path, name: str, damage: str, gzipped: bool) -> None:
@@ -63,12 +63,28 @@ def test_a_broken_idx_file_is_named(tmp_path: Path, name: str, damage: str, gzip
         "short": good[:middle],
         "header": good[:6],
         "empty": b"",
+        "no IDX": b"HTML" + good[4:],
         "changed": good[:12] + bytes(255 - b for b in good[12:middle]) + good[middle:-3],
     }
     path.write_bytes(bad[damage])
     with pytest.raises(UserError, match="truncated or not an IDX file") as caught:
         load("fashion_mnist", tmp_path)
     assert sentence(caught).startswith(str(path))
+
+
+@pytest.mark.parametrize("split", ["train", "t10k"])
+@pytest.mark.usefixtures("no_debian")
+def test_labels_of_another_file_are_named(tmp_path: Path, split: str) -> None:
+    write_fashion(tmp_path, gzipped=False)
+    raw = tmp_path / "FashionMNIST" / "raw"
+    (raw / f"{split}-labels-idx1-ubyte").write_bytes(idx(np.arange(30) % 10))
+    with pytest.raises(UserError) as caught:
+        load("fashion_mnist", tmp_path)
+    count = {"train": 40, "t10k": 20}[split]
+    assert sentence(caught) == (
+        f"{raw} has {count} images in {split}-images-idx3-ubyte, and 30 labels in "
+        f"{split}-labels-idx1-ubyte: copy both again"
+    )
 
 
 @pytest.mark.usefixtures("no_debian")

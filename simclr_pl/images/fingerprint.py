@@ -11,6 +11,7 @@ import torch
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import Source, Splits
 from simclr_pl.core.errors import UserError
+from simclr_pl.images.files.decode import BadImageError
 from simclr_pl.images.hashes import hashes
 from simclr_pl.images.heldout import HeldOut, keys_of
 from simclr_pl.images.readers.packed_images import PackedImages
@@ -177,8 +178,16 @@ def _some_of_val(splits: Splits, held_out: HeldOut) -> dict[str, list[str]]:
     for place in one_by_one(splits.val, np.argsort(hashed)[:SAMPLE].tolist()):
         label = b"%d" % int(splits.val.labels[place])
         name = printable(os.fsdecode(keys[place]))
-        found[str(hashed[place])] = [name, _digest(splits.val.content(place) + label)]
+        found[str(hashed[place])] = [name, _digest(_content(splits.val, place) + label)]
     return found
+
+
+def _content(source: Source, place: int) -> bytes:
+    """An image's bytes; none of a bad image, which is named, or left out, when its turn comes."""
+    try:
+        return source.content(place)
+    except (BadImageError, OSError):
+        return b""
 
 
 def _digest(content: bytes) -> str:
@@ -203,4 +212,4 @@ def _add_images(digest: Any, source: Source) -> None:
         digest.update(source.sizes.numpy().tobytes())
     places = torch.linspace(0, len(source) - 1, min(SAMPLE, len(source))).long()
     for place in one_by_one(source, places.tolist()):
-        digest.update(source.content(place))
+        digest.update(_content(source, place))

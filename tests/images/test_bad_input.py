@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 import torch
 from arrays import sentence
+from manifests import write_manifest
 from number_files import SUFFIXES, deep, write_numbers, write_stored
-from photographs import photograph
+from photographs import fill, photograph
+from shard_files import odd_images, write_tar
 
 from simclr_pl import SimCLRViews, UserError
 from simclr_pl.core.data.sources import OnBadImage, Range
 from simclr_pl.images.datasets import load
+from simclr_pl.images.fingerprint import Contents
+from simclr_pl.images.heldout import HeldOut
 from simclr_pl.images.readers import stored
 from simclr_pl.images.workers.images import WorkerImages
 
@@ -240,3 +244,36 @@ def test_more_than_one_in_a_hundred_names_the_command_that_lists_all(
     with pytest.raises(UserError, match=r"2 of 100 images of .*, more than 1%") as caught:
         read(kind.partition(" ")[0], root, "skip", limits)
     assert f"list all with python -m simclr_pl {lists.format(root=root)}" in sentence(caught)
+
+
+def members(at: int) -> list[tuple[str, bytes]]:
+    """A shard's images, of which one is empty."""
+    return [(f"{n:03}.png", b"" if n == at else image) for n, image in enumerate(odd_images(COUNT))]
+
+
+@pytest.mark.parametrize("at", [0, COUNT - 1])
+@pytest.mark.parametrize("kind", ["npz", *STORED, "manifest", "shards"])
+def test_a_run_may_begin_where_a_bad_image_is_first_or_last(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    numbers: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    kind: str,
+    at: int,
+) -> None:
+    """The images that a run keeps a hash of are these and some between."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root, limits = tmp_path / "set", None
+    if kind == "manifest":
+        paths = fill(tmp_path / "images", COUNT)
+        root = write_manifest(tmp_path / "images.csv", [[path] for path in paths])
+        paths[at].unlink()
+    elif kind == "shards":
+        root = write_tar(root / "0.tar", members(at))
+    else:
+        numbers[at, 0, 0, 0], limits = np.nan, (0.0, 1.0)
+        write_stored(root, kind, train_images=numbers)
+    found = []
+    for _ in range(2):
+        splits = load(kind, root, on_bad_image="skip", range=limits)
+        found.append(Contents.of(splits, HeldOut.of(splits, 0)))
+    assert found[0] == found[1]

@@ -199,7 +199,8 @@ def test_an_array_in_memory(
     with pytest.raises(UserError) as caught:
         load(kind, root, range=(0.0, 1.0))
     said = sentence(caught)
-    assert f"(first in image {BAD}): replace these numbers, or leave such images out" in said
+    remedy = "replace these numbers, or leave such images out with --data.on_bad_image skip"
+    assert f"(first in image {BAD}): {remedy}" in said
     assert read(kind, root, "skip", (0.0, 1.0)) == [BAD - 1, BAD + 1]
     assert f"{root}: train_images[{BAD}] is left out (" in capsys.readouterr().out
 

@@ -120,7 +120,10 @@ def _first_not_finite(images: np.ndarray[Any, Any]) -> str:
         return ""
     for place, image in enumerate(images):
         if not np.isfinite(image).all():
-            return f" (first in image {place}): replace these numbers, or leave such images out"
+            return (
+                f" (first in image {place}): replace these numbers, or leave such images out with "
+                "--data.on_bad_image skip"
+            )
     return ""
 
 

@@ -10,6 +10,9 @@ from simclr_pl.core.errors import UserError
 from simclr_pl.images.files.kept import state_of
 from simclr_pl.writing import cache_folder, make_folder, whole
 
+CHECK = "_check_integrity"
+"""torchvision's own name for the method that compares checksums."""
+
 _whole: set[str] = set()
 """What this process knows to be whole, where the cache cannot be written."""
 
@@ -24,7 +27,7 @@ def checked_once(kind: Any) -> Any:
     Args:
         kind: the class; those with tables of files (CIFAR, STL-10) compare all of them at once.
     """
-    tables = ("_check_integrity", "base_folder", "train_list", "test_list")
+    tables = (CHECK, "base_folder", "train_list", "test_list")
     if not all(hasattr(kind, name) for name in tables):
         return kind
 
@@ -34,12 +37,12 @@ def checked_once(kind: Any) -> Any:
         except OSError:  # a file is not there
             return False
         if not _is_known(mark):
-            if not kind._check_integrity(self):
+            if not getattr(kind, CHECK)(self):
                 return False
             _remember(mark)
         return True
 
-    return type(kind.__name__, (kind,), {"_check_integrity": check})
+    return type(kind.__name__, (kind,), {CHECK: check})
 
 
 def _mark(folder: Path, files: list[list[str]]) -> str:

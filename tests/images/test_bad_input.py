@@ -278,3 +278,21 @@ def test_a_run_may_begin_where_a_bad_image_is_first_or_last(
         splits = load(kind, root, on_bad_image="skip", range=limits)
         found.append(Contents.of(splits, HeldOut.of(splits, 0)))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.97])
+@pytest.mark.parametrize("kind", ["npz", *STORED])
+@pytest.mark.parametrize("array", ["train_images", "train_labels"])
+def test_a_file_of_arrays_that_is_cut_off(
+    tmp_path: Path, kind: str, share: float, array: str
+) -> None:
+    """Of zarr that is a chunk."""
+    images = np.random.default_rng(0).integers(0, 255, (COUNT, 14, 13), dtype=np.uint8)
+    labels = np.random.default_rng(0).integers(0, 9, COUNT)
+    root = write_stored(tmp_path / "set", kind, train_images=images, train_labels=labels)
+    files = [root] if root.is_file() else [*root.rglob(f"{array}*"), *root.glob(f"{array}/c/**/*")]
+    cut = max((file for file in files if file.is_file()), key=lambda file: file.stat().st_size)
+    cut.write_bytes(cut.read_bytes()[: int(cut.stat().st_size * share)])
+    with pytest.raises(UserError) as caught:
+        load(kind, root)
+    assert str(root) in sentence(caught)

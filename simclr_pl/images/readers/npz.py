@@ -12,7 +12,7 @@ from torch import Tensor
 
 from simclr_pl.core.batch import UNLABELLED
 from simclr_pl.core.data.sources import ArrayImages, Source
-from simclr_pl.core.errors import UserError
+from simclr_pl.core.errors import UserError, in_one_line
 from simclr_pl.core.views.parameters import MIN_SIDE
 from simclr_pl.images.groups import group_images, names_in_array
 from simclr_pl.images.numbers.read import as_tensor, is_channels_first
@@ -71,13 +71,28 @@ def of_arrays(
     }
     found = {name: arrays.get(f"{name}_groups") for name in splits}
     if any(of is not None for of in found.values()):
-        given = {name: None if of is None else of[...] for name, of in found.items()}
+        given = {
+            name: None if of is None else whole_array(of, f"{root}: {name}_groups")
+            for name, of in found.items()
+        }
         names = {
             name: names_in_array(of, len(made[name]), f"{root}: {name}_groups")
             for name, of in given.items()
         }
         group_images(str(root), made, names)
     return Raw(**made, classes=classes)
+
+
+def whole_array(array: Any, what: str) -> np.ndarray[Any, Any]:
+    """All of an array, from a library that opens it without reading it.
+
+    Raises:
+        UserError: a part of it is damaged.
+    """
+    try:
+        return np.asarray(array[...])
+    except Exception as error:  # libraries raise anything for broken files
+        raise UserError(f"{what} cannot be read ({in_one_line(error)}): save it again") from error
 
 
 def _check_shape(shape: tuple[int, ...], what: str) -> None:
@@ -131,10 +146,11 @@ def _labels_of(arrays: Mapping[str, Any], split: str, root: Path) -> np.ndarray[
     """`[N]`, whole numbers of the file's own type."""
     count = int(arrays[f"{split}_images"].shape[0])
     given = arrays.get(f"{split}_labels")
-    labels = np.full(count, UNLABELLED) if given is None else np.asarray(given[...])
+    name = f"{root}: {split}_labels"
+    labels = np.full(count, UNLABELLED) if given is None else whole_array(given, name)
     if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
         raise UserError(
-            f"{root}: {split}_labels is {labels.dtype} {[*labels.shape]}, but must be whole "
+            f"{name} is {labels.dtype} {[*labels.shape]}, but must be whole "
             f"numbers [{count}] or [{count}, 1], one for each image"
         )
     return labels.reshape(count)

@@ -21,7 +21,7 @@ from simclr_pl.images.files.decode import BadImageError, DecodedImage, check_siz
 from simclr_pl.images.numbers.read import as_tensor
 from simclr_pl.images.numbers.sources import Numbers, counted_in
 from simclr_pl.images.readers.items import MEMORY_BYTES
-from simclr_pl.images.readers.npz import in_memory, load_arrays, of_arrays
+from simclr_pl.images.readers.npz import in_memory, load_arrays, of_arrays, whole_array
 from simclr_pl.images.readers.reader import Raw
 from simclr_pl.images.workers.crops import Reading
 from simclr_pl.images.workers.images import WorkerImages
@@ -59,9 +59,10 @@ def _source(
     if kind != "npz" and size > MEMORY_BYTES:
         return StoredNumbers(root, kind, name, labels)
     try:
-        return in_memory(np.asarray(array[...]), labels, f"{root}: {name}")
+        return in_memory(whole_array(array, f"{root}: {name}"), labels, f"{root}: {name}")
     except UserError:
-        if array.dtype.kind == "f" and reading.on_bad_image == "skip":
+        # (Damaged parts of whole numbers, and NaN, are found image by image.)
+        if reading.on_bad_image == "skip" and (array.dtype.kind == "f" or array.dtype == np.uint8):
             return StoredNumbers(root, kind, name, labels)
         raise
 

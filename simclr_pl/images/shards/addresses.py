@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from simclr_pl.core.errors import UserError
 from simclr_pl.images.shards.transport import attempt, is_remote, path_in, system_of
@@ -33,9 +34,14 @@ def shards_at(root: str, called: dict[str, set[str]]) -> dict[str, list[str]]:
         called: the names that each split goes by, in small letters.
 
     Raises:
-        UserError: no shard there, the same shard twice, or a compressed one.
+        UserError: no shard there, the same shard twice, a compressed one, or a password in one's
+            address.
     """
-    found = [each for pattern in _spelt_out(root) for each in _matching(pattern)]
+    _check_no_password(root)
+    patterns = _spelt_out(root)
+    for pattern in patterns:
+        _check_no_password(pattern)
+    found = [each for pattern in patterns for each in _matching(pattern)]
     packed = next((each for each in found if each.endswith(_COMPRESSED)), None)
     if packed is not None:
         raise UserError(COMPRESSED.format(packed))
@@ -49,6 +55,21 @@ def shards_at(root: str, called: dict[str, set[str]]) -> dict[str, list[str]]:
     for address in found:
         splits.setdefault(_split_of(address, words), []).append(address)
     return splits if len(splits) > 1 else {"train": found}
+
+
+def _check_no_password(address: str) -> None:
+    """Refuses a password in an address, which config.yaml and messages would show.
+
+    Raises:
+        UserError: names the server alone.
+    """
+    user, at, host = urlsplit(address).netloc.rpartition("@") if is_remote(address) else ("",) * 3
+    if at and ":" in user:
+        machine = host.partition(":")[0]
+        raise UserError(
+            f"an address of {host} has a password in it, which config.yaml would keep: leave it "
+            f"out, and write machine {machine} login NAME password WORD into ~/.netrc"
+        )
 
 
 def _split_of(address: str, words: dict[str, str]) -> str:

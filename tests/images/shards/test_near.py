@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from arrays import sentence
 from hub_files import named
 from shard_files import odd_images, samples, write_tar
 
@@ -91,3 +92,15 @@ def test_options_out_of_their_range_are_a_sentence(args: dict[str, Any], said: s
 def test_a_cache_without_bounds_is_one(tmp_path: Path) -> None:
     root = str(write_tar(tmp_path / "0.tar", samples(odd_images(8))))
     assert len(load(named("shards", cache_gb=float("inf")), root).train) == 8
+
+
+@pytest.mark.parametrize("in_list", [False, True])
+def test_a_password_in_an_address_is_refused_and_not_shown(tmp_path: Path, in_list: bool) -> None:
+    root = "https://me:s3cret@host.example:81/set/{0..3}.tar"
+    if in_list:
+        (tmp_path / "all.txt").write_text(f"{root}\n")
+        root = str(tmp_path / "all.txt")
+    with pytest.raises(UserError) as caught:
+        load("shards", root)
+    assert "an address of host.example:81 has a password in it" in sentence(caught)
+    assert "s3cret" not in str(caught.value)
